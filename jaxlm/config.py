@@ -1,0 +1,468 @@
+"""A run is a function of its config: every knob declared once, checked once, then frozen.
+
+    configs/x.py + --config.a.b=v  ->  load, override  ->  resolve  ->  split  ->  (structure, hparams)
+
+A config file is Python and is executed when loaded: run only files that you trust.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import re
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm.errors import ConfigError, DataError, nearest
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+TRACED = "<traced>"
+"""Stands in a structure where a number was moved to the hyperparameters."""
+
+
+class Hparams(NamedTuple):
+    """The numbers that an ablation turns, all float32 scalars: arguments of the step, never constants in it.
+
+    Leaves may carry a leading lane axis under `jax.vmap`.
+    """
+
+    dropout: Any
+    loss: dict[str, Any]  # label_smoothing, z_loss, l1, l2
+    optimizer: dict[str, Any]  # stage name -> argument name -> number
+
+
+def default() -> ConfigDict:
+    """The complete config: every field that exists, with its default. Runs edit a copy of it."""
+    c = ConfigDict()
+
+    c.seed = 0  # initial parameters, order of the data, dropout
+    c.steps = 1000  # optimizer steps of the whole run; the schedule ends here
+    c.steps_per_call = 1  # optimizer steps per dispatch, by scan: worth raising for small models
+    c.init_from = ""  # where initial parameters come from; "" draws them from the seed
+
+    c.model = ConfigDict()
+    c.model.num_layers = 4
+    c.model.num_heads = 4
+    c.model.embed_dim = 128
+    c.model.context_length = 128  # T: positions that the model knows, and the length of a training sequence
+    c.model.vocab_size = 0  # 0: as many as the tokenizer has
+    c.model.dropout = 0.0  # on embeddings, attention probabilities and residual branches
+    c.model.dtype = "float32"  # of the computation; softmax, loss and norm statistics stay float32
+    c.model.param_dtype = "float32"
+    c.model.attention = "auto"  # "cudnn", "blockwise", or the first of these that serves
+    c.model.remat = "none"  # recompute in the backward pass: "none", all but "dots", or each "block"
+    c.model.unroll = False  # unroll the loop over layers: faster on GPUs, compiles slower; same values
+
+    c.data = ConfigDict()
+    c.data.source = "stdlib"  # "stdlib", a file, glob or folder of text, a .bin token file, hf://name[:split]
+    c.data.validation = "5%"  # a share of the documents, held out; or a source of its own; "" for none
+    c.data.tokenizer = "bytes"  # "bytes", "chars", "bpe:SIZE", a tokenizer.json, a Hugging Face directory or id
+    c.data.format = "text"
+    c.data.text_field = "text"  # column of .jsonl, .csv, .parquet and hf:// that holds the text
+    c.data.errors = "strict"  # text that is not UTF-8: "strict" stops, "replace" goes on with U+FFFD
+    c.data.pack = False
+    c.data.batch_size = 16  # B: sequences per optimizer step over all devices
+    c.data.micro_batches = 1  # the batch is computed in so many parts; the numbers stay the same
+    c.data.cache_dir = ""  # of token files; "": jaxlm in the user's cache directory
+
+    c.optimizer = ConfigDict()
+    c.optimizer.chain = ("clip_by_global_norm", "scale_by_adam", "add_decayed_weights", "scale_by_learning_rate")
+    c.optimizer.clip_by_global_norm = {"max_norm": 1.0}
+    c.optimizer.scale_by_adam = {"b1": 0.9, "b2": 0.95, "eps": 1e-8}
+    c.optimizer.add_decayed_weights = {"weight_decay": 0.1, "where": "kernels"}
+    c.optimizer.scale_by_learning_rate = {"peak": 1e-3, "schedule": "warmup_cosine", "warmup": 0.02, "final": 0.1}
+
+    c.loss = ConfigDict()
+    c.loss.label_smoothing = 0.0  # share of the target's probability spread over the vocabulary
+    c.loss.z_loss = 0.0  # times log(Z)^2 per token
+    c.loss.l1 = 0.0  # times the sum of |w| over kernels
+    c.loss.l2 = 0.0  # times half the sum of w^2 over kernels
+
+    c.eval = ConfigDict()
+    c.eval.every = 200  # steps between evaluations, and one at the end; 0: never
+    c.eval.batches = 20  # batches of validation data each time; 0: the whole split
+    c.eval.tasks = ()
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every = 500  # steps between checkpoints, and one at the end; 0: never, not at the end either
+    c.checkpoint.keep = 2  # so many of the latest stay
+    c.checkpoint.best = "eval/loss"  # and the one with the lowest value of this metric; "": none
+
+    c.early_stopping = ConfigDict()
+    c.early_stopping.metric = "eval/loss"
+    c.early_stopping.patience = 0  # stop after so many evaluations without improvement; 0: never
+    c.early_stopping.min_delta = 0.0  # how much lower counts as an improvement
+
+    c.parallel = ConfigDict()
+    c.parallel.mode = "jit"
+    c.parallel.data = -1  # devices along the batch; -1: all
+    c.parallel.fsdp = 1
+    c.parallel.tensor = 1
+
+    c.log = ConfigDict()
+    c.log.every = 10  # steps between rows of train metrics; 0: never
+    c.log.writers = ("jsonl", "tensorboard")  # and "wandb"
+    c.log.progress = True  # a bar in a terminal, plain lines elsewhere
+
+    c.lock()
+    c.optimizer.unlock()  # stages may be added; optim.chain checks them
+    return c
+
+
+class Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _at_least(low: int) -> Rule:
+    return Rule(lambda v: v >= low, f"at least {low}")
+
+
+def _share(low: float = 0.0) -> Rule:
+    return Rule(lambda v: low <= v and float(np.float32(v)) < 1, f"at least {low:g} and below 1")
+
+
+def _one_of(*names: Any) -> Rule:
+    return Rule(lambda v: v in names, "one of " + ", ".join(map(repr, names)))
+
+
+def _only(value: Any) -> Rule:
+    return Rule(lambda v: v == value, f"{value!r}, the only value in this version")
+
+
+_DTYPES = _one_of("float32", "bfloat16", "float16")
+_NONNEGATIVE = Rule(lambda v: v >= 0, "zero or more")
+_NAME = Rule(lambda v: v != "", "not empty")
+
+RULES: dict[str, Rule] = {
+    "seed": Rule(lambda v: 0 <= v < 2**32, "from 0 to 2**32 - 1"),
+    "steps": _at_least(1),
+    "steps_per_call": _at_least(1),
+    "init_from": _only(""),
+    "model.num_layers": _at_least(1),
+    "model.num_heads": _at_least(1),
+    "model.embed_dim": _at_least(1),
+    "model.context_length": _at_least(1),
+    "model.vocab_size": _at_least(0),
+    "model.dropout": _share(),
+    "model.dtype": _DTYPES,
+    "model.param_dtype": _one_of("float32", "bfloat16"),
+    "model.attention": _one_of("auto", "cudnn", "blockwise"),
+    "model.remat": _one_of("none", "dots", "block"),
+    "data.source": _NAME,
+    "data.tokenizer": _NAME,
+    "data.format": _only("text"),
+    "data.text_field": _NAME,
+    "data.errors": _one_of("strict", "replace"),
+    "data.pack": _only(False),
+    "data.batch_size": _at_least(1),
+    "data.micro_batches": _at_least(1),
+    "loss.label_smoothing": _share(),
+    "loss.z_loss": _NONNEGATIVE,
+    "loss.l1": _NONNEGATIVE,
+    "loss.l2": _NONNEGATIVE,
+    "eval.every": _at_least(0),
+    "eval.batches": _at_least(0),
+    "eval.tasks": _only(()),
+    "checkpoint.every": _at_least(0),
+    "checkpoint.keep": _at_least(1),
+    "early_stopping.metric": _NAME,
+    "early_stopping.patience": _at_least(0),
+    "early_stopping.min_delta": _NONNEGATIVE,
+    "parallel.mode": _only("jit"),
+    "parallel.data": Rule(lambda v: v == -1 or v >= 1, "-1 or at least 1"),
+    "parallel.fsdp": _only(1),
+    "parallel.tensor": _only(1),
+    "log.every": _at_least(0),
+    "log.writers": Rule(
+        lambda v: all(name in ("jsonl", "tensorboard", "wandb") for name in v),
+        "names of 'jsonl', 'tensorboard', 'wandb'",
+    ),
+}
+
+
+def items(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The leaves of nested mappings as ("a.b.c", value), in the order of their keys."""
+    for key, value in cfg.items():
+        if isinstance(value, (Mapping, ConfigDict)):
+            yield from items(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
+    """{"a.b.c": value} of nested mappings."""
+    return dict(items(cfg))
+
+
+def _checked(path: str, value: Any, declared: Any) -> Any:
+    """`value` as the type of `declared`. Ints serve as floats; nothing else is converted."""
+    kind = type(declared)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and type(value) is list:
+        value = tuple(value)
+    if type(value) is not kind:
+        raise ConfigError(
+            f"{path} is {value!r} ({type(value).__name__}); expected {kind.__name__}, such as {declared!r}"
+        )
+    _finite(path, value)
+    rule = RULES.get(path)
+    if rule and not rule.holds(value):
+        raise ConfigError(f"{path} is {value!r}; expected {rule.expected}")
+    return value
+
+
+def _finite(path: str, value: Any) -> None:
+    if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
+        raise ConfigError(f"{path} is {value}; expected a finite number, in float32 too")
+
+
+def _storable(path: str, value: Any) -> None:
+    if isinstance(value, tuple):
+        for item in value:
+            _storable(path, item)
+    elif type(value) not in (bool, int, float, str, type(None)):
+        given = f"{value!r} ({type(value).__name__})"
+        raise ConfigError(f"{path} is {given}; expected a plain number, string, bool, None or a tuple of them")
+
+
+def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
+    """Checks names, types and ranges of every field, and freezes.
+
+    Optimizer stages are checked against their functions by `jaxlm.optim.chain`, which knows them.
+
+    Raises:
+      ConfigError: naming the field, what it is, what was expected and the nearest valid name.
+    """
+    declared = {path: value for path, value in items(default()) if not path.startswith("optimizer.")}
+    given = flat(cfg)
+    out: dict[str, Any] = {"optimizer": _stages(cfg.get("optimizer", {}))}
+    for path in given:
+        if path not in declared and not path.startswith("optimizer."):
+            raise ConfigError(f"unknown config field {path!r}: {nearest(path, declared)}")
+    for path, value in declared.items():
+        if path not in given:
+            raise ConfigError(f"config field {path!r} is missing: start from jaxlm.config.default()")
+        *sections, last = path.split(".")
+        node = out
+        for name in sections:
+            node = node.setdefault(name, {})
+        node[last] = _checked(path, given[path], value)
+
+    model, data = out["model"], out["data"]
+    if model["attention"] == "cudnn" and model["dropout"]:
+        raise ConfigError("model.attention='cudnn' has no dropout; set model.dropout=0 or model.attention='auto'")
+    if model["embed_dim"] % model["num_heads"]:
+        raise ConfigError(f"model.num_heads={model['num_heads']} does not divide model.embed_dim={model['embed_dim']}")
+    if data["batch_size"] % data["micro_batches"]:
+        raise ConfigError(
+            f"data.micro_batches={data['micro_batches']} does not divide data.batch_size={data['batch_size']}"
+        )
+    return FrozenConfigDict(out)
+
+
+def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The chain and the tables of its stages. Tables of the defaults that the chain doesn't name are left out."""
+    if not isinstance(section, (Mapping, ConfigDict)) or "chain" not in section:
+        raise ConfigError("config field 'optimizer.chain' is missing: a tuple of stage names")
+    chain = _checked("optimizer.chain", _plain(section["chain"]), ())
+    if not all(isinstance(name, str) for name in chain):
+        raise ConfigError(f"optimizer.chain is {chain!r}; expected names of stages")
+    out: dict[str, Any] = {"chain": chain}
+    for stage, table in section.items():
+        if stage in chain:
+            if not isinstance(table, (Mapping, ConfigDict)):
+                raise ConfigError(
+                    f"optimizer.{stage} is {table!r}; expected a table of arguments, such as {{'b1': 0.9}}"
+                )
+            out[stage] = _plain(table)
+            for path, value in items(out[stage], f"optimizer.{stage}."):
+                _storable(path, value)
+                _finite(path, value)
+        elif stage not in default().optimizer:
+            raise ConfigError(f"optimizer.{stage} is the table of no stage in optimizer.chain: {nearest(stage, chain)}")
+    return out
+
+
+def _plain(value: Any) -> Any:
+    """Nested mappings as plain dicts, lists as tuples."""
+    if isinstance(value, (Mapping, ConfigDict)):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def override(cfg: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+    """A copy of `cfg` with dotted fields replaced: `{"steps": 100, "optimizer.scale_by_adam.b2": "0.99"}`.
+
+    A string for a field that isn't one is read as a Python literal. Stages and arguments of the optimizer may be
+    new; all other fields must exist.
+
+    Raises:
+      ConfigError: an unknown field, or a value that is not of the field's type.
+    """
+    out = cfg.copy_and_resolve_references()
+    for path, value in changes.items():
+        known = flat(out)
+        old = known.get(path)
+        if old is None and not path.startswith("optimizer."):
+            raise ConfigError(f"unknown config field {path!r}: {nearest(path, known)}")
+        if isinstance(value, str) and not isinstance(old, str):
+            value = _literal(path, value, old)
+        if old is not None:
+            out_value = float(value) if type(old) is float and type(value) is int else value
+            # warmup=0.02 or =100, mu_dtype=None or "bfloat16": the optimizer's own checks know what an argument takes
+            if type(out_value) is not type(old) and not path.startswith("optimizer."):
+                _checked(path, value, old)
+            value = out_value
+        with out.unlocked():
+            *parents, last = path.split(".")
+            node = out
+            for name in parents:
+                if node.get(name) is None:
+                    node[name] = ConfigDict()
+                node = node[name]
+                if not isinstance(node, ConfigDict):
+                    raise ConfigError(f"unknown config field {path!r}: {name!r} is no table; {nearest(path, known)}")
+            with node.ignore_type():
+                node[last] = value
+    return out
+
+
+def _literal(path: str, text: str, old: Any) -> Any:
+    if isinstance(old, bool) and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    try:
+        value = ast.literal_eval(text)
+        return int(value) if type(old) is int and type(value) is float and value.is_integer() else value  # 1e3
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever literal_eval may raise
+        if isinstance(old, tuple):  # a,b,c for a tuple of names
+            return tuple(part.strip() for part in text.split(",") if part.strip())
+        if text.lower() in ("nan", "inf", "-inf", "+inf"):
+            return float(text)
+        return text
+
+
+def load(spec: str) -> ConfigDict:
+    """`path/to/x.py[:arg]` -> the config that its `get_config(arg)` returns. Executes the file.
+
+    Raises:
+      ConfigError: no such file, no `get_config`, or an error in it that concerns the config.
+    """
+    file, _, arg = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        raise ConfigError(f"no config file {file!r}: {nearest(file, (str(p) for p in folder.glob('*.py')))}")
+    module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"config file {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"config file {file!r} defines no get_config(arg='')")
+        cfg = module.get_config(arg)
+    except (AttributeError, KeyError, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
+    if not isinstance(cfg, ConfigDict):
+        raise ConfigError(f"get_config of {file!r} returned {type(cfg).__name__}; expected a ConfigDict")
+    return cfg
+
+
+def _words(error: BaseException) -> str:
+    """What is wrong in a config file. ml_collections names a missing field among a dump of all; we keep the names."""
+    wrapped = error.args[0] if error.args and isinstance(error.args[0], KeyError) else KeyError("")
+    missing = re.search(r'Key "(\w+)" does not exist', str(error))  # of a field that was set
+    missing = missing or re.match(r"'(\w+)'", str(wrapped.args[0]))  # of one that was read
+    if missing:
+        near = re.search(r'Did you mean "(\w+)"', str(wrapped.args[0]) or str(error))  # of the section that it is in
+        names = [near[1]] if near else {part for path in flat(default()) for part in path.split(".")}
+        return f"unknown config field {missing[1]!r}: {nearest(missing[1], names)}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def to_json(cfg: ConfigDict | FrozenConfigDict) -> str:
+    """The config as JSON text; `from_json` gives it back equal."""
+    return json.dumps(_plain(cfg), indent=2)
+
+
+def from_json(text: str) -> FrozenConfigDict:
+    """Reads what `to_json` wrote, and checks it again.
+
+    Raises:
+      DataError: the text is not JSON.
+      ConfigError: it is not a config of this version.
+    """
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"not a config: {error}") from error
+    if not isinstance(raw, dict):
+        raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")
+    return resolve(ConfigDict(_plain(raw)))
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{"a.b": (old value, new value)} where two configs differ; None where a field is absent."""
+    a, b = flat(old), flat(new)
+    return {path: (a.get(path), b.get(path)) for path in sorted(a | b) if a.get(path) != b.get(path)}
+
+
+def split(cfg: FrozenConfigDict, static: frozenset[str] = frozenset()) -> tuple[FrozenConfigDict, Hparams]:
+    """Parts a resolved config into what shapes the program and the numbers that it takes.
+
+    The structure is hashable; configs with equal structures share one compiled program. Whether a feature is on
+    (dropout zero or not) is structure, how much of it is a number.
+
+    Args:
+      cfg: from `resolve`.
+      static: dotted paths below `optimizer` of floats that their transform can't take traced; see
+        `jaxlm.optim.chain.static_arguments`, and `jaxlm.training.step.split`, which puts the two together.
+    """
+
+    def mark(value: float) -> Any:
+        return TRACED if value else 0.0
+
+    def number(value: float) -> np.float32:
+        return np.float32(value)
+
+    def part(table: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        shape: dict[str, Any] = {}
+        numbers: dict[str, Any] = {}
+        for key, value in table.items():
+            if isinstance(value, (Mapping, ConfigDict, FrozenConfigDict)):
+                shape[key], inner = part(value, f"{prefix}{key}.")
+                if inner:
+                    numbers[key] = inner
+            elif type(value) is float and prefix + key not in static:
+                shape[key], numbers[key] = TRACED, number(value)
+            else:
+                shape[key] = value
+        return shape, numbers
+
+    optimizer, optimizer_numbers = part(cfg.optimizer, "")
+    structure = {
+        "steps": cfg.steps,
+        "micro_batches": cfg.data.micro_batches,
+        "model": {**cfg.model.to_dict(), "dropout": mark(cfg.model.dropout)},
+        "loss": {key: mark(value) for key, value in cfg.loss.items()},
+        "optimizer": optimizer,
+    }
+    hparams = Hparams(
+        dropout=number(cfg.model.dropout),
+        loss={key: number(value) for key, value in cfg.loss.items()},
+        optimizer=optimizer_numbers,
+    )
+    return FrozenConfigDict(structure), hparams

@@ -1,0 +1,62 @@
+"""What can go wrong for a user's reason: one exception per exit code, and the words for it.
+
+Exit codes of every door: 0 done or stopped early, 2 bad config, 3 diverged, 4 data or I/O,
+75 preempted (run again to resume), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+PREEMPTED = 75
+INTERRUPTED = 130
+
+
+class JaxlmError(Exception):
+    """A mistake or mishap that the user can mend; its message says how."""
+
+    exit_code = 1
+
+
+class ConfigError(JaxlmError):
+    """The config, a flag or an argument is wrong."""
+
+    exit_code = 2
+
+
+class DivergedError(JaxlmError):
+    """The loss or the state became non-finite."""
+
+    exit_code = 3
+
+
+class DataError(JaxlmError):
+    """Data is missing, empty, damaged or can't be read or written."""
+
+    exit_code = 4
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    names = sorted(known)
+    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
+    if match:
+        return f"did you mean {match[0]!r}?"
+    return "known: " + ", ".join(names)
+
+
+def exit_code(door: Callable[[], int]) -> int:
+    """Runs a door; turns the user's mistakes into one line on stderr and their exit code."""
+    try:
+        return door()
+    except JaxlmError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except OSError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return DataError.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
