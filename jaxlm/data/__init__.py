@@ -1,0 +1,26 @@
+"""Data: text in, token files, batch n. `open(cfg.data)` gives the tokenizer and the splits, `Batches` the batches."""
+
+from jaxlm.data.batches import Batch, Batches, evaluation, prefetch
+from jaxlm.data.sources import Document, Source, open_source
+from jaxlm.data.store import Data, open, tokenize
+from jaxlm.data.tokenfile import TokenFile, open_tokens, tokenizer_of, verify, write_tokens
+from jaxlm.data.tokenizers import Tokenizer
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Data",
+    "Document",
+    "Source",
+    "TokenFile",
+    "Tokenizer",
+    "evaluation",
+    "open",
+    "open_source",
+    "open_tokens",
+    "prefetch",
+    "tokenize",
+    "tokenizer_of",
+    "verify",
+    "write_tokens",
+]

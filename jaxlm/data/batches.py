@@ -1,0 +1,214 @@
+"""Batch n as a pure function of (tokens, seed, n): the same on every machine and after every restart.
+
+The N tokens lie on a circle. Epoch e turns it by a shift and cuts W = N // T windows of T targets, taken in the order
+of a keyed permutation. So each window comes once an epoch, at other cuts each epoch, with no state to save and no
+array of indices to shuffle. Where the circle closes, the last document's end-of-text token meets the first document.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from jaxlm.errors import DataError
+
+Batch = dict[str, np.ndarray]
+"""`inputs` int32[B, T], `targets` int32[B, T], `weights` float32[B, T] (0 where a token does not count)."""
+
+Item = TypeVar("Item")
+UInt64s = NDArray[np.uint64]
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_ROUNDS = 6
+
+
+class Batches:
+    """Batches without end: `batches[n]` for n = 0, 1, ...
+
+    Args:
+      tokens: [N] of an integer type, such as the memmap of a token file.
+      batch_size: B.
+      context_length: T.
+      seed: of the order and the cuts.
+
+    Raises:
+      DataError: fewer than T + 1 tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int) -> None:
+        if len(tokens) < context_length + 1:
+            raise DataError(
+                f"text of {len(tokens)} tokens is shorter than one window of {context_length + 1}; "
+                "lower model.context_length or give more text"
+            )
+        self._tokens = np.asarray(tokens)  # a plain view of a memmap: its own indexing is slower
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)
+        self._seed_key = _mix(np.array([seed % 2**64], np.uint64))
+        self.batch_size = batch_size
+        self.context_length = context_length
+        self.num_windows = len(tokens) // context_length
+        """W: windows in an epoch."""
+
+    def __getitem__(self, n: int) -> Batch:
+        return self.rows(n * self.batch_size, self.batch_size)
+
+    def rows(self, first: int, count: int) -> Batch:
+        """Sequences first, ..., first + count - 1 of the run as one batch, with B = `count`.
+
+        `batches[n]` is `rows(n * batch_size, batch_size)`, so a run that goes on with another batch size goes on at
+        the same sequence.
+
+        Raises:
+          IndexError: `first` is negative.
+        """
+        if first < 0:
+            raise IndexError(f"sequence {first}: they count from 0")
+        starts = self._starts(np.arange(first, first + count, dtype=np.uint64))
+        if int(starts.max(initial=0)) < len(self._windows):
+            windows = self._windows[starts]
+        else:  # some row runs over the seam
+            windows = np.take(self._tokens, starts[:, None] + np.arange(self.context_length + 1), mode="wrap")
+        return {
+            "inputs": windows[:, :-1].astype(np.int32),
+            "targets": windows[:, 1:].astype(np.int32),
+            "weights": np.ones((count, self.context_length), np.float32),
+        }
+
+    def _starts(self, sequences: UInt64s) -> np.ndarray:
+        """int64[B] in [0, N) where the windows of uint64[B] sequences start."""
+        size = len(self._tokens)
+        epochs = sequences // np.uint64(self.num_windows)
+        keys = _mix(self._seed_key + epochs * np.uint64(_GOLDEN))
+        windows = permutation(sequences % np.uint64(self.num_windows), self.num_windows, keys)
+        shifts = _mix(keys) % np.uint64(size)
+        return ((shifts + windows * np.uint64(self.context_length)) % np.uint64(size)).astype(np.int64)
+
+
+def permutation(indices: UInt64s, size: int, keys: UInt64s) -> UInt64s:
+    """Where each index in [0, size) goes under the permutation of its key, in O(1) memory.
+
+    An alternating Feistel network on pairs (left, right) of [0, a) x [0, b) with ab just above `size`; what falls
+    outside of [0, size) is permuted again until it doesn't ("cycle walking"), which keeps it a bijection. After Black
+    and Rogaway, "Ciphers with arbitrary finite domains" (2002). Integer arithmetic only, never a library's random
+    numbers: so runs can be repeated for as long as these lines stand. Not for secrets.
+
+    Args:
+      indices: uint64[B].
+      size: number of things permuted, at least 1.
+      keys: uint64[B], or uint64[1] for all.
+
+    Returns:
+      uint64[B].
+    """
+    rows = math.isqrt(size - 1) + 1
+    columns = -(-size // rows)
+    a, b = np.uint64(rows), np.uint64(columns)
+
+    def once(x: UInt64s, keys: UInt64s) -> UInt64s:
+        left, right = x // b, x % b
+        for r in range(0, _ROUNDS, 2):
+            left = (left + _mix(right + keys + _CONSTANTS[r]) % a) % a
+            right = (right + _mix(left + keys + _CONSTANTS[r + 1]) % b) % b
+        return left * b + right
+
+    keys = np.broadcast_to(keys, indices.shape)
+    out = once(indices, keys)
+    while len(outside := np.flatnonzero(out >= size)):
+        out[outside] = once(out[outside], keys[outside])
+    return out
+
+
+_CONSTANTS = np.array([(r + 1) * _GOLDEN % 2**64 for r in range(_ROUNDS)], np.uint64)
+
+
+def _mix(x: UInt64s) -> UInt64s:
+    """The output function of splitmix64 (Steele et al., 2014): each input bit moves all output bits."""
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+def evaluation(tokens: np.ndarray, batch_size: int, context_length: int, limit: int = 0) -> Sequence[Batch]:
+    """A split in order, as batches of one shape: tokens 1, ..., N - 1 are each the target of weight 1 once.
+
+    Windows don't overlap. What is missing of the last window and the last batch is filled with zeros of weight 0.
+
+    Args:
+      tokens: [N] of an integer type.
+      batch_size: B.
+      context_length: T.
+      limit: give at most so many batches, evenly spaced over the split; 0 gives all.
+
+    Raises:
+      DataError: fewer than two tokens.
+    """
+    return _Evaluation(tokens, batch_size, context_length, limit)
+
+
+class _Evaluation(Sequence[Batch]):
+    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, limit: int) -> None:
+        if len(tokens) < 2:
+            raise DataError(
+                f"a split of {len(tokens)} tokens has nothing to predict; give more text to data.validation"
+            )
+        self._tokens = np.asarray(tokens)
+        self._shape = (batch_size, context_length)
+        total = -(-(len(tokens) - 1) // (batch_size * context_length))
+        count = min(limit, total) if limit else total
+        self._chosen = [(2 * j + 1) * total // (2 * count) for j in range(count)]  # the middles of equal parts
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, n: int) -> Batch: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[Batch]: ...
+    def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
+        if isinstance(n, slice):
+            return [self[i] for i in range(len(self))[n]]
+        size = math.prod(self._shape)
+        start = self._chosen[n] * size
+        tokens = self._tokens[start : start + size + 1]
+        count = len(tokens) - 1  # targets; size in all batches but the last
+
+        def filled(values: np.ndarray | float, dtype: type) -> np.ndarray:
+            out: np.ndarray = np.zeros(size, dtype)
+            out[:count] = values
+            return out.reshape(self._shape)
+
+        return {
+            "inputs": filled(tokens[:-1], np.int32),
+            "targets": filled(tokens[1:], np.int32),
+            "weights": filled(1.0, np.float32),
+        }
+
+
+@contextlib.contextmanager
+def prefetch(get: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Iterator[Iterator[Item]]:
+    """`with prefetch(batches.__getitem__, start, stop) as items:` gives get(start), ..., get(stop - 1) in order.
+
+    A thread keeps the next `depth` ready. What `get` raises is raised where its item would have come. Leaving the
+    block, at the end or early, joins the thread.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        ahead = deque(thread.submit(get, n) for n in range(start, min(start + depth, stop)))
+
+        def items() -> Iterator[Item]:
+            for n in range(start + depth, stop + depth):
+                future = ahead.popleft()
+                if n < stop:
+                    ahead.append(thread.submit(get, n))
+                yield future.result()
+
+        try:
+            yield items()
+        finally:
+            thread.shutdown(cancel_futures=True)

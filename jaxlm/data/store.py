@@ -1,0 +1,249 @@
+"""From a config's data section to token files, by way of a cache.
+
+`open(cfg.data)` is the one way in: text is tokenized once and found again by the content of the text, the
+tokenizer and the settings that shape the ids, so a cache entry can be used, shared or deleted without a thought.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from jaxlm.data import sources, tokenizers
+from jaxlm.data.sources import Document, Source
+from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.errors import ConfigError, DataError
+
+_CHUNK = 4 * 2**20  # characters encoded at once
+
+
+class Section(Protocol):
+    """`cfg.data`, as far as it is read here."""
+
+    @property
+    def source(self) -> str: ...
+    @property
+    def validation(self) -> str: ...
+    @property
+    def tokenizer(self) -> str: ...
+    @property
+    def text_field(self) -> str: ...
+    @property
+    def errors(self) -> str: ...
+    @property
+    def cache_dir(self) -> str: ...
+
+
+class Data(NamedTuple):
+    tokenizer: Tokenizer
+    train: TokenFile
+    validation: TokenFile | None
+
+
+def open(section: Section, progress: bool = False) -> Data:
+    """The tokens that a config's data section names: from the cache, or tokenized now and put there.
+
+    Args:
+      section: `cfg.data` of a resolved config. A `source` of NAME.bin is opened as it is; its own tokenizer is used,
+        and `validation` is then "", a share such as "5%" (its tail), or another .bin.
+      progress: show a bar on a terminal.
+
+    Raises:
+      ConfigError: a `validation` or `tokenizer` that can't be.
+      DataError: data is missing, empty, damaged, or can't be read or cached.
+    """
+    share = sources.share(section.validation)
+    files = [name for name in (section.source, section.validation) if name.endswith(".bin")]
+    if section.source in files:
+        return _open_files(section, share)
+    if files:
+        raise ConfigError(f"data.validation={files[0]!r} is a token file, data.source={section.source!r} is text")
+
+    text = sources.open_source(section.source, text_field=section.text_field, errors=section.errors)
+    other = None
+    if section.validation and share is None:
+        other = sources.open_source(section.validation, text_field=section.text_field, errors=section.errors)
+    held_out = other.fingerprint if other else share
+    what = [FORMAT, text.fingerprint, held_out, tokenizers.key(section.tokenizer), section.text_field, section.errors]
+    names = ("validation", "train") if section.validation else ("train",)
+
+    def build(entry: Path) -> None:
+        _build(entry, section, text, other, share, progress and sys.stderr.isatty())
+
+    split = _through_cache(section, what, names, build)
+    return Data(tokenizer_of(split["train"].path), split["train"], split.get("validation"))
+
+
+def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool = False) -> TokenFile:
+    """Other text by a tokenizer that exists: to evaluate a model on. Cached as `open` does.
+
+    Args:
+      source: as `data.source`; a .bin file must be of this tokenizer.
+      section: `cfg.data`, of which text_field, errors and cache_dir are read.
+
+    Raises:
+      DataError: the source is missing, empty, damaged, or of another tokenizer.
+    """
+    if source.endswith(".bin"):
+        file = open_tokens(source)
+        if file.tokenizer != tokenizer.fingerprint:
+            raise DataError(f"{source} was made by another tokenizer than the model's")
+        return file
+    text = sources.open_source(source, text_field=section.text_field, errors=section.errors)
+
+    def build(entry: Path) -> None:
+        documents = _tracked(text, "tokenizing", progress and sys.stderr.isatty())
+        write(entry / "text.bin", _encoded(documents, tokenizer), tokenizer, text.fingerprint)
+
+    what = [FORMAT, text.fingerprint, tokenizer.fingerprint, section.text_field, section.errors]
+    return _through_cache(section, what, ("text",), build)["text"]
+
+
+def _through_cache(
+    section: Section, what: Sequence[object], names: Sequence[str], build: Callable[[Path], None]
+) -> dict[str, TokenFile]:
+    """The token files of a cache entry, which `build` fills where it isn't whole; the last of `names` last."""
+    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    entry = cache_dir(section.cache_dir) / "tokens" / key[:16]
+
+    def cached() -> dict[str, TokenFile]:
+        return {name: open_tokens(entry / f"{name}.bin") for name in names}
+
+    try:
+        if (entry / f"{names[-1]}.json").exists():
+            try:
+                return cached()
+            except DataError as error:
+                print(f"warning: rebuilding the cache entry {entry}: {error}", file=sys.stderr)
+        entry.mkdir(parents=True, exist_ok=True)
+        build(entry)
+    except OSError as error:
+        raise DataError(
+            f"can't write the token cache {entry}: {error.strerror or error}. "
+            "Set data.cache_dir, or JAXLM_CACHE, to a folder that can be written"
+        ) from error
+    return cached()
+
+
+def cache_dir(setting: str = "") -> Path:
+    """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory."""
+    if setting or os.environ.get("JAXLM_CACHE"):
+        return Path(setting or os.environ["JAXLM_CACHE"]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
+
+
+def _build(
+    entry: Path, section: Section, text: Source, other: Source | None, share: float | None, progress: bool
+) -> None:
+    train, validation = sources.split(text, share) if share is not None else (text, other)
+    splits = [train] if validation is None else [validation, train]
+
+    def corpus() -> Iterator[str]:
+        # A character that only validation has must have an id as well; what BPE merges is learnt from train alone.
+        for split in splits if section.tokenizer == "chars" else [train]:
+            for document in _tracked(split, f"building {section.tokenizer}", progress):
+                yield document.text
+
+    tokenizer = tokenizers.build(section.tokenizer, corpus())
+    for split in splits:
+        name = "train" if split is train else "validation"
+        documents = _tracked(split, f"tokenizing {name}", progress)
+        write(entry / f"{name}.bin", _encoded(documents, tokenizer), tokenizer, split.fingerprint)
+
+
+def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:
+    """The documents of a source, behind a bar of the text seen."""
+    if not progress:
+        yield from source.read()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=source.num_bytes or None)
+        for document in source.read():
+            yield document
+            bar.advance(task, len(document.text))
+
+
+def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Chunk]:
+    """Token ids of documents, some megabytes of text at a time."""
+
+    def pieces() -> Iterator[str | None]:
+        for document in documents:
+            yield from tokenizer.pieces(document.text)
+            yield None  # the document ends
+
+    end = np.array([tokenizer.end_of_text], tokenizer.dtype)
+    for group in tokenizers.grouped(pieces(), lambda piece: len(piece or ""), _CHUNK):
+        texts = [piece for piece in group if piece is not None]
+        encoded = iter(tokenizer.encode_batch(texts))
+        ids = np.concatenate([end if piece is None else next(encoded) for piece in group])
+        yield Chunk(ids, sum(len(text.encode()) for text in texts), group.count(None))
+
+
+# A .bin file as the source
+
+
+def _open_files(section: Section, share: float | None) -> Data:
+    train, tokenizer = open_tokens(section.source), tokenizer_of(section.source)
+    _check_tokenizer(section.tokenizer, tokenizer, section.source)
+    if not section.validation:
+        return Data(tokenizer, train, None)
+    if share is not None:
+        return Data(tokenizer, *_parted(train, share, tokenizer))
+    if not section.validation.endswith(".bin"):
+        raise ConfigError(
+            f"data.validation is {section.validation!r}; with a token file as data.source expected a share "
+            "such as '5%', another .bin file, or ''"
+        )
+    validation = open_tokens(section.validation)
+    if validation.tokenizer != train.tokenizer:
+        raise DataError(f"{section.validation} and {section.source} were made by different tokenizers")
+    return Data(tokenizer, train, validation)
+
+
+def _check_tokenizer(spec: str, tokenizer: Tokenizer, path: str) -> None:
+    if spec == "bytes":  # the default: no wish
+        return
+    trained = spec == "chars" or spec.startswith("bpe:")
+    if trained or tokenizers.build(spec).fingerprint != tokenizer.fingerprint:
+        raise DataError(
+            f"data.tokenizer={spec!r} is not the tokenizer that made {path}; a token file brings its own: "
+            "leave data.tokenizer at 'bytes'"
+        )
+
+
+def _parted(file: TokenFile, share: float, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:
+    """(train, tail) of a token file, cut at the document's end nearest to the share, if one is near."""
+    size = file.num_tokens
+    if size < 2:
+        raise DataError(f'{file.path} holds a single token: nothing to hold out; set data.validation=""')
+    tail = min(max(round(size * share), 1), size - 1)
+    cut = size - tail
+    low = max(cut - tail // 2, 1)
+    ends = low + np.flatnonzero(file.tokens[low - 1 : min(cut + tail // 2, size - 1)] == tokenizer.end_of_text)
+    if len(ends):
+        cut = int(ends[np.argmin(np.abs(ends - cut))])
+    held = file.tokens[cut:]
+    num_bytes = num_documents = 0
+    for first in range(0, len(held), _CHUNK):
+        part = held[first : first + _CHUNK]
+        num_bytes += int(tokenizer.byte_lengths[part].sum(dtype=np.int64))
+        num_documents += int(np.count_nonzero(part == tokenizer.end_of_text))
+
+    def view(tokens: np.ndarray, side: str, num_bytes: int, num_documents: int) -> TokenFile:
+        sha256 = hashlib.sha256(f"{file.sha256}:{cut}:{side}".encode()).hexdigest()
+        return file._replace(tokens=tokens, sha256=sha256, num_bytes=num_bytes, num_documents=num_documents)
+
+    train = view(file.tokens[:cut], "train", file.num_bytes - num_bytes, file.num_documents - num_documents)
+    return train, view(held, "held out", num_bytes, num_documents)

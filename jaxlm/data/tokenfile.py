@@ -1,0 +1,208 @@
+"""Token files: NAME.bin, the raw little-endian ids, and NAME.json, what they are and the tokenizer that made them."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+
+from jaxlm.data import sources, tokenizers
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.errors import DataError
+
+FORMAT = "jaxlm tokens 1"
+_HASHED = 256 * 2**20  # bytes: larger files are checked by their size only, when opened
+
+
+class TokenFile(NamedTuple):
+    path: Path
+    tokens: np.ndarray  # uint16[num_tokens] or uint32, mapped from the file; each document ends in end of text
+    num_bytes: int  # UTF-8 bytes of the text, for bits per byte
+    num_documents: int
+    max_id: int  # no id is higher
+    vocab_size: int
+    sha256: str  # of the tokens' bytes; of a part of a file, derived from the whole's
+    tokenizer: str  # its fingerprint
+    source: str  # fingerprint of the text; "" if unknown
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        return self.tokens.dtype
+
+
+class Chunk(NamedTuple):
+    ids: np.ndarray  # documents, each with its end of text
+    num_bytes: int
+    num_documents: int
+
+
+def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: Tokenizer) -> TokenFile:
+    """Writes NAME.bin and NAME.json from the ids of documents, to be named as `data.source`.
+
+    Args:
+      path: NAME.bin.
+      documents: integer arrays [N]; an end-of-text token is added where the last one is another.
+      tokenizer: that made the ids. It is kept in NAME.json.
+
+    Raises:
+      DataError: an id outside of the vocabulary, no ids at all, or a file that can't be written.
+    """
+    path = Path(path)
+    if path.suffix != ".bin":
+        raise DataError(f"token file {path} must be named NAME.bin")
+
+    def chunks() -> Iterator[Chunk]:
+        for document in documents:
+            ids = np.asarray(document).reshape(-1)
+            if len(ids) and not np.issubdtype(ids.dtype, np.integer):
+                raise DataError(f"token ids are {ids.dtype}; expected integers")
+            if not len(ids) or ids[-1] != tokenizer.end_of_text:
+                ids = np.append(ids.astype(np.int64), tokenizer.end_of_text)
+            _check_range(ids, tokenizer)
+            yield Chunk(ids, int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), 1)
+
+    try:
+        write(path, chunks(), tokenizer, source="")
+    except OSError as error:
+        raise DataError(f"can't write {path}: {error.strerror or error}") from error
+    return open_tokens(path)
+
+
+def open_tokens(path: str | Path) -> TokenFile:
+    """Maps a token file into memory, checked against its metadata: its size always, its sha256 if it isn't large.
+
+    Raises:
+      DataError: a file is missing, empty, unreadable, or not what the metadata says.
+    """
+    path = Path(path).expanduser()
+    meta = _metadata(path)
+    dtype = np.dtype(meta["dtype"]).newbyteorder("<")
+    try:
+        size = path.stat().st_size
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error
+    if size != meta["num_tokens"] * dtype.itemsize:
+        raise DataError(
+            f"{path} holds {size} bytes; its metadata {path.with_suffix('.json')} says {meta['num_tokens']} tokens of "
+            f"{dtype.itemsize} bytes. It was truncated, or is still being written"
+        )
+    try:
+        tokens = np.memmap(path, dtype, mode="r")
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    fields = {name: meta[name] for name in TokenFile._fields if name not in ("path", "tokens")}
+    file = TokenFile(path=path, tokens=tokens, **fields)
+    if size < _HASHED:
+        verify(file)
+    return file
+
+
+def verify(file: TokenFile) -> None:
+    """Reads a whole token file, as `open_tokens` gives it, and compares it with its sha256.
+
+    Raises:
+      DataError: the tokens are not those that were written.
+    """
+    actual = hashlib.sha256(np.asarray(file.tokens).data).hexdigest()
+    if actual != file.sha256:
+        raise DataError(f"{file.path} is damaged: sha256 is {actual[:16]}..., was {file.sha256[:16]}... when written")
+
+
+def tokenizer_of(path: str | Path) -> Tokenizer:
+    """The tokenizer that is kept in a token file's metadata.
+
+    Raises:
+      DataError: it is missing or damaged.
+    """
+    return tokenizers.from_json(json.dumps(_metadata(Path(path).expanduser())["tokenizer_json"]))
+
+
+def _metadata(path: Path) -> dict[str, Any]:
+    """The content of NAME.json of a token file NAME.bin, as it was written."""
+    if not path.is_file():
+        raise sources.missing(path)
+    beside = path.with_suffix(".json")
+    if not beside.is_file():
+        raise DataError(
+            f"token file {path} has no metadata {beside.name} next to it: write it with jaxlm.data.write_tokens"
+        )
+    try:
+        meta = json.loads(beside.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"can't read the metadata {beside}: {error}") from error
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
+        raise DataError(f"{beside} is not metadata of a token file: no format {FORMAT!r}")
+    if meta.pop("check", None) != _check(meta):
+        raise DataError(f"the metadata {beside} is damaged, or was edited: write it with jaxlm.data.write_tokens")
+    return meta
+
+
+def _check(meta: dict[str, Any]) -> str:
+    """sha256 of the metadata, so that no flipped bit changes a result."""
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+
+
+def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str) -> None:
+    """NAME.bin, then NAME.json; each appears whole or not at all. Two writers of the same tokens do no harm."""
+    total, max_id, num_bytes, num_documents = 0, 0, 0, 0
+    digest = hashlib.sha256()
+    with _atomic(path) as file:
+        for chunk in chunks:
+            max_id = max(max_id, _check_range(chunk.ids, tokenizer))
+            ids = np.ascontiguousarray(chunk.ids, tokenizer.dtype)  # in range, so nothing wraps
+            file.write(ids.data)
+            digest.update(ids.data)
+            total += len(ids)
+            num_bytes += chunk.num_bytes
+            num_documents += chunk.num_documents
+        if not total:
+            raise DataError(f"no tokens to write to {path}")
+    meta = {
+        "format": FORMAT,
+        "dtype": f"uint{8 * tokenizer.dtype.itemsize}",
+        "num_tokens": total,
+        "num_bytes": num_bytes,
+        "num_documents": num_documents,
+        "max_id": max_id,
+        "vocab_size": tokenizer.vocab_size,
+        "sha256": digest.hexdigest(),
+        "tokenizer": tokenizer.fingerprint,
+        "source": source,
+        "tokenizer_json": json.loads(tokenizer.to_json()),
+    }
+    with _atomic(path.with_suffix(".json")) as file:
+        file.write(json.dumps({**meta, "check": _check(meta)}).encode())
+
+
+def _check_range(ids: np.ndarray, tokenizer: Tokenizer) -> int:
+    """The highest of `ids`, all of which are in the vocabulary."""
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= tokenizer.vocab_size:
+        bad = low if low < 0 else high
+        raise DataError(f"token id {bad} is outside of the tokenizer's vocabulary of {tokenizer.vocab_size}")
+    return high
+
+
+@contextlib.contextmanager
+def _atomic(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes its name when the block ends well, on disk by then; otherwise nothing is left."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,393 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from jaxlm import data
+from jaxlm.data import store, tokenfile, tokenizers
+from jaxlm.data.tokenizers import Bytes, Chars
+from jaxlm.errors import ConfigError, DataError
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    top = tmp_path / "corpus"
+    top.mkdir()
+    for i in range(40):
+        (top / f"{i:02}.txt").write_text(f"document {i} says: naïve café {'very ' * i}\n")
+    return top
+
+
+def documents(file: data.TokenFile, tokenizer: data.Tokenizer) -> list[str]:
+    ends = np.flatnonzero(file.tokens == tokenizer.end_of_text)
+    assert ends[-1] == file.num_tokens - 1, "the last document ends as well"
+    return [tokenizer.decode(part) for part in np.split(file.tokens, ends[:-1] + 1)]
+
+
+def entries(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache" / "tokens").iterdir())
+
+
+# From text, by way of the cache
+
+
+@pytest.mark.parametrize("spec", ["bytes", "chars", "bpe:300"])
+def test_text_to_tokens(section, corpus: Path, spec: str) -> None:
+    opened = data.open(section(corpus, validation="20%", tokenizer=spec))
+    assert opened.validation is not None
+    train, held = (documents(file, opened.tokenizer) for file in (opened.train, opened.validation))
+    assert sorted(train + held) == sorted(path.read_text() for path in corpus.iterdir()) and len(held) >= 2
+    for file, texts in ((opened.train, train), (opened.validation, held)):
+        assert file.num_documents == len(texts)
+        assert file.num_bytes == sum(len(text.encode()) for text in texts)
+        assert file.num_tokens == len(file.tokens) and file.max_id >= file.tokens.max()
+        assert file.vocab_size == opened.tokenizer.vocab_size and file.dtype == np.uint16
+        assert file.tokenizer == opened.tokenizer.fingerprint
+    assert opened.train.source != opened.validation.source
+
+
+def test_second_time_is_from_the_cache(section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted = section(corpus, validation="20%", tokenizer="bpe:300")
+    first = data.open(wanted)
+    monkeypatch.setattr(tokenizers, "build", lambda *args: pytest.fail("trained again"))
+    second = data.open(wanted)
+    np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
+    assert first.tokenizer == second.tokenizer and len(entries(tmp_path)) == 1
+    assert sorted(path.name for path in entries(tmp_path)[0].iterdir()) == [
+        *("train.bin", "train.json", "validation.bin", "validation.json")
+    ]
+
+
+def test_whatever_shapes_the_tokens_is_in_the_key(section, corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("other")
+    tok = tmp_path / "tok"
+    tok.mkdir()
+    rows = tmp_path / "a.jsonl"
+    rows.write_text('{"text": "a", "body": "b"}')
+    wanted = [
+        section(corpus),
+        section(corpus, validation="5%"),
+        section(corpus, validation="10%"),
+        section(corpus, validation=other),
+        section(corpus, tokenizer="chars"),
+        section(corpus, tokenizer="bpe:260"),
+        section(corpus, errors="replace"),
+        section(rows),
+        section(rows, text_field="body"),
+    ]
+    for each in wanted:
+        data.open(each)
+    assert len(entries(tmp_path)) == len(wanted)
+    data.open(section(corpus, validation="5.0%"))
+    assert len(entries(tmp_path)) == len(wanted)
+    (corpus / "00.txt").write_text("changed")
+    assert "changed" in documents(data.open(section(corpus)).train, Bytes())
+
+
+def test_validation_of_its_own(section, corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("Ωmega is a character of validation only")
+    opened = data.open(section(corpus, validation=other, tokenizer="chars"))
+    assert opened.validation is not None
+    assert documents(opened.validation, opened.tokenizer) == [other.read_text()]
+    assert opened.train.num_documents == 40
+
+
+def test_bpe_learns_from_train_alone(section, corpus: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.txt"
+    other.write_text("zzzzqqqq " * 1000)
+    alone = data.open(section(corpus, tokenizer="bpe:280"))
+    assert data.open(section(corpus, validation=other, tokenizer="bpe:280")).tokenizer == alone.tokenizer
+
+
+def test_one_document_is_cut(section, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("0123456789" * 10)
+    opened = data.open(section(path, validation="10%"))
+    assert opened.validation is not None
+    assert documents(opened.train, Bytes()) == ["0123456789" * 9]
+    assert documents(opened.validation, Bytes()) == ["0123456789"]
+
+
+def test_stdlib(section) -> None:
+    opened = data.open(section("stdlib", validation="5%"))
+    assert opened.validation is not None
+    assert opened.validation.num_bytes / (opened.train.num_bytes + opened.validation.num_bytes) == pytest.approx(
+        0.05, abs=0.005
+    )
+
+
+@pytest.mark.parametrize("spec", ["bytes", "chars", "bpe:300"])
+def test_long_documents_are_encoded_in_parts(
+    section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str
+) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("def f(x):\n    return x + 1\n\n\nclass Naïve:\n  pass\n" * 50)
+    whole = data.open(section(path, tokenizer=spec))
+    monkeypatch.setattr(tokenizers, "_PIECE", 100)
+    monkeypatch.setattr(store, "_CHUNK", 250)
+    parts = data.open(section(path, tokenizer=spec, cache_dir=tmp_path / "second"))
+    np.testing.assert_array_equal(whole.train.tokens, parts.train.tokens)
+    assert whole.train._replace(path=path, tokens=path) == parts.train._replace(path=path, tokens=path)
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-2])
+
+
+def flip(path: Path) -> None:
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("name", ["train.bin", "train.json", "validation.bin", "validation.json"])
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, lambda path: path.write_bytes(b"")])
+def test_damaged_cache_is_rebuilt(section, corpus: Path, tmp_path: Path, capsys, name: str, damage) -> None:
+    wanted = section(corpus, validation="20%", tokenizer="chars")
+    before = np.array(data.open(wanted).train.tokens)
+    damage(entries(tmp_path)[0] / name)
+    np.testing.assert_array_equal(data.open(wanted).train.tokens, before)
+    warnings = capsys.readouterr().err.splitlines()
+    # Without train.json an entry was never finished: nothing to warn of.
+    assert len(warnings) == (0 if (name, damage) == ("train.json", Path.unlink) else 1)
+    assert all(line.startswith("warning: rebuilding the cache entry") for line in warnings)
+    data.open(wanted)
+    assert capsys.readouterr().err == ""
+
+
+def test_unwritable_cache(section, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(
+        DataError, match=f"can't write the token cache {tmp_path}/file/tokens/.*data.cache_dir, or JAXLM_CACHE"
+    ):
+        data.open(section(corpus, cache_dir=tmp_path / "file"))
+
+
+def test_failure_leaves_nothing_behind(section, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n{"text": 1}\n')
+    with pytest.raises(DataError, match="line 2"):
+        data.open(section(path))
+    assert list(entries(tmp_path)[0].iterdir()) == []
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.cache_dir("~/x") == Path.home() / "x"
+    assert store.cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("JAXLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert store.cache_dir() == Path("/xdg/jaxlm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert store.cache_dir() == Path.home() / ".cache/jaxlm"
+
+
+def _open_in_process(args: tuple) -> tuple[str, str]:
+    wanted, cache = args
+    os.environ["JAXLM_CACHE"] = cache
+    opened = data.open(wanted)
+    return opened.train.sha256, opened.tokenizer.fingerprint
+
+
+def test_two_processes_at_once(section, corpus: Path, tmp_path: Path) -> None:
+    wanted = section(corpus, validation="20%", tokenizer="bpe:300")
+    with multiprocessing.get_context("spawn").Pool(2) as pool:
+        results = pool.map(_open_in_process, [(wanted, str(tmp_path / "cache"))] * 4, chunksize=1)
+    assert len(set(results)) == 1 and data.open(wanted).train.sha256 == results[0][0]
+    assert len(list(entries(tmp_path)[0].iterdir())) == 4
+
+
+def test_progress_is_for_terminals(section, corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.open(section(corpus, tokenizer="chars"), progress=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    data.open(section(corpus, tokenizer="chars", validation="5%"), progress=True)
+    assert "tokenizing train" in capsys.readouterr().err
+
+
+# Token files of the user's own
+
+
+@pytest.fixture
+def token_file(tmp_path: Path) -> data.TokenFile:
+    ids = [np.frombuffer(f"document {i}".encode(), np.uint8) for i in range(100)]
+    return data.write_tokens(tmp_path / "my.bin", ids, Bytes())
+
+
+def test_write_and_open(token_file: data.TokenFile) -> None:
+    assert documents(token_file, Bytes()) == [f"document {i}" for i in range(100)]
+    assert (token_file.num_documents, token_file.num_bytes, token_file.max_id) == (100, 1090, 256)
+    assert token_file.num_tokens == 1190 and token_file.dtype == np.dtype("<u2")
+    assert data.tokenizer_of(token_file.path) == Bytes()
+    data.verify(token_file)
+    meta = json.loads(token_file.path.with_suffix(".json").read_text())
+    assert meta["num_tokens"] == 1190 and meta["dtype"] == "uint16"
+
+
+def test_end_of_text_is_added_once(tmp_path: Path) -> None:
+    file = data.write_tokens(tmp_path / "a.bin", [np.array([1, 2, 256]), np.array([3]), np.array([])], Bytes())
+    assert file.tokens.tolist() == [1, 2, 256, 3, 256, 256] and file.num_documents == 3
+
+
+def test_four_byte_tokens(tmp_path: Path) -> None:
+    tokenizer = Chars("".join(chr(0x10000 + i) for i in range(70_000)))
+    file = data.write_tokens(tmp_path / "a.bin", [np.array([1, 69_999])], tokenizer)
+    assert file.dtype == np.uint32 and file.tokens.tolist() == [1, 69_999, 70_000]
+    assert file.path.stat().st_size == 12
+
+
+@pytest.mark.parametrize("ids", [[257], [-1], [65_536 + 5], [2**40]])
+def test_ids_never_wrap(tmp_path: Path, ids: list[int]) -> None:
+    with pytest.raises(DataError, match=f"token id {ids[0]} is outside of the tokenizer's vocabulary of 257"):
+        data.write_tokens(tmp_path / "a.bin", [np.array(ids)], Bytes())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_writes(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="float64; expected integers"):
+        data.write_tokens(tmp_path / "a.bin", [np.array([1.5])], Bytes())
+    with pytest.raises(DataError, match="no tokens to write"):
+        data.write_tokens(tmp_path / "a.bin", [], Bytes())
+    with pytest.raises(DataError, match="must be named NAME.bin"):
+        data.write_tokens(tmp_path / "a.npy", [np.array([1])], Bytes())
+    with pytest.raises(DataError, match="can't write .*none/a.bin: No such file"):
+        data.write_tokens(tmp_path / "none/a.bin", [np.array([1])], Bytes())
+
+
+def test_damaged_file_is_an_error(token_file: data.TokenFile) -> None:
+    path = token_file.path
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-2])
+    with pytest.raises(DataError, match="my.bin holds 2378 bytes; its metadata .*my.json says 1190 tokens of 2 bytes"):
+        data.open_tokens(path)
+    path.write_bytes(raw + b"\0\0")
+    with pytest.raises(DataError, match="holds 2382 bytes"):
+        data.open_tokens(path)
+    path.write_bytes(b"\1" + raw[1:])
+    with pytest.raises(DataError, match="my.bin is damaged: sha256"):
+        data.open_tokens(path)
+    path.write_bytes(b"")
+    with pytest.raises(DataError, match="my.bin holds 0 bytes"):
+        data.open_tokens(path)
+    path.with_suffix(".json").unlink()
+    with pytest.raises(DataError, match="has no metadata my.json next to it: write it with jaxlm.data.write_tokens"):
+        data.open_tokens(path)
+    path.unlink()
+    with pytest.raises(DataError, match="no such file"):
+        data.open_tokens(path)
+
+
+def test_large_files_are_checked_by_size_and_on_demand(
+    token_file: data.TokenFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenfile, "_HASHED", 100)
+    flip(token_file.path)
+    damaged = data.open_tokens(token_file.path)
+    with pytest.raises(DataError, match="damaged"):
+        data.verify(damaged)
+
+
+def test_damaged_metadata_is_an_error(section, token_file: data.TokenFile) -> None:
+    path = token_file.path.with_suffix(".json")
+    meta = json.loads(path.read_text())
+    for content, message in [
+        ({**meta, "num_bytes": meta["num_bytes"] + 1}, "my.json is damaged, or was edited"),
+        ({**meta, "format": "other"}, "not metadata of a token file"),
+        ([], "not metadata of a token file"),
+    ]:
+        path.write_text(json.dumps(content))
+        with pytest.raises(DataError, match=message):
+            data.open(section(token_file.path))
+    path.write_text("[" * 100_000)
+    with pytest.raises(DataError, match="can't read the metadata"):
+        data.open(section(token_file.path))
+
+
+def test_token_file_as_source(section, token_file: data.TokenFile, tmp_path: Path) -> None:
+    opened = data.open(section(token_file.path))
+    assert opened.tokenizer == Bytes() and opened.validation is None
+    np.testing.assert_array_equal(opened.train.tokens, token_file.tokens)
+    assert not (tmp_path / "cache").exists()
+
+    other = data.write_tokens(tmp_path / "other.bin", [np.array([1, 2])], Bytes())
+    opened = data.open(section(token_file.path, validation=other.path))
+    assert opened.validation is not None and opened.validation.tokens.tolist() == [1, 2, 256]
+
+
+@pytest.mark.parametrize("share", ["0.1%", "5%", "50%", "99.9%"])
+def test_tail_of_a_token_file_is_whole_documents(section, token_file: data.TokenFile, share: str) -> None:
+    opened = data.open(section(token_file.path, validation=share))
+    train, held = opened.train, opened.validation
+    assert held is not None
+    np.testing.assert_array_equal(np.concatenate([train.tokens, held.tokens]), token_file.tokens)
+    assert held.num_tokens / token_file.num_tokens == pytest.approx(float(share[:-1]) / 100, abs=0.01)
+    for file in (train, held):
+        assert file.num_documents == np.count_nonzero(file.tokens == 256)
+        assert file.num_bytes == np.count_nonzero(file.tokens != 256)
+    if share in ("5%", "50%"):
+        assert train.tokens[-1] == 256 and documents(held, Bytes())[0].startswith("document ")
+    assert len({train.sha256, held.sha256, token_file.sha256}) == 3
+
+
+def test_tail_without_a_document_end_near(section, tmp_path: Path) -> None:
+    data.write_tokens(tmp_path / "a.bin", [np.zeros(999, np.int64)], Bytes())
+    opened = data.open(section(tmp_path / "a.bin", validation="10%"))
+    assert opened.validation is not None and (opened.train.num_tokens, opened.validation.num_tokens) == (900, 100)
+    assert (opened.train.num_bytes, opened.validation.num_bytes) == (900, 99)
+    data.write_tokens(tmp_path / "a.bin", [np.array([], int)], Bytes())
+    with pytest.raises(DataError, match="nothing to hold out"):
+        data.open(section(tmp_path / "a.bin", validation="10%"))
+
+
+def test_token_file_brings_its_tokenizer(section, tmp_path: Path) -> None:
+    bpe = tokenizers.build("bpe:300", ["the cat sat on the mat " * 50])
+    file = data.write_tokens(tmp_path / "a.bin", bpe.encode_batch(["the cat", "the mat"]), bpe)
+    assert file.num_bytes == 14
+    assert data.open(section(file.path)).tokenizer == bpe
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(bpe.to_json())["tokenizer"]))
+    assert data.open(section(file.path, tokenizer=tmp_path / "tokenizer.json")).tokenizer == bpe
+    for spec in ("chars", "bpe:300"):
+        with pytest.raises(DataError, match=f"data.tokenizer='{spec}' is not the tokenizer that made .*a.bin"):
+            data.open(section(file.path, tokenizer=spec))
+    other = tokenizers.build("bpe:290", ["the dog"])
+    (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(other.to_json())["tokenizer"]))
+    with pytest.raises(DataError, match="leave data.tokenizer at 'bytes'"):
+        data.open(section(file.path, tokenizer=tmp_path / "tokenizer.json"))
+
+
+def test_sources_that_do_not_mix(section, token_file: data.TokenFile, corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is a token file, data.source=.* is text"):
+        data.open(section(corpus, validation=token_file.path))
+    with pytest.raises(ConfigError, match="with a token file as data.source expected a share"):
+        data.open(section(token_file.path, validation=corpus))
+    with pytest.raises(ConfigError, match="expected more than 0%"):
+        data.open(section(token_file.path, validation="0%"))
+    other = data.write_tokens(tmp_path / "other.bin", [np.array([0])], Chars("a"))
+    with pytest.raises(DataError, match="made by different tokenizers"):
+        data.open(section(token_file.path, validation=other.path))
+
+
+def test_a_cached_file_can_be_a_source(section, corpus: Path, tmp_path: Path) -> None:
+    cached = data.open(section(corpus, tokenizer="chars"))
+    again = data.open(section(cached.train.path))
+    assert again.tokenizer == cached.tokenizer
+    np.testing.assert_array_equal(again.train.tokens, cached.train.tokens)
+
+
+def test_other_text_is_tokenized_by_the_given_tokenizer_and_cached(section, tmp_path: Path, corpus: Path) -> None:
+    section = section(corpus)
+    (tmp_path / "other.txt").write_text("héllo")
+    file = store.tokenize(str(tmp_path / "other.txt"), Bytes(), section)
+    assert bytes(file.tokens[:-1].astype(np.uint8)).decode() == "héllo"
+    assert (int(file.tokens[-1]), file.num_bytes, file.num_documents) == (256, 6, 1)
+    assert store.tokenize(str(tmp_path / "other.txt"), Bytes(), section).path == file.path
+    assert store.tokenize(str(file.path), Bytes(), section).sha256 == file.sha256
+    with pytest.raises(DataError, match="another tokenizer"):
+        store.tokenize(str(file.path), tokenizers.build("chars", ["abc"]), section)
