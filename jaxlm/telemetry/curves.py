@@ -1,0 +1,146 @@
+"""The picture of a run: loss over steps, learning rate beneath."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxlm.telemetry.writers import METRICS, read_jsonl
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_COLORS = {"train": "#4477aa", "eval": "#cc3311"}  # apart for colour-blind eyes too (Paul Tol)
+_GREY = "#666666"
+
+
+def draw(workdir: Path) -> Path | None:
+    """Draws train and eval loss of `workdir`/metrics.jsonl to `workdir`/loss.png, atomically.
+
+    Returns:
+      The path of the picture; None if matplotlib isn't installed or no loss was written yet.
+
+    Raises:
+      DataError: metrics.jsonl is damaged.
+      OSError: the picture can't be written.
+    """
+    try:
+        # The object API with its own canvas: pyplot would keep global state and may look for a display.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+    except ImportError:
+        return None
+    source = workdir / METRICS
+    rows = read_jsonl(source) if source.exists() else []
+    losses = {name: _series(rows, f"{name}/loss") for name in _COLORS}
+    losses = {name: series for name, series in losses.items() if np.isfinite(series[1]).any()}
+    if not losses:
+        return None
+    steps, rates = _series(rows, "optim/learning_rate")
+
+    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    if len(steps):
+        axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
+        _learning_rate(below, steps, rates)
+    else:
+        axes = below = figure.subplots()
+    below.set_xlabel("step")
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
+    below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_ylabel("loss (nats per token)")
+    axes.set_title(workdir.resolve().name, loc="left", fontweight="bold", parse_math=False)
+    for name, series in losses.items():
+        _curve(axes, name, *series)
+    axes.set_ylim(*_limits(list(losses.values())))
+    _label_ends(axes, losses)
+    _frame(axes)
+
+    target = workdir / "loss.png"
+    part = workdir / "loss.png.part"
+    figure.savefig(part, format="png")
+    part.replace(target)
+    return target
+
+
+def _series(rows: list[dict[str, Any]], name: str) -> tuple[np.ndarray, np.ndarray]:
+    """Steps and values of one metric; non-finite values as nan, which leave a gap."""
+    steps = np.array([row["step"] for row in rows if name in row])
+    values = np.array([row[name] for row in rows if name in row], float)
+    return steps, np.where(np.isfinite(values), values, np.nan)
+
+
+def _curve(axes: Axes, name: str, steps: np.ndarray, values: np.ndarray) -> None:
+    color = _COLORS[name]
+    if name == "train" and len(steps) >= 100:
+        # single batches are noisy: what was measured pale, its mean over a twenty-fifth of the run on top
+        axes.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
+        values = _smooth(values, len(values) // 50)
+    few = len(steps) == 1 or (name == "eval" and len(steps) < 50)  # single measurements deserve a mark
+    axes.plot(steps, values, color=color, linewidth=1.8, marker="o" if few else "", markersize=3)
+
+
+def _learning_rate(axes: Axes, steps: np.ndarray, rates: np.ndarray) -> None:
+    peak = max(rates[np.isfinite(rates)], default=0.0) or 1.0
+    axes.plot(steps, rates, color=_GREY, linewidth=1.2)
+    axes.set_ylim(0, 1.1 * peak)
+    axes.set_yticks([0, peak], ["0", f"{peak:.2g}"])
+    axes.set_title("learning rate", loc="left", fontsize="small", color=_GREY)
+    _frame(axes)
+
+
+def _limits(losses: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
+    """Room for all but the first twentieth of the run: the fall from log V would flatten what follows."""
+    steps, values = (np.concatenate(parts) for parts in zip(*losses, strict=True))
+    steps, values = steps[np.isfinite(values)], values[np.isfinite(values)]
+    low, high = values.min(), values[steps >= steps.max() / 20].max()
+    room = 0.05 * (high - low) or 0.1
+    return low - room, high + room
+
+
+def _smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Centred mean over up to 2 width + 1 finite neighbours, always as many on either side."""
+    filled, known = np.nan_to_num(values), np.isfinite(values)
+    total, count = (np.concatenate([[0.0], np.cumsum(x)]) for x in (filled, known))
+    index = np.arange(len(values))
+    reach = np.minimum(width, np.minimum(index, index[::-1]))  # symmetric at the ends too: no lag, no bias
+    low, high = index - reach, index + reach + 1
+    return np.where(known, (total[high] - total[low]) / np.maximum(count[high] - count[low], 1), np.nan)
+
+
+def _label_ends(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) -> None:
+    """Names each curve and states its last value, right of the axes at the height where the curve ends."""
+    low, high = axes.get_ylim()
+    gap = 0.11 * (high - low)  # two lines of text
+    ends = {name: values[np.isfinite(values)][-1] for name, (_, values) in losses.items()}
+    heights = dict(ends)
+    if len(ends) == 2 and abs(ends["train"] - ends["eval"]) < gap:
+        upper, lower = sorted(ends, key=lambda name: ends[name], reverse=True)
+        middle = max((ends[upper] + ends[lower]) / 2, low + gap)
+        heights = {upper: middle + gap / 2, lower: middle - gap / 2}
+    for name, (steps, values) in losses.items():
+        text = f"{name} {values[-1]:.4f}"
+        if name == "eval":
+            best = int(np.nanargmin(values))
+            if best < len(values) - 1:
+                text += f"\nbest {values[best]:.4f} at {steps[best]:,}"
+        axes.annotate(
+            text,
+            (1.01, heights[name]),
+            xycoords=("axes fraction", "data"),
+            color=_COLORS[name],
+            va="center",
+            annotation_clip=False,
+        )
+
+
+def _frame(axes: Axes) -> None:
+    axes.grid(color="#e5e5e5", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#aaaaaa")
+    axes.tick_params(color="#aaaaaa")
+    axes.margins(x=0.01)

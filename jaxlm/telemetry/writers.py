@@ -1,0 +1,218 @@
+"""Where metrics go: metrics.jsonl (the record), TensorBoard, Weights & Biases.
+
+A resumed run has each step once: what an earlier process wrote after the checkpoint is dropped, since it comes again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import os
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxlm.config import flat
+from jaxlm.errors import ConfigError, DataError, JaxlmError, nearest
+
+METRICS = "metrics.jsonl"
+_NON_FINITE = ("nan", "inf", "-inf")
+
+
+class Writer(Protocol):
+    """One place where metrics go. May raise; `Writers` deals with it."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Writers:
+    """Several writers as one. A writer that raises is switched off with a warning; it never ends the run."""
+
+    def __init__(self, writers: Mapping[str, Writer]):
+        self._writers = dict(writers)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Writes scalars of completed step `step`; steps never decrease, and may repeat (train and eval rows)."""
+        numbers = {name: float(value) for name, value in metrics.items()}
+        for name, writer in list(self._writers.items()):
+            try:
+                writer.write(step, numbers)
+            except Exception as error:
+                del self._writers[name]
+                _warn(name, f"is off from step {step}", error)
+                with contextlib.suppress(Exception):
+                    writer.close()
+
+    def close(self) -> None:
+        """Flushes and closes all; a second call does nothing."""
+        while self._writers:
+            name, writer = self._writers.popitem()
+            try:
+                writer.close()
+            except Exception as error:
+                _warn(name, "did not close well", error)
+
+    def __enter__(self) -> Writers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any], resume_step: int) -> Writers:
+    """Opens writers by name: "jsonl", "tensorboard", "wandb". For one process of the run only.
+
+    Args:
+      workdir: the run directory; created if missing.
+      config: the resolved config, shown with the run where a writer can.
+      resume_step: completed steps of the checkpoint that the run continues from, 0 for none. Rows of later steps are
+        dropped, or hidden where they can't be.
+
+    Raises:
+      ConfigError: an unknown name, wandb is not installed, or it is not logged in.
+      DataError: an existing metrics.jsonl is damaged before its last line.
+      OSError: the run directory can't be written.
+    """
+    kinds: dict[str, Callable[[Path, Mapping[str, Any], int], Writer]]
+    kinds = {"jsonl": _Jsonl, "tensorboard": _TensorBoard, "wandb": _Wandb}
+    for name in names:
+        if name not in kinds:
+            raise ConfigError(f"unknown writer {name!r} in log.writers: {nearest(name, kinds)}")
+    workdir.mkdir(parents=True, exist_ok=True)
+    opened: dict[str, Writer] = {}
+    for name in names:
+        try:
+            opened[name] = kinds[name](workdir, config, resume_step)
+        except (JaxlmError, OSError):
+            Writers(opened).close()
+            raise
+        except Exception as error:  # such as a server that is down, which must not keep a run from resuming
+            _warn(name, "is off", error)
+    return Writers(opened)
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, non-finite numbers as floats again. A torn last line, of a killed run, is left out.
+
+    Raises:
+      DataError: a line before the last is not a row.
+      OSError: the file can't be read.
+    """
+    return [
+        {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
+        for _, row in _rows(path.read_bytes(), path)
+    ]
+
+
+class _Jsonl:
+    """Rows `{"step": 10, "time": <unix seconds>, "train/loss": ...}`, flushed one by one."""
+
+    def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
+        path = workdir / METRICS
+        if path.exists():
+            _drop_after(resume_step, path)
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        # JSON has no NaN: a bare one would make the file unreadable for all but Python
+        numbers = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
+        row = {"step": step, "time": round(time.time(), 3), **numbers}
+        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _TensorBoard:
+    def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
+        from tensorboardX import SummaryWriter
+
+        # It warns of a nan without saying where; the training loop says it better.
+        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
+        # Event files only grow; a purge step tells TensorBoard which of the earlier events to hide. Also from step 0:
+        # the run may have been killed before its first checkpoint.
+        self._writer = SummaryWriter(str(workdir), purge_step=resume_step + 1, flush_secs=10)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
+        try:
+            import wandb
+        except ImportError as error:
+            raise ConfigError("log.writers has 'wandb', which is not installed: pip install jaxlm[wandb]") from error
+
+        # In a file, so that the run stays the same one when its directory moves, and a new one when it is deleted.
+        id_file = workdir / "wandb_id"
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(4))
+        try:
+            self._run = wandb.init(
+                dir=workdir,
+                project="jaxlm",
+                name=workdir.resolve().name,
+                id=id_file.read_text().strip(),
+                resume="allow",
+                config=flat(config),
+                allow_val_change=True,  # a run that resumes with more steps
+                settings=wandb.Settings(quiet=True, console="off"),  # capturing the console breaks the progress bar
+            )
+        except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
+            hint = "run `wandb login`, set WANDB_MODE=offline, or take 'wandb' out of log.writers"
+            raise ConfigError(f"wandb does not start: {error}; {hint}") from error
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        # Steps up to where an earlier process came can't be logged again; the numbers would be the same.
+        if step >= self._run.step:
+            self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _rows(text: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
+    """Each line and the row that it holds. No proper prefix of a row is valid JSON, so a torn line always shows."""
+    lines = [line for line in text.split(b"\n") if line.strip()]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
+                raise ValueError("not an object with a step")
+        except ValueError as error:
+            if number == len(lines):
+                break
+            raise DataError(f"{path}, row {number} of {len(lines)}: {error}; remove this line") from error
+        rows.append((line, row))
+    return rows
+
+
+def _drop_after(step: int, path: Path) -> None:
+    old = path.read_bytes()
+    new = b"".join(line + b"\n" for line, row in _rows(old, path) if row["step"] <= step)
+    if new != old:
+        part = path.with_name(path.name + ".part")
+        with part.open("wb") as file:
+            file.write(new)
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+
+
+def _warn(name: str, what: str, error: Exception) -> None:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    print(f"warning: writer {name!r} {what}: {reason}", file=sys.stderr)

@@ -1,0 +1,229 @@
+import json
+import math
+import struct
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxlm import config
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.telemetry.writers import Writers, open_writers, read_jsonl
+
+CONFIG = config.resolve(config.default())
+
+
+def steps(workdir):
+    return [row["step"] for row in read_jsonl(workdir / "metrics.jsonl")]
+
+
+def write(workdir, wanted, resume_step=0, names=("jsonl",)):
+    with open_writers(names, workdir, CONFIG, resume_step) as writers:
+        for step in wanted:
+            writers.write(step, {"train/loss": 1 / step})
+
+
+class TestJsonl:
+    def test_row(self, tmp_path):
+        with open_writers(["jsonl"], tmp_path / "new" / "run", CONFIG, 0) as writers:
+            writers.write(10, {"train/loss": 3.25, "optim/grad_norm": 0.1})
+            # before close: a reader, or a kill, sees each row at once
+            row = json.loads((tmp_path / "new" / "run" / "metrics.jsonl").read_text())
+        assert list(row) == ["step", "time", "train/loss", "optim/grad_norm"]
+        assert (row["step"], row["train/loss"], row["optim/grad_norm"]) == (10, 3.25, 0.1)
+        assert row["time"] == round(row["time"], 3) > 1.7e9
+
+    def test_non_finite_numbers_are_strings_in_json_and_floats_when_read(self, tmp_path):
+        with open_writers(["jsonl"], tmp_path, CONFIG, 0) as writers:
+            writers.write(1, {"a": math.nan, "b": math.inf, "c": -math.inf})
+
+        def refuse(name):
+            raise AssertionError(f"{name} is not JSON")
+
+        raw = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=refuse)
+        assert (raw["a"], raw["b"], raw["c"]) == ("nan", "inf", "-inf")
+        (row,) = read_jsonl(tmp_path / "metrics.jsonl")
+        assert math.isnan(row["a"]) and row["b"] == math.inf and row["c"] == -math.inf
+
+    @pytest.mark.parametrize(("resume_step", "left"), [(0, []), (2, [1, 2]), (3, [1, 2, 3]), (9, [1, 2, 3, 4])])
+    def test_resume_drops_later_rows(self, tmp_path, resume_step, left):
+        write(tmp_path, [1, 2, 3, 4])
+        write(tmp_path, [], resume_step)
+        assert steps(tmp_path) == left
+        assert [path.name for path in tmp_path.iterdir()] == ["metrics.jsonl"]
+
+    def test_kept_rows_keep_their_bytes(self, tmp_path):
+        write(tmp_path, [1, 2])
+        path = tmp_path / "metrics.jsonl"
+        old = path.read_bytes()
+        write(tmp_path, [3], resume_step=2)
+        assert path.read_bytes().startswith(old)
+
+    @settings(max_examples=60, deadline=None)
+    @given(share=st.floats(0, 1), resume_step=st.integers(0, 5))
+    def test_a_run_killed_anywhere_resumes_without_doubles_or_gaps(self, share, resume_step):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "metrics.jsonl"
+            write(Path(folder), range(1, 6))
+            whole = path.read_bytes()
+            torn = whole[: round(share * len(whole))]
+            path.write_bytes(torn)
+            complete = torn.count(b"}")
+            assert steps(path.parent) == list(range(1, complete + 1))
+            resume_step = min(resume_step, complete)  # a checkpoint's rows were flushed before it
+            write(path.parent, range(resume_step + 1, 6), resume_step)
+            assert steps(path.parent) == [1, 2, 3, 4, 5]
+            assert path.read_bytes().endswith(b"\n")
+
+    def test_zeros_that_a_power_loss_left_are_torn_too(self, tmp_path):
+        write(tmp_path, [1, 2])
+        with (tmp_path / "metrics.jsonl").open("ab") as file:
+            file.write(bytes(100))
+        assert steps(tmp_path) == [1, 2]
+
+    @pytest.mark.parametrize("line", ["{torn", "12", '{"loss": 1}'])
+    def test_damage_before_the_last_line_is_an_error(self, tmp_path, line):
+        path = tmp_path / "metrics.jsonl"
+        path.write_text('{"step": 1}\n' + line + '\n{"step": 3}\n')
+        with pytest.raises(DataError, match="row 2 of 3"):
+            read_jsonl(path)
+
+
+class Failing:
+    def __init__(self):
+        self.calls = []
+
+    def write(self, step, metrics):
+        self.calls.append(step)
+        raise OSError(28, "No space left on device")
+
+    def close(self):
+        raise OSError("not closed\neither")
+
+
+class Recording:
+    def __init__(self):
+        self.rows, self.closed = [], 0
+
+    def write(self, step, metrics):
+        self.rows.append((step, dict(metrics)))
+
+    def close(self):
+        self.closed += 1
+
+
+class TestWriters:
+    def test_a_failing_writer_is_switched_off_with_one_line(self, capsys):
+        failing, recording = Failing(), Recording()
+        with Writers({"bad": failing, "good": recording}) as writers:
+            writers.write(1, {"loss": 1})
+            writers.write(2, {"loss": 2})
+        assert failing.calls == [1]
+        assert recording.rows == [(1, {"loss": 1.0}), (2, {"loss": 2.0})] and recording.closed == 1
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("warning: writer 'bad' is off from step 1: OSError") and "No space left" in line
+
+    def test_a_writer_that_fails_to_close_does_not_keep_others_open(self, capsys):
+        recording = Recording()
+        writers = Writers({"good": recording, "bad": Failing()})
+        writers.close()
+        writers.close()
+        assert recording.closed == 1
+        assert capsys.readouterr().err == "warning: writer 'bad' did not close well: OSError: not closed either\n"
+
+    def test_unknown_name(self, tmp_path):
+        with pytest.raises(ConfigError, match="'tensorbord'.*did you mean 'tensorboard'"):
+            open_writers(["jsonl", "tensorbord"], tmp_path / "run", CONFIG, 0)
+        assert not (tmp_path / "run").exists()
+
+    def test_importing_telemetry_imports_no_optional_library(self):
+        code = (
+            "import sys, jaxlm.telemetry.writers, jaxlm.telemetry.progress, jaxlm.telemetry.curves\n"
+            "import jaxlm.telemetry.flops\n"
+            "print({'tensorboardX', 'wandb', 'matplotlib', 'rich'} & set(sys.modules))"
+        )
+        assert subprocess.check_output([sys.executable, "-c", code], text=True) == "set()\n"
+
+
+def events(workdir):
+    """All events of all files, in TensorBoard's order: records of (length, crc, event, crc)."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for path in sorted(workdir.glob("events.out.tfevents.*")):
+        data = path.read_bytes()
+        while data:
+            (length,) = struct.unpack("<Q", data[:8])
+            found.append(Event.FromString(data[12 : 12 + length]))
+            data = data[16 + length :]
+    return found
+
+
+class TestTensorBoard:
+    def test_scalars_are_readable(self, tmp_path, capfd):
+        with open_writers(["tensorboard"], tmp_path, CONFIG, 0) as writers:
+            writers.write(1, {"train/loss": 2.5})
+            writers.write(2, {"train/loss": math.nan})
+        scalars = [
+            (event.step, value.tag, value.simple_value) for event in events(tmp_path) for value in event.summary.value
+        ]
+        assert scalars[0] == (1, "train/loss", 2.5)
+        assert scalars[1][:2] == (2, "train/loss") and math.isnan(scalars[1][2])
+        assert capfd.readouterr().err == ""
+
+    def test_resume_hides_later_events(self, tmp_path):
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        write(tmp_path, [], 7, ["tensorboard"])
+        starts = [event.step for event in events(tmp_path) if event.session_log.status == SessionLog.START]
+        assert starts == [8]  # TensorBoard hides what earlier files hold from step 8 on
+
+
+class TestWandb:
+    def test_not_installed(self, tmp_path, monkeypatch):
+        monkeypatch.setitem(sys.modules, "wandb", None)
+        with pytest.raises(ConfigError, match=r"pip install jaxlm\[wandb\]"):
+            open_writers(["jsonl", "wandb"], tmp_path, CONFIG, 0)
+
+    def test_offline(self, tmp_path, monkeypatch):
+        wandb = pytest.importorskip("wandb")
+        monkeypatch.setenv("WANDB_MODE", "offline")
+        with open_writers(["wandb"], tmp_path, CONFIG, 0) as writers:
+            assert wandb.run.name == tmp_path.name and wandb.run.project == "jaxlm"
+            assert wandb.run.config["optimizer.scale_by_adam.b1"] == 0.9
+            first = wandb.run.id
+            writers.write(1, {"train/loss": 2.5})
+        (file,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+        assert b"train/loss" in file.read_bytes()
+        with open_writers(["wandb"], tmp_path, CONFIG, 1):
+            assert wandb.run.id == first
+
+    def test_rows_that_an_earlier_process_logged_are_not_logged_again(self, tmp_path, monkeypatch):
+        wandb = pytest.importorskip("wandb")
+        logged = []
+        run = SimpleNamespace(step=5, log=lambda metrics, step: logged.append(step), finish=lambda: None)
+        monkeypatch.setattr(wandb, "init", lambda **_: run)
+        write(tmp_path, [3, 4, 5, 6], 2, ["wandb"])
+        assert logged == [5, 6]
+
+    def test_not_logged_in_is_an_error_and_an_absent_server_a_warning(self, tmp_path, monkeypatch, capsys):
+        wandb = pytest.importorskip("wandb")
+
+        def start(error):
+            def init(**_):
+                raise error
+
+            monkeypatch.setattr(wandb, "init", init)
+            return open_writers(["jsonl", "wandb"], tmp_path, CONFIG, 0)
+
+        with pytest.raises(ConfigError, match="wandb login"):
+            start(wandb.errors.UsageError("no API key"))
+        with start(wandb.errors.CommError("timed out")) as writers:
+            writers.write(1, {})
+        assert capsys.readouterr().err == "warning: writer 'wandb' is off: CommError: timed out\n"
+        assert steps(tmp_path) == [1]
