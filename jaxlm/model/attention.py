@@ -1,0 +1,99 @@
+"""Causal attention, by cuDNN where it serves and else in blocks that skip what lies above the diagonal.
+
+Shape letters: B batch, T query position, S key position, H heads, K head dimension.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+BLOCK = 128
+"""Queries per block. At T = 256 and 64 to 128 queries a block the CPU was fastest."""
+
+MASKED = -1e30
+"""A masked score: finite, so that a row with nothing to attend to gives no NaN."""
+
+
+def causal(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BTHK: Float[Array, "B T H K"],
+    v_BTHK: Float[Array, "B T H K"],
+    *,
+    segment_ids_BT: Int[Array, "B T"] | None = None,
+    dropout: Float[Array, ""] | float | None = None,
+    key: Key[Array, ""] | None = None,
+    implementation: str = "auto",
+) -> Float[Array, "B T H K"]:
+    """softmax(q k^T / sqrt(K)) v over the keys at or before each query, and of its segment.
+
+    Scores and softmax are float32, the products are of the inputs' dtype.
+
+    Args:
+      segment_ids_BT: positions attend only within equal ids; None is one segment.
+      dropout: rate in [0, 1) on the attention probabilities; None is off. Needs `key`.
+      implementation: "cudnn" (raises where it can't serve), "blockwise", or "auto".
+    """
+    if implementation == "auto":
+        implementation = "cudnn" if dropout is None and cudnn_serves(q_BTHK) else "blockwise"
+    if implementation == "cudnn":
+        if dropout is not None:
+            raise ValueError("cuDNN's attention has no dropout; ask for 'blockwise' or 'auto'")
+        same = None if segment_ids_BT is None else _same_segment(segment_ids_BT, segment_ids_BT)[:, None]
+        return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=same, is_causal=True, implementation="cudnn")
+    T = q_BTHK.shape[1]
+    blocks = []
+    for start in range(0, T, BLOCK):
+        stop = min(start + BLOCK, T)
+        mask = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
+        if segment_ids_BT is not None:
+            mask = mask & _same_segment(segment_ids_BT[:, start:stop], segment_ids_BT[:, :stop])
+        block_key = None if key is None else jax.random.fold_in(key, start)
+        blocks.append(
+            masked(q_BTHK[:, start:stop], k_BTHK[:, :stop], v_BTHK[:, :stop], mask, dropout=dropout, key=block_key)
+        )
+    return blocks[0] if len(blocks) == 1 else jnp.concatenate(blocks, axis=1)
+
+
+def masked(
+    q_BTHK: Float[Array, "B T H K"],
+    k_BSHK: Float[Array, "B S H K"],
+    v_BSHK: Float[Array, "B S H K"],
+    mask_BTS: Bool[Array, "#B T S"],
+    *,
+    dropout: Float[Array, ""] | float | None = None,
+    key: Key[Array, ""] | None = None,
+) -> Float[Array, "B T H K"]:
+    """Attention where `mask_BTS` is True, with the scores in full: for one block, and for decoding from a cache."""
+    scale = q_BTHK.shape[-1] ** -0.5
+    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
+    scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS, MASKED)
+    weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
+    if dropout is not None:
+        weights_BHTS = drop(weights_BHTS, dropout, key)
+    return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
+
+
+def drop(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key[Array, ""] | None) -> Float[Array, "..."]:
+    """Inverted dropout with a traced rate: zero with probability `rate`, else scaled by 1 / (1 - rate)."""
+    if key is None:
+        raise ValueError("dropout needs a key")
+    keep = 1.0 - jnp.asarray(rate, jnp.float32)
+    kept = jax.random.bernoulli(key, keep, x.shape)
+    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+
+
+def cudnn_serves(q_BTHK: Float[Array, "B T H K"]) -> bool:
+    """Whether cuDNN's fused attention takes such queries here: a GPU, bf16 or fp16, a head dimension that is a
+    multiple of 8 and at most 128."""
+    return (
+        jax.default_backend() == "gpu"
+        and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+        and q_BTHK.shape[-1] % 8 == 0
+        and q_BTHK.shape[-1] <= 128
+    )
+
+
+def _same_segment(a_BT: Int[Array, "B T"], b_BS: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
+    return a_BT[:, :, None] == b_BS[:, None, :]

@@ -1,0 +1,1 @@
+"""Optimizers as data: see `jaxlm.optim.chain`."""
