@@ -1,0 +1,64 @@
+"""python -m jaxlm.main --config=configs/x.py[:arg] --workdir=DIR [--config.a.b=v ...] [--explain]"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlm import config
+from jaxlm.errors import ConfigError, exit_code
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Trains a config, or resumes it; exit codes as in `jaxlm.errors`."""
+    parser = argparse.ArgumentParser(prog="python -m jaxlm.main", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("--config", required=True, help="a Python file with get_config(arg), as path[:arg]")
+    parser.add_argument("--workdir", help="run directory; default runs/<config name>")
+    parser.add_argument("--explain", action="store_true", help="print what the config means, and exit")
+    args, rest = parser.parse_known_args(argv)
+
+    def run() -> int:
+        cfg = config.override(config.load(args.config), overrides(rest))
+        workdir = args.workdir or f"runs/{name(args.config)}"
+        if args.explain:
+            from jaxlm.training.explain import explain
+
+            print(explain(cfg))
+            return 0
+        from jaxlm.training.loop import train
+
+        return train(cfg, workdir).exit_code
+
+    return exit_code(run)
+
+
+def overrides(rest: Sequence[str]) -> dict[str, str]:
+    """{"a.b": "v"} of `--config.a.b=v` and `--config.a.b v`.
+
+    Raises:
+      ConfigError: something else is on the command line.
+    """
+    out: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        match = re.fullmatch(r"--config\.([\w.]+)(?:=(.*))?", word, re.DOTALL)
+        if not match:
+            raise ConfigError(f"unknown flag {word!r}; fields of the config are set as --config.steps=100")
+        value = match[2] if match[2] is not None else next(words, None)
+        if value is None:
+            raise ConfigError(f"{word} lacks its value")
+        out[match[1]] = value
+    return out
+
+
+def name(spec: str) -> str:
+    """The run's name: configs/x.py:arg -> x-arg."""
+    file, _, arg = spec.partition(":")
+    return "-".join(filter(None, [Path(file).stem, re.sub(r"[^\w.]+", "-", arg)]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

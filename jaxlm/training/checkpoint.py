@@ -1,0 +1,138 @@
+"""Checkpoints by Orbax: checkpoints/<step>/{state,data,config}, written while training goes on.
+
+A step's directory counts only once its commit file is there; half-written ones are removed at the next start.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple
+
+import jax
+import orbax.checkpoint as ocp
+from ml_collections import FrozenConfigDict
+from orbax.checkpoint import checkpoint_managers, options
+
+from jaxlm import config, tree
+from jaxlm.errors import DataError
+from jaxlm.training.step import State
+
+
+class Restored(NamedTuple):
+    state: State
+    data: dict[str, Any]  # where the data stands, and of what data; see `loop`
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Close it, or use it as a context, so that the last save is whole.
+
+    Args:
+      directory: the run's `checkpoints` directory; made when writing.
+      keep: so many of the latest stay.
+      best: and the one with the lowest value of this metric; "" for none.
+      writable: False for reading only: makes nothing, removes nothing.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 1, best: str = "", writable: bool = True):
+        self.directory = directory.absolute()
+        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
+        if best:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: -metrics.get(best, math.inf),
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            item_handlers={
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "config": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                atomicity_options=options.AtomicityOptions(mode=options.AtomicityMode.COMMIT_FILE),
+                create=writable,
+                cleanup_tmp_directories=writable,
+            ),
+        )
+
+    def steps(self) -> list[int]:
+        """The whole checkpoints, oldest first."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: State, data: dict[str, Any], cfg: FrozenConfigDict, metrics: dict[str, float]) -> None:
+        """Starts a save of the state under its step; a step that is there already is left as it is.
+
+        Args:
+          data: JSON values.
+          metrics: what `best` is looked up in; empty where nothing was evaluated at this step.
+        """
+        step = int(state.step)
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(data),
+                config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
+            ),
+            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+        )
+
+    def restore(self, like: State, step: int | None = None) -> Restored:
+        """The state of a step, the latest by default, with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          DataError: no such step, or other parameters than `like` has.
+        """
+        steps = self.steps()
+        if not steps or (step is not None and step not in steps):
+            asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
+            raise DataError(f"{asked} in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}")
+        step = steps[-1] if step is None else step
+        self._check(like, step)
+        items = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+        )
+        return Restored(State(*items.state), items.data)
+
+    def _check(self, like: State, step: int) -> None:
+        """Orbax casts another dtype silently and words other shapes badly."""
+        saved = self._manager.item_metadata(step).state.tree
+        found = dict(zip(tree.paths(saved), map(_kind, jax.tree.leaves(saved)), strict=True))
+        wanted = dict(zip(tree.paths(like), map(_kind, jax.tree.leaves(like)), strict=True))
+        for path in sorted(found | wanted):
+            if found.get(path) != wanted.get(path):
+                raise DataError(
+                    f"checkpoint {self.directory / str(step)} holds {found.get(path, 'nothing')} as {path!r}; "
+                    f"this config expects {wanted.get(path, 'nothing')}"
+                )
+
+    def wait(self) -> None:
+        """Blocks until all that was saved is whole; errors of a save come up here."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _kind(leaf: Any) -> str:
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)  # as it is stored
+    return f"{leaf.dtype}{list(leaf.shape)}"

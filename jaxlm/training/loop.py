@@ -1,0 +1,284 @@
+"""The one impure loop: data in; steps, metrics and checkpoints out."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm import config, data, tree
+from jaxlm.errors import ConfigError, DataError, DivergedError
+from jaxlm.evals import perplexity
+from jaxlm.optim import chain
+from jaxlm.telemetry import curves
+from jaxlm.telemetry.flops import flops_per_token
+from jaxlm.telemetry.progress import Progress
+from jaxlm.telemetry.writers import open_writers
+from jaxlm.training import parallel, rundir, step
+from jaxlm.training.checkpoint import Checkpoints
+from jaxlm.training.recorder import Recorder
+from jaxlm.training.signals import Signals
+from jaxlm.training.step import State
+
+
+class Result(NamedTuple):
+    status: str  # "done", "stopped early", "preempted" or "interrupted"
+    exit_code: int  # 0, 0, 75 or 130
+    state: State
+    metrics: dict[str, float]  # of the last evaluation; empty where there was none
+    workdir: Path
+
+
+class Best(NamedTuple):
+    """The lowest value of a metric so far, and for how many evaluations it has stood."""
+
+    value: float | None = None
+    stale: int = 0
+
+    def seen(self, value: float, min_delta: float = 0.0) -> Best:
+        better = math.isfinite(value) and (self.value is None or value < self.value - min_delta)
+        return Best(value) if better else Best(self.value, self.stale + 1)
+
+
+class Position(NamedTuple):
+    """What a checkpoint holds beside the state, as JSON."""
+
+    sequences: int  # training sequences seen
+    tokens: str  # sha256 of the training tokens
+    best: Best = Best()  # of checkpoint.best
+    patience: Best = Best()  # of early_stopping.metric
+
+
+def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
+    """Trains as the config says, in a run directory; goes on from its latest checkpoint if there is one.
+
+    Args:
+      cfg: complete, from `jaxlm.config.default()` or a file of `configs/`.
+      workdir: the run directory.
+
+    Returns:
+      the final state and the metrics of the last evaluation. Where `exit_code` is 75 (SIGTERM) or 130 (SIGINT),
+      the run goes on when called again.
+
+    Raises:
+      ConfigError: the config is wrong, or another run lives in `workdir`.
+      DataError: data is missing or broken, or the run directory can't be written.
+      DivergedError: the loss became non-finite; the checkpoints from before are kept.
+    """
+    workdir = Path(workdir)
+    cfg, opened = prepare(cfg)
+    changed = rundir.prepare(workdir, cfg, opened.tokenizer)
+    with contextlib.ExitStack() as stack:
+        signals = stack.enter_context(Signals())
+        keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
+        run = _Run(cfg, workdir, opened, checkpoints, signals)
+        status = "failed"
+        stack.callback(lambda: rundir.write_status(workdir, status, run.done))
+        progress = Progress(cfg.steps, run.done, cfg.log.progress, every=cfg.log.every)
+        log = stack.enter_context((workdir / "log.txt").open("a", encoding="utf-8"))
+        stack.enter_context(progress)
+
+        def say(text: str) -> None:
+            progress.say(text)
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=log, flush=True)
+
+        rundir.write_status(workdir, "running", run.done)
+        for line in changed:
+            say(line)
+        try:
+            with open_writers(cfg.log.writers, workdir, cfg, run.done) as writers:
+                status = run.go(run.recorder(writers, progress), say)
+        except DivergedError:
+            status = "diverged"
+            raise
+        except KeyboardInterrupt:
+            status = "interrupted"
+            raise
+        if curve := curves.draw(workdir):
+            say(f"loss curve: {curve}")
+        exit_code = signals.exit_code if signals.caught else 0
+        return Result(status, exit_code, run.state, run.metrics, workdir)
+
+
+def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data]:
+    """The config with all that is derived from the data, and the data.
+
+    Raises:
+      ConfigError, DataError: as `train`.
+    """
+    cfg = config.resolve(cfg)
+    chain.stages(cfg.optimizer.to_dict())  # before a corpus is tokenized for nothing
+    opened = data.open(cfg.data, progress=cfg.log.progress)
+    needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
+    if given and given < needed:
+        raise ConfigError(f"model.vocab_size={given}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids")
+    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened
+
+
+def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
+    """(first step, number of steps) of each dispatch from `start` to the end of the run.
+
+    Calls end at multiples of steps_per_call, at evaluations and at checkpoints. So they depend on where a run is,
+    not on where it was resumed, and neither do its bits.
+    """
+    out = []
+    while start < cfg.steps:
+        marks = (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every)
+        stop = min([cfg.steps, *((start // every + 1) * every for every in marks if every)])
+        out.append((start, stop - start))
+        start = stop
+    return out
+
+
+class _Run:
+    """A run in progress: its state, where its data stands, and what may be done with them."""
+
+    def __init__(
+        self, cfg: FrozenConfigDict, workdir: Path, opened: data.Data, checkpoints: Checkpoints, signals: Signals
+    ):
+        self.cfg, self.workdir, self.checkpoints, self.signals = cfg, workdir, checkpoints, signals
+        self.mesh = parallel.mesh(cfg.parallel, cfg.data.batch_size, cfg.data.micro_batches)
+        structure, self.hparams = step.split(cfg)
+        program = step.build(structure)
+        self.one = parallel.compile(program.train_step, self.mesh, donate=(1,))
+        self.many = parallel.compile(parallel.repeat(program.train_step), self.mesh, donate=(1,))
+        self.eval_step = parallel.compile(program.eval_step, self.mesh)
+        T = cfg.model.context_length
+        self.batches = data.Batches(opened.train.tokens, cfg.data.batch_size, T, cfg.seed)
+        self.validation = None
+        if opened.validation is not None and cfg.eval.every:
+            self.validation = data.evaluation(opened.validation.tokens, cfg.data.batch_size, T, cfg.eval.batches)
+            self.bytes_per_token = opened.validation.num_bytes / opened.validation.num_tokens
+        self.metrics: dict[str, float] = {}
+
+        init = parallel.compile(program.init, self.mesh)
+        key = jax.random.key(cfg.seed)
+        self.position = Position(0, opened.train.sha256)
+        if checkpoints.steps():
+            shapes = jax.eval_shape(program.init, key, self.hparams)
+            restored = checkpoints.restore(
+                jax.tree.map(
+                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(self.mesh)), shapes
+                )
+            )
+            self.state = restored.state
+            self.position = _position(restored.data)
+            if self.position.tokens != opened.train.sha256:
+                raise DataError(
+                    f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
+                    f"{workdir} began with; give another --workdir, or the data that it began with"
+                )
+        else:
+            self.state = init(key, self.hparams)
+        self.done = int(self.state.step)
+
+    def recorder(self, writers: Any, progress: Progress) -> Recorder:
+        model, T = self.cfg.model, self.cfg.model.context_length
+        matmuls = tree.size(self.state.params) - tree.size(self.state.params["wpe"])
+        return Recorder(
+            writers,
+            progress,
+            every=self.cfg.log.every,
+            tokens_per_step=self.cfg.data.batch_size * T,
+            tokens_before=self.position.sequences * T,
+            flops_per_token=flops_per_token(matmuls, model.num_layers, T, model.embed_dim),
+            dtype=model.dtype,
+        )
+
+    def go(self, recorder: Recorder, say: Callable[[str], None]) -> str:
+        """Trains to the end, or to the first reason to stop; returns the status."""
+        cfg, started = self.cfg, self.done
+        say(self.describe())
+        if started >= cfg.steps:
+            say(f"already at step {started} of {cfg.steps}; raise --config.steps to go on")
+            return "done"
+        compiled: set[int] = set()
+        plan = calls(started, cfg)
+        with data.prefetch(lambda i: self.batch(started, *plan[i]), 0, len(plan)) as batches:
+            for (first, count), batch in zip(plan, batches, strict=True):
+                begin = time.perf_counter()
+                advance = self.one if count == 1 else self.many
+                self.state, metrics = advance(self.hparams, self.state, batch)
+                if count not in compiled:
+                    compiled.add(count)
+                    say(f"compiled the step in {time.perf_counter() - begin:.1f} s")
+                recorder.take(first, count, metrics)
+                self.done = first + count
+                if status := self.between_steps(recorder, say, started):
+                    return status
+        return "done"
+
+    def between_steps(self, recorder: Recorder, say: Callable[[str], None], started: int) -> str:
+        """Evaluates and saves where it is time to; returns why to stop, or ""."""
+        cfg, done = self.cfg, self.done
+        last = done == cfg.steps
+
+        def due(every: int) -> bool:
+            return every > 0 and (last or done % every == 0)
+
+        evaluate, save, stop = due(cfg.eval.every) and self.validation, due(cfg.checkpoint.every), ""
+        if not (evaluate or save or last or self.signals.caught):
+            return ""
+        recorder.flush()  # raises if the loss is not finite: such a state is neither evaluated nor saved
+        metrics: dict[str, float] = {}
+        if evaluate:
+            metrics = self.metrics = self.evaluate()
+            recorder.write(done, metrics)
+            best, patience = self.position.best, self.position.patience
+            if (value := metrics.get(cfg.checkpoint.best)) is not None:
+                best = best.seen(value)
+                save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
+            if (value := metrics.get(cfg.early_stopping.metric)) is not None:
+                patience = patience.seen(value, cfg.early_stopping.min_delta)
+                if 0 < cfg.early_stopping.patience <= patience.stale:
+                    stop = "stopped early"
+                    say(f"stopped early: {cfg.early_stopping.metric} has not improved on {patience.value:.4f}")
+            self.position = self.position._replace(best=best, patience=patience)
+        if self.signals.caught:
+            save, stop = True, "interrupted" if self.signals.exit_code == 130 else "preempted"
+            say(f"{self.signals.caught.name} at step {done}: saving; run the same command again to go on")
+        if save or (stop and cfg.checkpoint.every):
+            position = self.position._replace(sequences=self.sequences(started, done))
+            self.checkpoints.save(self.state, position._asdict(), cfg, metrics)
+            rundir.write_status(self.workdir, "running", done)
+        return stop
+
+    def sequences(self, started: int, now: int) -> int:
+        """Training sequences seen at a step: those before this process, and a batch a step since."""
+        return self.position.sequences + (now - started) * self.cfg.data.batch_size
+
+    def batch(self, started: int, first: int, count: int) -> dict[str, jax.Array]:
+        """The batch of a call, on the devices: [B, T], or [count, B, T]."""
+        B = self.cfg.data.batch_size
+        rows = self.batches.rows(self.sequences(started, first), count * B)
+        if count > 1:
+            rows = {name: x.reshape(count, B, -1) for name, x in rows.items()}
+        return parallel.put(rows, self.mesh)
+
+    def evaluate(self) -> dict[str, float]:
+        assert self.validation is not None
+        batches: Iterator[dict[str, jax.Array]] = (parallel.put(batch, self.mesh) for batch in self.validation)
+        return perplexity.evaluate(
+            lambda batch: self.eval_step(self.state, batch), batches, bytes_per_token=self.bytes_per_token
+        )
+
+    def describe(self) -> str:
+        B, T = self.cfg.data.batch_size, self.cfg.model.context_length
+        device = jax.devices()[0]
+        epochs = self.cfg.steps * B / self.batches.num_windows
+        resumed = f"; resumed at step {self.done}" if self.done else ""
+        return (
+            f"{tree.size(self.state.params):,} parameters, {self.batches.num_windows * T:,} training tokens, "
+            f"{B * T:,} tokens a step, {epochs:.2g} epochs, {self.mesh.size} x {device.device_kind}{resumed}"
+        )
+
+
+def _position(raw: dict[str, Any]) -> Position:
+    return Position(raw["sequences"], raw["tokens"], Best(*raw["best"]), Best(*raw["patience"]))

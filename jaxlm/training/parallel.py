@@ -1,0 +1,66 @@
+"""Where arrays live and how the pure step is compiled. The step knows none of this."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxlm.errors import ConfigError
+
+PyTree = Any
+
+
+def mesh(section: Any, batch_size: int, micro_batches: int) -> Mesh:
+    """The mesh of a config's `parallel` section: one axis, "data", along which a batch's rows are laid out.
+
+    Raises:
+      ConfigError: more devices than there are, or a batch that does not divide over them.
+    """
+    devices = jax.devices()
+    count = len(devices) if section.data == -1 else section.data
+    if count > len(devices):
+        raise ConfigError(f"parallel.data={count}, but JAX sees {len(devices)} devices")
+    if batch_size % (count * micro_batches):
+        raise ConfigError(
+            f"data.batch_size={batch_size} does not divide into {micro_batches} micro-batches over {count} devices; "
+            "change data.batch_size, data.micro_batches or parallel.data"
+        )
+    return Mesh(np.array(devices[:count]), ("data",))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """A host batch on the devices, its rows divided among them. Arrays are [B, T], or [steps, B, T]."""
+
+    def place(x: np.ndarray) -> jax.Array:
+        rows = ("data",) if x.ndim == 2 else (None, "data")
+        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*rows)))
+
+    return {name: place(x) for name, x in batch.items()}
+
+
+def compile(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """jit of a pure function over a mesh; results are replicated.
+
+    Args:
+      donate: positions of arguments whose buffers the results may take over.
+    """
+    return jax.jit(fn, donate_argnums=donate, out_shardings=replicated(mesh))
+
+
+def repeat(train_step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:
+    """Several steps as one function: (hparams, state, batches) -> (state, metrics), batches and metrics with a
+    leading axis of steps."""
+
+    def steps(hparams: PyTree, state: PyTree, batches: PyTree) -> tuple[PyTree, PyTree]:
+        return jax.lax.scan(lambda state, batch: train_step(hparams, state, batch), state, batches)
+
+    return steps

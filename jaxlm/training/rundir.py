@@ -1,0 +1,119 @@
+"""The run directory: which run lives there, how it stands, and what may change when it goes on.
+
+config.json  status.json  tokenizer.json  metrics.jsonl  log.txt  loss.png  checkpoints/<step>/...
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from pathlib import Path
+
+from ml_collections import FrozenConfigDict
+
+from jaxlm import config
+from jaxlm.data import tokenizers
+from jaxlm.errors import ConfigError, DataError
+
+FREE = (
+    "steps",
+    "steps_per_call",
+    "eval.",
+    "checkpoint.",
+    "early_stopping.",
+    "log.",
+    "parallel.",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+    "data.batch_size",
+    "data.micro_batches",
+    "data.cache_dir",
+)
+"""Fields that may differ when a run goes on: they change no parameter's shape and no batch's content."""
+
+
+def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Makes the run directory, or checks that this config may go on with the run in it. Writes config and tokenizer.
+
+    Returns:
+      what changed since the last time, as lines to say.
+
+    Raises:
+      ConfigError: another run lives there; names the fields and how to go on.
+      DataError: the tokenizer is another, or the directory can't be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"run directory {workdir} can't be made: {error.strerror}; give another --workdir") from error
+    changed = []
+    if (workdir / "config.json").exists():
+        old = read_config(workdir)
+        differing = config.differences(old, cfg)
+        fixed = {path: values for path, values in differing.items() if not path.startswith(FREE)}
+        if fixed:
+            listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
+            raise ConfigError(
+                f"run directory {str(workdir)!r} holds a run of another config: {listed}. "
+                "Give another --workdir for a new run, or leave these as they were to go on with that one"
+            )
+        if read_tokenizer(workdir).fingerprint != tokenizer.fingerprint:
+            raise DataError(
+                f"the tokenizer {cfg.data.tokenizer!r} differs from the one that {str(workdir)!r} was trained with; "
+                "give another --workdir, or the data that the run began with"
+            )
+        changed = [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
+    write(workdir / "config.json", config.to_json(cfg))
+    write(workdir / "tokenizer.json", tokenizer.to_json())
+    return changed
+
+
+def read_config(workdir: Path) -> FrozenConfigDict:
+    """The resolved config of a run.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    return config.from_json(_read(workdir / "config.json"))
+
+
+def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+      DataError: there is none, or it is damaged.
+    """
+    return tokenizers.from_json(_read(workdir / "tokenizer.json"))
+
+
+def write_status(workdir: Path, status: str, step: int) -> None:
+    """status.json: "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed"."""
+    process = {"pid": os.getpid(), "host": socket.gethostname()}
+    write(
+        workdir / "status.json", json.dumps({"status": status, "step": step, "time": round(time.time(), 3)} | process)
+    )
+
+
+def write(path: Path, text: str) -> None:
+    """Writes a file whole or not at all.
+
+    Raises:
+      DataError: the directory is read-only or full.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"{path} can't be written: {error.strerror}; give another --workdir or make room") from error
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise DataError(f"{path.parent} is no run directory: it has no {path.name}") from error

@@ -1,0 +1,144 @@
+"""The step is a pure function, and hyperparameters are its argument. How it is compiled is `parallel`'s story."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from ml_collections import FrozenConfigDict
+
+from jaxlm import config, tree
+from jaxlm.config import TRACED, Hparams
+from jaxlm.model import gpt2, losses
+from jaxlm.optim import chain
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+class State(NamedTuple):
+    """All that training changes: a pytree of arrays, with no functions inside."""
+
+    step: jax.Array  # int32[]: completed optimizer steps
+    params: PyTree
+    opt_state: PyTree
+    key: jax.Array  # the run's root key: constant, folded with the step where it is used
+
+
+class Program(NamedTuple):
+    """The pure functions of one structure."""
+
+    init: Callable[[jax.Array, Hparams], State]
+    train_step: Callable[[Hparams, State, Batch], tuple[State, Metrics]]
+    eval_step: Callable[[State, Batch], losses.TokenSums]  # weighted sums, to be added over batches
+    model: gpt2.Model
+
+
+def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
+    """`config.split` that keeps as constants the numbers which their transform can't take traced.
+
+    Raises:
+      ConfigError: the optimizer can't be built.
+    """
+    params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
+    spec = cfg.optimizer.to_dict()
+    for stage in chain.stages(spec):
+        if stage.where is not None:
+            tree.mask(params, stage.where)
+    return config.split(cfg, chain.static_arguments(spec, params, cfg.steps))
+
+
+def build(structure: FrozenConfigDict) -> Program:
+    """The program of a structure from `split`.
+
+    A batch holds `inputs`, `targets` int32[B, T], `weights` float32[B, T], and for packed documents `segment_ids`
+    and `positions` int32[B, T]. B is a multiple of `structure.micro_batches`. The loss is the weighted mean over
+    the whole batch, however it is split.
+    """
+    model = gpt2.build(structure.model)
+    spec = structure.optimizer.to_dict()
+    on = {name: value == TRACED for name, value in structure.loss.items()}
+    dropout_on = structure.model.dropout == TRACED
+
+    def optimizer(hparams: Hparams) -> optax.GradientTransformationExtraArgs:
+        return chain.build(spec, hparams.optimizer, structure.steps)
+
+    def init(key: jax.Array, hparams: Hparams) -> State:
+        params_key, run_key = jax.random.split(key)
+        params = model.init(params_key)
+        return State(jnp.int32(0), params, optimizer(hparams).init(params), run_key)
+
+    def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One optimizer step. Pure: the same arguments give the same bits."""
+        strength = {name: hparams.loss[name] if on[name] else None for name in on}
+        weight = jnp.sum(batch["weights"])
+        weight = jnp.where(weight > 0, weight, 1.0)
+
+        def objective(params: PyTree, part: Batch, key: jax.Array) -> tuple[jax.Array, losses.TokenSums]:
+            logits = model.apply(params, part, dropout=hparams.dropout if dropout_on else None, key=key)
+            sums = losses.token_sums(
+                logits,
+                part["targets"],
+                part["weights"],
+                label_smoothing=strength["label_smoothing"],
+                z_loss=strength["z_loss"],
+            )
+            return sums.objective / weight, sums  # parts of one mean: they add up
+
+        def penalty(params: PyTree) -> jax.Array:
+            return losses.penalty(params, l1=strength["l1"], l2=strength["l2"])
+
+        key = jax.random.fold_in(state.key, state.step)
+        grads, sums = _accumulate(objective, state.params, batch, key, structure.micro_batches)
+        total = sums.objective / weight
+        if on["l1"] or on["l2"]:
+            extra, extra_grads = jax.value_and_grad(penalty)(state.params)
+            total, grads = total + extra, jax.tree.map(jnp.add, grads, extra_grads)
+
+        updates, opt_state = optimizer(hparams).update(grads, state.opt_state, state.params, value=total)
+        params = optax.apply_updates(state.params, updates)
+        metrics = {
+            "train/loss": sums.nll / weight,
+            "train/objective": total,
+            "train/accuracy": sums.correct / weight,
+            "optim/grad_norm": tree.norm(grads),
+            "optim/update_norm": tree.norm(updates),
+            "optim/param_norm": tree.norm(params),
+        }
+        rate = chain.learning_rate(spec, hparams.optimizer, structure.steps, state.step)
+        if rate is not None:
+            metrics["optim/learning_rate"] = rate
+        return State(state.step + 1, params, opt_state, state.key), metrics
+
+    def eval_step(state: State, batch: Batch) -> losses.TokenSums:
+        return losses.token_sums(model.apply(state.params, batch), batch["targets"], batch["weights"])
+
+    return Program(init, train_step, eval_step, model)
+
+
+def _accumulate(
+    objective: Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, losses.TokenSums]],
+    params: PyTree,
+    batch: Batch,
+    key: jax.Array,
+    parts: int,
+) -> tuple[PyTree, losses.TokenSums]:
+    """Gradients and sums of a batch, computed in so many parts, one after another, and added in float32."""
+    gradient = jax.grad(objective, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch, key)
+
+    def split(x: jax.Array) -> jax.Array:
+        # part m takes rows m, m + parts, ...: rows that are sharded over devices stay on theirs
+        return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total: PyTree, part_and_key: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, gradient(params, *part_and_key)), None
+
+    zero = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), losses.TokenSums(*[jnp.float32(0)] * 4))
+    total, _ = jax.lax.scan(add, zero, (jax.tree.map(split, dict(batch)), jax.random.split(key, parts)))
+    return total

@@ -1,0 +1,190 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm import config
+from jaxlm.errors import ConfigError
+from jaxlm.optim import schedules
+from jaxlm.training import step
+from tests.tiny import assert_same_bits, batch, leaves, resolved
+
+PEAK = "optimizer__scale_by_learning_rate__peak"
+# updates are minus the gradients: parameters after one step show them
+GRADIENTS = {"optimizer__chain": ("scale_by_learning_rate",), PEAK: 1.0} | {
+    "optimizer__scale_by_learning_rate__schedule": "constant",
+    "optimizer__scale_by_learning_rate__warmup": 0.0,
+}
+
+
+def program(**changes):
+    structure, hparams = step.split(resolved(**changes))
+    built = step.build(structure)
+    return built, hparams, jax.jit(built.init)(jax.random.key(0), hparams)
+
+
+def run(train_step, hparams, state, steps):
+    losses = []
+    for n in range(steps):
+        state, metrics = train_step(hparams, state, batch(seed=n))
+        losses.append(metrics["train/loss"])
+    return state, np.array(losses)
+
+
+def test_golden_step():
+    """The numbers of one step. Where a change is meant to move them, print the new ones, put them here, and say why
+    in the commit: `pytest tests/training/test_step.py -k golden` shows them in its failure."""
+    built, hparams, state = program(model__dropout=0.1, loss__z_loss=1e-4, loss__label_smoothing=0.1, loss__l2=1e-3)
+    state, _ = jax.jit(built.train_step)(hparams, state, batch(seed=1))
+    state, metrics = jax.jit(built.train_step)(hparams, state, batch(seed=2))
+    golden = {
+        "train/loss": 5.52252,
+        "train/objective": 5.52908,
+        "train/accuracy": 0.0153852,
+        "optim/learning_rate": 0.000974748,
+        "optim/grad_norm": 1.00217,
+        "optim/update_norm": 0.0683953,
+        "optim/param_norm": 7.18461,
+    }
+    assert {name: float(value) for name, value in metrics.items()} == pytest.approx(golden, rel=1e-4)
+
+
+def test_the_same_arguments_give_the_same_bits():
+    built, hparams, state = program(model__dropout=0.2)
+    train_step = jax.jit(built.train_step)
+    first, second = (train_step(hparams, state, batch()) for _ in range(2))
+    assert_same_bits(first, second)
+
+
+def test_five_learning_rates_share_one_compilation():
+    traces = []
+    structures = set()
+    compiled = None
+    for peak in (1e-5, 1e-4, 1e-3, 1e-2, 1.0):
+        structure, hparams = step.split(resolved(**{PEAK: peak}, optimizer__scale_by_adam__b2=1 - peak / 2))
+        structures.add(structure)
+        built = step.build(structure)
+        if compiled is None:
+
+            def counted(*args, train_step=built.train_step):
+                traces.append(1)
+                return train_step(*args)
+
+            compiled = jax.jit(counted)
+        _, metrics = compiled(hparams, jax.jit(built.init)(jax.random.key(0), hparams), batch())
+    assert len(structures) == len(traces) == compiled._cache_size() == 1
+    assert metrics["optim/learning_rate"] == 0  # warmup starts at 0
+
+
+def test_lanes_equal_solo_runs():
+    peaks, seeds = (1e-4, 1e-3, 3e-3, 1e-2), (0, 1)
+    variants = [(peak, seed) for peak in peaks for seed in seeds]
+    hparams, states, solo = [], [], []
+    built = step.build(step.split(resolved(model__dropout=0.1, steps=20))[0])
+    init = jax.jit(built.init)
+    for peak, seed in variants:
+        _, numbers = step.split(resolved(**{PEAK: peak}, model__dropout=0.1, steps=20))
+        hparams.append(numbers)
+        states.append(init(jax.random.key(seed), numbers))
+    train_step = jax.jit(built.train_step)
+    for numbers, state in zip(hparams, states, strict=True):
+        solo.append(run(train_step, numbers, state, 20)[1])
+
+    def stack(*leaves):
+        return jnp.stack(leaves)
+
+    lanes = jax.jit(jax.vmap(built.train_step, in_axes=(0, 0, None)))
+    _, together = run(lanes, jax.tree.map(stack, *hparams), jax.tree.map(stack, *states), 20)
+    np.testing.assert_allclose(together.T, solo, rtol=1e-4)
+    assert len({float(losses[-1]) for losses in solo}) == len(variants)  # lanes that were all alike prove nothing
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_change_neither_loss_nor_gradients(parts):
+    whole, hparams, state = program(**GRADIENTS, loss__z_loss=1e-3, loss__l2=1e-2)
+    split, _, _ = program(**GRADIENTS, loss__z_loss=1e-3, loss__l2=1e-2, data__micro_batches=parts)
+    state_a, a = jax.jit(whole.train_step)(hparams, state, batch())
+    state_b, b = jax.jit(split.train_step)(hparams, state, batch())
+    for name in a:
+        np.testing.assert_allclose(a[name], b[name], rtol=1e-5, err_msg=name)
+    for path, gradient in leaves(jax.tree.map(jnp.subtract, state.params, state_a.params)).items():
+        other = leaves(jax.tree.map(jnp.subtract, state.params, state_b.params))[path]
+        assert np.linalg.norm(gradient - other) <= 1e-5 * np.linalg.norm(gradient), path
+
+
+def test_loss_is_the_weighted_mean_over_the_batch():
+    built, hparams, state = program()
+    data = batch()
+    _, metrics = jax.jit(built.train_step)(hparams, state, data)
+    logits = np.asarray(built.model.apply(state.params, data), np.float64)
+    log_z = np.log(np.exp(logits).sum(-1))
+    nll = log_z - np.take_along_axis(logits, data["targets"][..., None], -1)[..., 0]
+    np.testing.assert_allclose(metrics["train/loss"], np.average(nll, weights=data["weights"]), rtol=1e-5)
+
+
+def test_a_batch_without_weight_changes_no_loss_to_nan():
+    built, hparams, state = program()
+    _, metrics = jax.jit(built.train_step)(hparams, state, batch() | {"weights": np.zeros((4, 16), np.float32)})
+    assert metrics["train/loss"] == 0
+
+
+def test_learning_rate_in_the_metrics_is_the_schedule_times_the_peak():
+    built, hparams, state = program(steps=20)
+    train_step = jax.jit(built.train_step)
+    shape = schedules.warmup_cosine(20, warmup=0.02, final=0.1)
+    for n in range(3):
+        state, metrics = train_step(hparams, state, batch())
+        np.testing.assert_allclose(metrics["optim/learning_rate"], 1e-3 * shape(n), rtol=1e-6)
+
+
+def test_penalties_add_to_the_objective_and_not_to_the_loss():
+    plain, hparams, state = program()
+    _, a = jax.jit(plain.train_step)(hparams, state, batch())
+    penalised, strong, _ = program(loss__l1=0.5, loss__l2=0.25)
+    _, b = jax.jit(penalised.train_step)(strong, state, batch())
+    kernels = [x.astype(np.float64) for path, x in leaves(state.params).items() if path.endswith("kernel")]
+    expected = sum(0.5 * np.abs(w).sum() + 0.125 * (w**2).sum() for w in kernels)
+    np.testing.assert_allclose(b["train/objective"] - a["train/objective"], expected, rtol=1e-4)
+    assert a["train/loss"] == b["train/loss"]
+
+
+def test_dropout_differs_from_step_to_step_and_is_off_in_evaluation():
+    built, hparams, state = program(model__dropout=0.5)
+    train_step = jax.jit(built.train_step)
+    _, first = train_step(hparams, state, batch())
+    _, second = train_step(hparams, state._replace(step=jnp.int32(1)), batch())
+    assert first["train/loss"] != second["train/loss"]
+    sums = jax.jit(built.eval_step)(state, batch())
+    undropped, _, _ = program()
+    _, plain = jax.jit(undropped.train_step)(hparams, state, batch())
+    np.testing.assert_allclose(sums.nll / sums.weight, plain["train/loss"], rtol=1e-6)
+
+
+def test_bfloat16_compute_keeps_float32_parameters_and_follows_float32():
+    exact, hparams, state = program(steps=20)
+    rough, _, _ = program(model__dtype="bfloat16", steps=20)
+    _, a = run(jax.jit(exact.train_step), hparams, state, 10)
+    end, b = run(jax.jit(rough.train_step), hparams, state, 10)
+    assert {x.dtype for x in jax.tree.leaves(end.params)} == {jnp.dtype("float32")}
+    np.testing.assert_allclose(a, b, rtol=2e-2)
+    assert not np.array_equal(a, b)
+
+
+def test_a_number_that_cannot_be_traced_stays_a_constant(tmp_path, monkeypatch):
+    (tmp_path / "branching.py").write_text(
+        "import optax\ndef double_if(x: float, y: float = 2.0):\n    return optax.scale(y if x > 0 else 1.0)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    chain = ("branching:double_if", "scale_by_learning_rate")
+    cfg = resolved(optimizer__chain=("mine", "scale_by_learning_rate"))
+    raw = cfg.to_dict()
+    raw["optimizer"]["mine"] = {"transform": chain[0], "x": 1.0, "y": 3.0}
+    structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    assert structure.optimizer.mine.x == 1.0
+    assert hparams.optimizer["mine"] == {"y": np.float32(3.0)}
+
+
+def test_a_mask_that_matches_nothing_is_refused_before_anything_runs():
+    cfg = resolved(optimizer__add_decayed_weights__where="kernal")
+    with pytest.raises(ConfigError, match="matches no parameter"):
+        step.split(cfg)
