@@ -9,6 +9,7 @@ from jaxlm import config
 def get_config(arg: str = ""):
     c = config.default()
     c.steps = 400
+    c.model.unroll = True  # a quarter faster on two cores than the rolled loop
     c.eval.every = 100
     c.checkpoint.every = 200
     return c

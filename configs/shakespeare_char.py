@@ -31,7 +31,7 @@ def get_config(arg: str = ""):
         c.eval.batches = 200
     elif arg == "cpu":
         c.steps = 2000
-        c.model.update(num_layers=4, num_heads=4, embed_dim=128, context_length=64, dropout=0.0)
+        c.model.update(num_layers=4, num_heads=4, embed_dim=128, context_length=64, dropout=0.0, unroll=True)
         c.data.batch_size = 12
         c.eval.batches = 20
     else:

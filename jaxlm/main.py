@@ -28,8 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(explain(cfg))
             return 0
+        from jaxlm.training.host import keep_memory
         from jaxlm.training.loop import train
 
+        keep_memory()
         return train(cfg, workdir).exit_code
 
     return exit_code(run)

@@ -82,7 +82,7 @@ def open_source(spec: str, *, text_field: str = "text", errors: str = "strict") 
 
 def missing(path: str | Path) -> DataError:
     """The error for a path that doesn't exist, with the nearest name that does."""
-    path = Path(path)
+    given = path = Path(path)
     try:
         path.stat()
     except PermissionError as error:
@@ -98,7 +98,8 @@ def missing(path: str | Path) -> DataError:
     if path.parent == Path("."):
         siblings.append("stdlib")
     close = difflib.get_close_matches(path.name, siblings, n=1)
-    return DataError(f"no such file or folder: {path}" + (f"; did you mean {path.parent / close[0]}?" if close else ""))
+    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    return DataError(f"no such file or folder: {given}{hint}")
 
 
 # Files

@@ -39,7 +39,8 @@ def _after_warmup(steps: int, warmup: Number, decay: Callable[[jax.Array], jax.A
 
     def shape(count: Int[Array, ""] | int) -> Float[Array, ""]:
         count = jnp.asarray(count, jnp.float32)
-        length = jnp.where(jnp.asarray(warmup) < 1, warmup * steps, warmup)
+        given = jnp.asarray(warmup, jnp.float32)  # an int times the steps may pass 2**31
+        length = jnp.where(given < 1, given * steps, given)
         progress = jnp.clip((count - length) / jnp.maximum(steps - length, 1), 0, 1)
         return jnp.where(count < length, count / jnp.maximum(length, 1), decay(progress))
 

@@ -5,8 +5,15 @@ A step's directory counts only once its commit file is there; half-written ones 
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import json
+import logging
 import math
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -38,6 +45,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path, *, keep: int = 1, best: str = "", writable: bool = True):
         self.directory = directory.absolute()
+        logging.getLogger("absl").addFilter(_unheard)
         policies: list[Any] = [checkpoint_managers.LatestN(keep)]
         if best:
             policies.append(
@@ -76,15 +84,20 @@ class Checkpoints:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(data),
-                config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
-            ),
-            metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
-        )
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        free = shutil.disk_usage(self.directory).free
+        if free < needed:
+            raise self._failed(f"step {step} needs {needed / 1e6:,.0f} MB")
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(data),
+                    config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
+                ),
+                metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+            )
 
     def restore(self, like: State, step: int | None = None) -> Restored:
         """The state of a step, the latest by default, with the shapes, dtypes and shardings of `like`.
@@ -116,12 +129,41 @@ class Checkpoints:
                 )
 
     def wait(self) -> None:
-        """Blocks until all that was saved is whole; errors of a save come up here."""
-        self._manager.wait_until_finished()
+        """Blocks until all that was saved is whole.
+
+        Raises:
+          DataError: a save failed; the checkpoints before it are whole.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        self.wait()
-        self._manager.close()
+        """Waits, and lets go of the directory. Raises as `wait`."""
+        try:
+            with self._writing():
+                self._manager.close()
+        finally:
+            logging.getLogger("absl").removeFilter(_unheard)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Turns what a failed save raises, here or of an earlier save, into one clear error."""
+        reason = None
+        try:
+            yield
+        except Exception as error:
+            cause = re.search(r"[^:]+ \[os_error_code[^\]]*\]", str(error))  # as the storage library puts it
+            reason = (cause[0].strip() if cause else f"{type(error).__name__}: {error}".splitlines()[0])[:300]
+        if reason is not None:
+            _collect()
+            raise self._failed(reason)
+
+    def _failed(self, reason: str) -> DataError:
+        free = shutil.disk_usage(self.directory).free / 1e6
+        return DataError(
+            f"a checkpoint can't be written to {self.directory} ({free:,.0f} MB free): {reason}. "
+            "Those before it are kept; make room and run the same command again"
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -130,6 +172,18 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _unheard(record: logging.LogRecord) -> bool:
+    """False for what Orbax logs, with tracebacks, of failed saves: they are raised at the next wait as well."""
+    return record.levelno < logging.ERROR or "orbax" not in record.pathname
+
+
+def _collect() -> None:
+    """What a failed save leaves behind complains when it goes: let it go now, unheard."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
+    gc.collect()
+    sys.unraisablehook = hook
 
 
 def _kind(leaf: Any) -> str:

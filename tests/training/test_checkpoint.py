@@ -83,3 +83,15 @@ def test_missing_steps_and_other_parameters_are_named(tmp_path, trained):
             checkpoints.restore(state._replace(params=half))
         with pytest.raises(DataError, match="holds nothing as 'params/new'"):
             checkpoints.restore(state._replace(params=state.params | {"new": jnp.zeros(2)}))
+
+
+def test_a_save_that_would_not_fit_writes_nothing(tmp_path, trained, monkeypatch):
+    cfg, state = trained
+    with Checkpoints(tmp_path / "c") as checkpoints:
+        checkpoints.save(at(state, 1), {}, cfg, {})
+        checkpoints.wait()
+        usage = shutil.disk_usage(tmp_path)
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=1000))
+        with pytest.raises(DataError, match=r"can't be written to .*0 MB free.*needs"):
+            checkpoints.save(at(state, 2), {}, cfg, {})
+        assert checkpoints.steps() == [1]

@@ -1,0 +1,1 @@
+"""Studies and measurements. They import jaxlm, never the reverse."""

@@ -1,0 +1,299 @@
+"""The benchmarks run, refuse to compare what differs, and report what they found. Nothing here is timed."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.bench import __main__ as bench
+from experiments.bench import cases, machine, report, step
+from experiments.bench.remote import Remote
+from experiments.bench.report import Limit, Row, single
+from experiments.bench.timing import interleave, spread
+
+ROOT = Path(__file__).parents[2]
+needs_torch = pytest.mark.skipif(not machine.has("torch", "transformers"), reason="needs PyTorch and transformers")
+
+
+# The agreement of losses
+
+
+def test_agree_gives_the_largest_difference():
+    assert step.agree([2.0, 1.00005], [2.0, 1.0]) == pytest.approx(5e-5, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "message"),
+    [
+        ([2.0, 1.002], [2.0, 1.0], "step 1: jaxlm's loss is 1.002000, PyTorch's 1.000000"),
+        ([2.0, float("nan")], [2.0, 1.0], "step 1"),
+        ([2.0, 1.0], [2.0, float("nan")], "step 1"),
+        ([2.0, 1.0], [2.0], "jaxlm has 2 losses, PyTorch 1"),
+        ([], [], "expected as many"),
+    ],
+)
+def test_agree_refuses(ours, theirs, message):
+    with pytest.raises(step.Disagreement, match=message):
+        step.agree(ours, theirs)
+
+
+@pytest.fixture(scope="module")
+def nano():
+    """jaxlm's initial weights and losses of the smallest case."""
+    from experiments.bench.ours import Ours
+
+    side = Ours(cases.NANO)
+    weights = side.weights()
+    return weights, side.run(0, step.STEPS)[0]
+
+
+@needs_torch
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_both_sides_train_alike(nano, micro_batches):
+    from experiments.bench.peer import Peer
+
+    weights, losses = nano
+    peer = Peer(cases.NANO._replace(micro_batches=micro_batches), weights)
+    step.agree(losses, peer.run(0, step.STEPS)[0], bound=1e-5)
+    assert losses[-1] < 0.97 * losses[0], "nothing was learned: agreement says nothing"
+
+
+@needs_torch
+@pytest.mark.parametrize(
+    "planted", ["other weights", "one weight", "no decay", "no clipping", "another schedule", "batches"]
+)
+def test_a_planted_difference_is_found(nano, planted, monkeypatch):
+    from experiments.bench.peer import Peer
+
+    weights, losses = nano
+    start = 0
+    bound = step.BOUND
+    match planted:
+        case "other weights":
+            weights = None
+        case "one weight":
+            weights = weights | {"h/mlp/c_fc/kernel": weights["h/mlp/c_fc/kernel"] * np.float32(1.5)}
+        case "no decay":  # in this small model it is just at the bound; alike, the sides are 1000 times nearer
+            monkeypatch.setattr(cases, "WEIGHT_DECAY", 0.0)
+            bound = 1e-5
+        case "no clipping":
+            monkeypatch.setattr(cases, "CLIP", 1e9)
+        case "another schedule":
+            monkeypatch.setattr(cases, "WARMUP", 100)
+        case "batches":
+            start = 1
+    found = Peer(cases.NANO, weights).run(start, step.STEPS)[0]
+    with pytest.raises(step.Disagreement):
+        step.agree(losses, found, bound)
+
+
+def test_several_steps_a_call_are_the_same_steps(nano):
+    from experiments.bench.ours import Ours
+
+    side = Ours(cases.NANO, 10)
+    first = side.first()
+    assert first.seconds >= first.compile > 0
+    step.agree(first.losses + side.run(10, 10)[0], nano[1], bound=1e-5)
+
+
+def test_the_peers_schedule_is_ours():
+    from jaxlm.optim import transforms
+
+    stage = dict(cases.settings(cases.NANO).optimizer.scale_by_learning_rate)
+    ours = transforms.learning_rate(steps=cases.STEPS, **stage)
+    for n in (0, 1, cases.WARMUP - 1, cases.WARMUP, 500, cases.STEPS, cases.STEPS + 5):
+        assert float(ours(n)) == pytest.approx(cases.learning_rate(n), rel=1e-5)
+
+
+# Timing and reports
+
+
+def test_interleave_turns_the_order_around():
+    seen = []
+    found = interleave({name: lambda name=name: seen.append(name) or len(seen) for name in "ab"}, 3)
+    assert "".join(seen) == "abbaab"
+    assert found["a"].samples == (1, 4, 5)
+    assert found["b"].median == 3
+
+
+def test_spread_gives_median_and_quartiles():
+    assert spread([5.0, 1.0, 2.0, 3.0, 4.0])[:3] == (3.0, 2.0, 4.0)
+    assert spread([7.0])[:3] == (7.0, 7.0, 7.0)
+    assert spread([1.0, 2.0, 4.0]).map(lambda x: 8 / x).samples == (8.0, 4.0, 2.0)
+
+
+FACTS = {
+    **{"date": "2026-01-02", "cpu": "A CPU", "cores": 2, "memory_gib": 8.0, "system": "Linux x86_64", "load": 0.1},
+    **{"gpu": "", "python": "3.11.7", "versions": {"jax": "1.2.3"}, "settings": {"NPROC": "2"}},
+}
+
+
+def test_a_report_reads_well():
+    ours, theirs = spread([10.0, 12.0, 11.0]), spread([10.0, 10.0, 10.0])
+    rows = [
+        Row("step", "a step", "ms", ours, "PyTorch", theirs, Limit("ratio", "<=", 1.5)),
+        Row("step", "tokens per second", "", single(14000.0), limit=Limit("value", ">=", 15000)),
+        Row("step", "alone", "s", single(1.23456), limit=Limit("ratio", "<=", 1.5)),
+        Row("data", "encoding", "MB/s", single(0.5)),
+    ]
+    assert rows[0].ratio is not None and rows[0].ratio.median == 1.1
+    doc = json.loads(json.dumps(report.document(rows, FACTS)))
+    assert report.markdown(doc) == (
+        "2026-01-02: A CPU, 2 cores, 8 GiB, Linux x86_64, load 0.1 at the start; Python 3.11.7, jax 1.2.3; NPROC=2.\n"
+        "\n"
+        "| step | jaxlm | beside | jaxlm / beside | limit |\n"
+        "|---|---|---|---|---|\n"
+        "| a step (ms) | 11 (10.5 to 11.5) | 10 (10 to 10) PyTorch | 1.1 (1.05 to 1.15) | ratio <= 1.5: kept |\n"
+        "| tokens per second | 14,000 |  |  | >= 15,000: **missed** |\n"
+        "| alone (s) | 1.23 |  |  | ratio <= 1.5 |\n"
+        "\n"
+        "| data | jaxlm | beside | jaxlm / beside | limit |\n"
+        "|---|---|---|---|---|\n"
+        "| encoding (MB/s) | 0.5 |  |  |  |\n"
+    )
+
+
+def test_results_fill_the_readme(tmp_path):
+    text = "a\n<!-- results: cpu -->\nold\n<!-- end -->\nb\n<!-- results: gpu -->\nold\n<!-- end -->\n"
+    doc = report.document([Row("step", "a step", "ms", single(2.0))], FACTS)
+    report.store(doc, tmp_path, "cpu")
+    assert (tmp_path / "cpu.md").read_text() == report.markdown(json.loads((tmp_path / "cpu.json").read_text()))
+    filled = report.fill(text, tmp_path)
+    assert "| a step (ms) | 2 |" in filled and "old" not in filled
+    assert filled.endswith("b\n<!-- results: gpu -->\nnot yet measured\n<!-- end -->\n")
+    assert report.fill(filled, tmp_path) == filled
+
+
+def test_the_readme_has_places_for_results():
+    readme = (report.HERE / "README.md").read_text()
+    assert "<!-- results: cpu -->" in readme and "<!-- results: gpu -->" in readme
+    for name in ("cpu", "gpu"):
+        if not (report.RESULTS / f"{name}.json").exists():
+            assert f"<!-- results: {name} -->\nnot yet measured\n<!-- end -->" in readme
+
+
+def test_facts_do_not_name_the_machine():
+    facts = json.dumps(machine.facts())
+    import platform
+
+    assert platform.node() not in facts or len(platform.node()) < 4
+    assert str(ROOT) not in facts
+
+
+# The doors
+
+
+def test_an_unknown_suite_is_refused(capsys):
+    with pytest.raises(SystemExit) as error:
+        bench.main(["--suite", "everything"])
+    assert error.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+def test_a_disagreement_ends_it(monkeypatch, capsys, tmp_path):
+    def run(quick):
+        raise step.Disagreement("step 3: apart")
+
+    monkeypatch.setattr(step, "run", run)
+    assert bench.main(["--suite", "step", "--out", str(tmp_path)]) == 1
+    assert "error: step 3: apart" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@needs_torch
+def test_the_step_suite(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(step, "run", lambda quick: step.measure(cases.NANO, rounds=2, block=4, many=4, floor=1e12))
+    assert bench.main(["--quick", "--suite", "step", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"cpu-step-quick.json", "cpu-step-quick.md"}
+    rows = {row["figure"]: row for row in json.loads((tmp_path / "cpu-step-quick.json").read_text())["rows"]}
+    assert rows["nano: losses of 20 steps, largest relative difference"]["met"] is True
+    assert len(rows["nano: a step"]["ratio"]["samples"]) == 2
+    assert rows["nano: tokens per second, 4 steps a call"]["met"] is False
+    assert "| nano: a step (ms) |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@needs_torch
+def test_the_step_suite_refuses_to_time_what_differs(monkeypatch):
+    def remote(factory, case, *args):
+        return Remote(factory, case, *(None for _ in args))  # the peer draws weights of its own
+
+    monkeypatch.setattr(step, "Remote", remote)
+    monkeypatch.setattr(step, "interleave", lambda *_: pytest.fail("timed"))
+    with pytest.raises(step.Disagreement, match="PyTorch's"):
+        step.measure(cases.NANO, rounds=1, block=1)
+
+
+def test_what_a_process_raises_is_raised_here():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        Remote("fractions:Fraction", 1, 0)
+    with Remote("fractions:Fraction", 1, 2) as far:
+        assert far.call("__add__", 1) == 1.5
+        with pytest.raises(RuntimeError, match="no attribute 'halve'"):
+            far.call("halve")
+
+
+@pytest.mark.slow
+def test_the_data_suite(tmp_path):
+    assert bench.main(["--quick", "--suite", "data", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu-data-quick.json").read_text())["rows"]
+    assert {"encoding, bytes", "encoding, chars", "encoding, bpe:2048"} <= {row["figure"] for row in rows}
+
+
+@pytest.mark.slow
+def test_startup_sees_the_first_step(tmp_path):
+    from experiments.bench import startup
+
+    assert startup.first_step(tmp_path / "run", tmp_path / "cache") > 0
+    with pytest.raises(RuntimeError, match="ended with 2"):
+        startup._until(["jaxlm.main", "--config=configs/nothing.py"], tmp_path / "never")
+
+
+@pytest.mark.slow
+def test_gpu_parts_on_a_cpu(tmp_path):
+    command = ["bash", str(report.HERE / "gpu.sh"), "--smoke"]
+    environment = {"OUT": str(tmp_path), "PYTHON": sys.executable, "JAX_PLATFORMS": "cpu", "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stdout + done.stderr
+    doc = json.loads((tmp_path / "gpu-smoke.json").read_text())
+    assert doc["notes"] == []
+    rows = {row["figure"]: row for row in doc["rows"]}
+    assert all(row["met"] is not False for row in rows.values())
+    assert rows["a step"]["value"]["median"] > 0
+    if machine.has("torch", "transformers"):
+        assert set(doc["parts"]["peer"]["modes"]) == {"eager", "torch.compile"}
+        assert rows["losses of 20 steps, largest relative difference"]["met"] is True
+
+
+@pytest.mark.slow
+def test_gpu_checks_can_fail(monkeypatch, tmp_path):
+    from experiments.bench import gpu
+
+    monkeypatch.setattr(gpu, "EACH", 1e-12)
+    assert gpu.main(["correct", "--parts", str(tmp_path), "--smoke"]) == 1
+    (tmp_path / "correct.failed").touch()
+    doc = gpu.assemble(tmp_path, cases.NANO)
+    assert doc["failed"]
+    assert "Check failed: bf16 to fp32, blockwise: loss, worst of 50 steps." in doc["notes"]
+    assert "Part ours failed." in doc["notes"]
+
+
+def test_gpu_falls_back_to_micro_batches():
+    from experiments.bench import gpu
+
+    tried = []
+
+    def measure(case):
+        tried.append(case.micro_batches)
+        if case.micro_batches < 4:
+            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+        return {}
+
+    assert gpu._fitting(measure, cases.GPT2, ("RESOURCE_EXHAUSTED",)) == {"micro_batches": 4}
+    assert tried == [1, 2, 4]
+    with pytest.raises(RuntimeError, match="something else"):
+        gpu._fitting(lambda case: (_ for _ in ()).throw(RuntimeError("something else")), cases.GPT2, ("memory",))

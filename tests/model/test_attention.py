@@ -1,0 +1,195 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxlm.model import attention
+
+B, T, H, K = 2, 13, 2, 8  # T is no multiple of a block
+SEGMENTS = np.array([[0] * 3 + [1] * 7 + [2] * 3, [3] * 13])
+KEY = jax.random.key(0)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    monkeypatch.setattr(attention, "BLOCK", 8)
+
+
+def qkv(seed=0, dtype=np.float32, length=T):
+    rng = np.random.default_rng(seed)
+    return tuple(jnp.asarray(rng.normal(size=(B, length, H, K)), dtype) for _ in "qkv")
+
+
+def allowed(segments):
+    """bool[B, T, S]: what may be attended to."""
+    before = np.tril(np.ones((T, T), bool))[None]
+    return np.repeat(before, B, 0) if segments is None else before & (segments[:, :, None] == segments[:, None, :])
+
+
+def weights(q, k, segments):
+    """softmax(q k^T / sqrt(K)), float64[B, H, T, S]."""
+    scores = np.einsum("bthk,bshk->bhts", np.float64(q), np.float64(k)) / np.sqrt(K)
+    scores = np.where(allowed(segments)[:, None], scores, -np.inf)
+    scores = np.exp(scores - scores.max(-1, keepdims=True))
+    return scores / scores.sum(-1, keepdims=True)
+
+
+def plain(q, k, v, segments=None):
+    return np.einsum("bhts,bshk->bthk", weights(q, k, segments), np.float64(v))
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one segment", "three segments"])
+def test_blocks_give_plain_attention(blocks, segments):
+    q, k, v = qkv()
+    np.testing.assert_allclose(attention.causal(q, k, v, segment_ids_BT=segments), plain(q, k, v, segments), atol=1e-6)
+
+
+@pytest.mark.parametrize("length", [1, 7, 8, 9])
+def test_any_length_gives_plain_attention(blocks, length):
+    q, k, v = qkv()
+    out = attention.causal(q[:, :length], k[:, :length], v[:, :length])
+    np.testing.assert_allclose(out, plain(q, k, v)[:, :length], atol=1e-6)
+
+
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one segment", "three segments"])
+def test_blocks_give_plain_gradients(blocks, segments):
+    mask = jnp.asarray(allowed(segments))
+
+    def in_full(q, k, v):
+        scores = jnp.einsum("bthk,bshk->bhts", q, k) / jnp.sqrt(K)
+        return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
+
+    def gradients(attend):
+        return jit(jax.grad(lambda qkv: jnp.sum(jnp.sin(attend(*qkv)))))(qkv())
+
+    ours = gradients(lambda q, k, v: attention.causal(q, k, v, segment_ids_BT=segments))
+    for got, expected in zip(ours, gradients(in_full)):
+        np.testing.assert_allclose(got, expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("block", [8, 128])
+def test_a_later_key_changes_no_earlier_output(monkeypatch, block):
+    monkeypatch.setattr(attention, "BLOCK", block)
+    q, k, v = qkv()
+    before = attention.causal(q, k, v)
+    after = attention.causal(q, k.at[:, 10].add(1.0), v.at[:, 10].add(1.0))
+    np.testing.assert_array_equal(after[:, :10], before[:, :10])
+    assert bool(jnp.all(jnp.any(after[:, 10:] != before[:, 10:], axis=(0, 2, 3))))
+
+
+def test_a_row_with_nothing_to_attend_to_is_finite():
+    q, k, v = qkv()
+    out = attention.masked(q, k, v, jnp.zeros((1, T, T), bool))
+    assert bool(jnp.isfinite(out).all())
+
+
+def test_bfloat16_stays_bfloat16_and_near(blocks):
+    q, k, v = qkv(dtype=jnp.bfloat16)
+    out = attention.causal(q, k, v)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.float64(out), plain(*(x.astype(jnp.float32) for x in (q, k, v))), atol=0.03)
+
+
+# dropout
+
+
+def test_dropout_zeroes_at_its_rate_and_keeps_the_expectation():
+    x = jnp.full((400, 500), 3.0)
+    out = attention.drop(x, 0.3, KEY)
+    rate = float(jnp.mean(out == 0))
+    assert abs(rate - 0.3) < 4 * (0.3 * 0.7 / x.size) ** 0.5
+    np.testing.assert_allclose(out[out != 0], 3.0 / 0.7, rtol=1e-6)
+    np.testing.assert_allclose(jnp.mean(out), 3.0, rtol=0.01)
+
+
+def test_attention_dropout_keeps_the_expectation(blocks):
+    q, k, v = qkv()
+    keys = jax.random.split(KEY, 1000)
+    draws = jit(jax.vmap(lambda key: attention.causal(q, k, v, dropout=0.25, key=key)))(keys)
+    mean, error = draws.mean(0), draws.std(0) / len(keys) ** 0.5
+    assert float(jnp.max(jnp.abs(mean - attention.causal(q, k, v)) / error)) < 5
+
+
+def test_dropout_is_of_probabilities_not_of_outputs():
+    q, k, _ = qkv()
+    v = jnp.ones((B, T, H, K))  # so that outputs are sums of kept probabilities
+    out = jit(lambda: attention.causal(q, k, v, dropout=0.5, key=KEY))()
+    np.testing.assert_allclose(out, jnp.broadcast_to(out[..., :1], out.shape), rtol=1e-6)
+    assert len(np.unique(np.round(out[:, -1, :, 0], 5))) == B * H
+
+
+def test_one_key_is_one_mask():
+    @jit
+    def attend(key):
+        return attention.causal(*qkv(), dropout=0.5, key=key)
+
+    np.testing.assert_array_equal(attend(KEY), attend(KEY))
+    assert bool(jnp.any(attend(KEY) != attend(jax.random.key(1))))
+
+
+def test_a_traced_rate_gives_what_a_constant_gives():
+    traced = jit(lambda rate: attention.drop(jnp.ones(1000), rate, KEY))(jnp.float32(0.2))
+    np.testing.assert_allclose(traced, attention.drop(jnp.ones(1000), 0.2, KEY), rtol=1e-6)
+
+
+def test_one_compilation_serves_any_rate():
+    traces = []
+
+    @jit
+    def drop(rate):
+        traces.append(1)
+        return attention.drop(jnp.ones(1000), rate, KEY)
+
+    zeros = [float(jnp.mean(drop(jnp.float32(rate)) == 0)) for rate in (0.0, 0.1, 0.5)]
+    assert len(traces) == 1
+    assert zeros[0] == 0 < zeros[1] < zeros[2]
+
+
+def test_dropout_without_a_key_is_an_error():
+    with pytest.raises(ValueError, match="dropout needs a key"):
+        attention.causal(*qkv(), dropout=0.1)
+
+
+# cuDNN
+
+
+def test_cudnn_does_not_serve_a_cpu():
+    if jax.default_backend() != "cpu":
+        pytest.skip("needs a CPU")
+    assert not attention.cudnn_serves(qkv(dtype=jnp.bfloat16)[0])
+    with pytest.raises(RuntimeError, match="cuDNN"):
+        attention.causal(*qkv(dtype=jnp.bfloat16), implementation="cudnn")
+
+
+def test_cudnn_never_ignores_dropout():
+    with pytest.raises(ValueError, match="cuDNN's attention has no dropout"):
+        attention.causal(*qkv(), dropout=0.1, key=KEY, implementation="cudnn")
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "heads", "serves"),
+    [
+        ("gpu", jnp.bfloat16, 64, True),
+        ("gpu", jnp.float16, 128, True),
+        ("gpu", jnp.float32, 64, False),
+        ("gpu", jnp.bfloat16, 60, False),
+        ("gpu", jnp.bfloat16, 136, False),
+        ("cpu", jnp.bfloat16, 64, False),
+    ],
+)
+def test_cudnn_serves_by_backend_dtype_and_head_dimension(monkeypatch, backend, dtype, heads, serves):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    assert attention.cudnn_serves(jax.ShapeDtypeStruct((1, 4, 1, heads), dtype)) == serves
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("segments", [None, SEGMENTS], ids=["one segment", "three segments"])
+def test_cudnn_gives_what_blocks_give(segments):
+    q, k, v = qkv(dtype=jnp.bfloat16)
+    cudnn, blocks = (
+        attention.causal(q, k, v, segment_ids_BT=segments, implementation=name) for name in ("cudnn", "blockwise")
+    )
+    np.testing.assert_allclose(np.float32(cudnn), np.float32(blocks), atol=0.03)

@@ -1,0 +1,50 @@
+import pytest
+
+from jaxlm.errors import ConfigError, DataError, DivergedError, JaxlmError, exit_code, nearest
+
+
+def fail(error):
+    def door():
+        raise error
+
+    return door
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (ConfigError("steps is -1"), 2, "error: steps is -1\n"),
+        (DivergedError("loss is nan"), 3, "error: loss is nan\n"),
+        (DataError("no such corpus"), 4, "error: no such corpus\n"),
+        (FileNotFoundError(2, "No such file", "x.txt"), 4, "error: [Errno 2] No such file: 'x.txt'\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_a_mishap_is_one_line_and_its_exit_code(error, code, said, capsys):
+    assert exit_code(fail(error)) == code
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", said)
+
+
+def test_a_door_that_returns_keeps_its_code(capsys):
+    assert exit_code(lambda: 75) == 75
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bug_is_not_dressed_up_as_the_users_mistake():
+    with pytest.raises(ZeroDivisionError):
+        exit_code(fail(ZeroDivisionError()))
+
+
+def test_every_error_of_ours_is_a_jaxlm_error_with_a_code_of_its_own():
+    kinds = [ConfigError, DivergedError, DataError]
+    assert all(issubclass(kind, JaxlmError) for kind in kinds)
+    assert len({kind.exit_code for kind in [JaxlmError, *kinds]}) == 4
+
+
+def test_the_nearest_name_is_offered():
+    assert nearest("setps", ["seed", "steps", "stage"]) == "did you mean 'steps'?"
+
+
+def test_all_names_are_offered_where_none_is_near():
+    assert nearest("zzz", ["b", "a"]) == "known: a, b"

@@ -1,0 +1,267 @@
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import jaxlm
+from jaxlm import config
+from jaxlm.errors import ConfigError, DataError, DivergedError
+from jaxlm.telemetry.writers import read_jsonl
+from jaxlm.training import loop
+from jaxlm.training.loop import Best
+from tests.tiny import CORPUS, assert_same_bits, resolved, tiny
+
+ROOT = Path(__file__).parents[2]
+LONG = dict(steps=300, eval__every=20, checkpoint__every=20, model__dropout=0.1)
+
+
+def rows(workdir):
+    """metrics.jsonl without what depends on the clock."""
+    clock = ("time", "throughput/")
+    read = read_jsonl(workdir / "metrics.jsonl")
+    return [{name: value for name, value in row.items() if not name.startswith(clock)} for row in read]
+
+
+def checkpoints(workdir):
+    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
+
+
+def start(workdir, **changes):
+    """A training process of its own."""
+    text = config.to_json(config.resolve(tiny(**changes)))
+    script = (
+        "import sys, jaxlm; from jaxlm import config, errors\n"
+        "sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
+    )
+    return subprocess.Popen([sys.executable, "-c", script, text, str(workdir)], cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def wait_for_step(workdir, step, process):
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            pytest.fail(f"ended with {process.returncode}: {process.stderr.read().decode()}")
+        path = workdir / "metrics.jsonl"
+        if path.exists() and any(row["step"] >= step for row in read_jsonl(path)):
+            return
+        time.sleep(0.01)
+    pytest.fail(f"step {step} never came")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    return jaxlm.train(tiny(**LONG), workdir)
+
+
+def test_a_run_directory_holds_what_the_contract_says(undisturbed):
+    workdir = undisturbed.workdir
+    assert undisturbed.status == "done" and undisturbed.exit_code == 0
+    names = "config.json status.json tokenizer.json metrics.jsonl log.txt checkpoints loss.png"
+    assert {path.name for path in workdir.iterdir()} >= set(names.split())
+    assert json.loads((workdir / "status.json").read_text()).items() >= {"status": "done", "step": 300}.items()
+    assert checkpoints(workdir)[-2:] == [280, 300]
+    assert set(os.listdir(workdir / "checkpoints" / "300")) >= {"state", "data", "config"}
+    assert config.from_json((workdir / "config.json").read_text()).model.vocab_size == 257
+    train = [row for row in rows(workdir) if "train/loss" in row]
+    assert [row["step"] for row in train] == list(range(2, 301, 2))
+    assert train[-1]["data/tokens"] == 300 * 4 * 16
+    assert train[-1]["train/loss"] < 0.8 * train[0]["train/loss"]
+    full = read_jsonl(workdir / "metrics.jsonl")
+    assert any(row.keys() >= {"throughput/step_ms", "throughput/tokens_per_second"} for row in full)
+    evaluated = [row for row in full if "eval/loss" in row]
+    assert [row["step"] for row in evaluated] == list(range(20, 301, 20))
+    assert evaluated[-1]["eval/perplexity"] == pytest.approx(np.exp(evaluated[-1]["eval/loss"]))
+    assert evaluated[-1]["eval/loss"] == undisturbed.metrics["eval/loss"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_was_stopped_ends_with_the_bits_of_the_undisturbed_one(tmp_path, undisturbed, number):
+    workdir = tmp_path / "run"
+    process = start(workdir, **LONG)
+    wait_for_step(workdir, 30, process)
+    process.send_signal(number)
+    code = process.wait(60)
+    assert code == {signal.SIGKILL: -9, signal.SIGTERM: 75, signal.SIGINT: 130}[number], process.stderr.read()
+    process.stderr.close()
+    status = json.loads((workdir / "status.json").read_text())
+    assert status["status"] == {75: "preempted", 130: "interrupted", -9: "running"}[code]
+    assert checkpoints(workdir)[-1] < 300
+    if code > 0:
+        assert checkpoints(workdir)[-1] == status["step"]  # nothing was lost
+    again = jaxlm.train(tiny(**LONG), workdir)
+    assert_same_bits(again.state, undisturbed.state)
+    assert rows(workdir) == rows(undisturbed.workdir)
+
+
+def test_more_steps_resume_and_a_finished_run_says_so(tmp_path, capsys):
+    first = jaxlm.train(tiny(), tmp_path / "run")
+    assert int(first.state.step) == 8
+    jaxlm.train(tiny(), tmp_path / "run")
+    assert "already at step 8 of 8" in capsys.readouterr().err
+    more = jaxlm.train(tiny(steps=12), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert int(more.state.step) == 12
+    assert "steps changed from 8 to 12" in told and "resumed at step 8" in told
+    assert [row["step"] for row in rows(tmp_path / "run") if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
+
+
+def test_several_steps_a_call_are_the_same_run(tmp_path):
+    one = jaxlm.train(tiny(), tmp_path / "one")
+    four = jaxlm.train(tiny(steps_per_call=3), tmp_path / "three")
+    for a, b in zip(jax.tree.leaves(one.state.params), jax.tree.leaves(four.state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    steps = [[row["step"] for row in rows(tmp_path / name)] for name in ("one", "three")]
+    assert steps[0] == steps[1]
+
+
+@given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 40), st.integers(0, 30), st.integers(0, 30))
+def test_calls_cover_each_step_once_and_do_not_depend_on_where_a_run_resumed(steps, at, per_call, evals, saves):
+    cfg = resolved(steps=steps, steps_per_call=per_call, eval__every=evals, checkpoint__every=saves)
+    plan = loop.calls(0, cfg)
+    assert [first + i for first, count in plan for i in range(count)] == list(range(steps))
+    ends = {first + count for first, count in plan}
+    assert all(n in ends for every in (evals, saves) if every for n in range(every, steps + 1, every))
+    assert all(count <= per_call for _, count in plan)
+    resume = max((end for end in ends if end <= at), default=0)
+    assert loop.calls(resume, cfg) == [call for call in plan if call[0] >= resume]
+
+
+def test_every_zero_means_never(tmp_path):
+    result = jaxlm.train(tiny(eval__every=0, checkpoint__every=0, log__every=0), tmp_path / "run")
+    assert result.metrics == {} and rows(tmp_path / "run") == []
+    assert checkpoints(tmp_path / "run") == []
+
+
+def test_the_best_step_is_kept_though_it_is_not_among_the_latest(tmp_path):
+    # after a start that learns, a rate that only harms
+    schedule = {"optimizer__scale_by_learning_rate__schedule": "warmup_linear"}
+    peak = {"optimizer__scale_by_learning_rate__peak": 3.0, "optimizer__scale_by_learning_rate__warmup": 0.99}
+    chain = {"optimizer__chain": ("scale_by_adam", "scale_by_learning_rate")}
+    cfg = tiny(steps=40, checkpoint__keep=1, eval__every=2, checkpoint__every=20, **schedule, **peak, **chain)
+    jaxlm.train(cfg, tmp_path / "run")
+    losses = {row["step"]: row["eval/loss"] for row in rows(tmp_path / "run") if "eval/loss" in row}
+    best = min(losses, key=losses.get)
+    assert best < 40
+    assert checkpoints(tmp_path / "run") == [best, 40]
+
+
+def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
+    still = {"optimizer__scale_by_learning_rate__peak": 0.0}
+    cfg = tiny(steps=100, eval__every=2, early_stopping__patience=3, early_stopping__min_delta=1e-3, **still)
+    result = jaxlm.train(cfg, tmp_path / "run")
+    assert (result.status, result.exit_code, int(result.state.step)) == ("stopped early", 0, 8)
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "stopped early"
+    assert checkpoints(tmp_path / "run")[-1] == 8
+
+
+@given(st.lists(st.floats(0, 10), max_size=20), st.floats(0, 1))
+def test_best_is_the_lowest_by_more_than_the_margin(values, margin):
+    best, stale, lowest = Best(), 0, None
+    for value in itertools.chain([float("nan")], values):
+        best = best.seen(value, margin)
+        if lowest is None or value < lowest - margin:
+            if value == value:
+                lowest, stale = value, 0
+                assert best == Best(lowest)
+                continue
+        stale += 1
+        assert (best.value, best.stale) == (lowest, stale)
+
+
+def test_divergence_is_an_error_that_keeps_the_checkpoints_before(tmp_path):
+    wild = {"optimizer__chain": ("scale_by_learning_rate",), "optimizer__scale_by_learning_rate__peak": 1e30}
+    late = {"optimizer__scale_by_learning_rate__warmup": 0.0, "optimizer__scale_by_learning_rate__schedule": "constant"}
+    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf).*lower the peak") as error:
+        jaxlm.train(tiny(**wild, **late, checkpoint__every=1, eval__every=0), tmp_path / "run")
+    assert error.value.exit_code == 3
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "diverged"
+    saved = jaxlm.load(tmp_path / "run").state.params
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(saved))
+
+
+def test_another_config_in_the_same_directory_names_the_fields(tmp_path):
+    jaxlm.train(tiny(), tmp_path / "run")
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"model.embed_dim was 16, is 32; seed was 0, is 1.*another --workdir"):
+        jaxlm.train(tiny(model__embed_dim=32, seed=1), tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_text_that_changed_since_is_refused(tmp_path):
+    source = tmp_path / "text.txt"
+    source.write_text(CORPUS.read_text())
+    jaxlm.train(tiny(data__source=str(source)), tmp_path / "run")
+    source.write_text(CORPUS.read_text().upper())
+    with pytest.raises(DataError, match="training tokens .* are not those"):
+        jaxlm.train(tiny(data__source=str(source)), tmp_path / "run")
+
+
+def test_a_tokenizer_that_differs_from_the_checkpoints_is_refused(tmp_path):
+    source = tmp_path / "text.txt"
+    source.write_text(CORPUS.read_text())
+    changes = dict(data__source=str(source), data__tokenizer="chars", model__vocab_size=200)
+    jaxlm.train(tiny(**changes), tmp_path / "run")
+    source.write_text(CORPUS.read_text() + "ßøł")
+    with pytest.raises(DataError, match="tokenizer 'chars' differs"):
+        jaxlm.train(tiny(**changes), tmp_path / "run")
+
+
+def test_a_vocabulary_smaller_than_the_tokenizers_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="model.vocab_size=100, but the tokenizer 'bytes' has 257"):
+        jaxlm.train(tiny(model__vocab_size=100), tmp_path / "run")
+
+
+def test_another_batch_size_goes_on_at_the_same_sequence(tmp_path):
+    jaxlm.train(tiny(), tmp_path / "run")
+    more = jaxlm.train(tiny(steps=10, data__batch_size=8), tmp_path / "run")
+    assert int(more.state.step) == 10
+    assert rows(tmp_path / "run")[-2]["data/tokens"] == (8 * 4 + 2 * 8) * 16
+
+
+@pytest.mark.parametrize("blocked", ["a file", "read-only"])
+def test_a_run_directory_that_cannot_be_made_is_an_error(tmp_path, blocked):
+    (tmp_path / "file").write_text("")
+    workdir = tmp_path / "file" / "run" if blocked == "a file" else Path("/proc/run")
+    with pytest.raises(DataError, match="can't be made"):
+        jaxlm.train(tiny(), workdir)
+
+
+def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
+    """A limit on the size of files stands in for the disk: the same errors, in a process of its own."""
+    workdir = tmp_path / "run"
+    jaxlm.train(tiny(), workdir)
+    before = jaxlm.load(workdir).state
+    text = config.to_json(config.resolve(tiny(steps=16)))
+    script = (
+        "import resource, signal, sys, jaxlm; from jaxlm import config, errors\n"
+        "def run():\n"
+        "    cfg = config.from_json(sys.argv[1])\n"
+        "    from jaxlm.training import loop\n"
+        "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+        "    return jaxlm.train(cfg, sys.argv[2]).exit_code\n"
+        "sys.exit(errors.exit_code(run))"
+    )
+    command = [sys.executable, "-c", script, text, str(workdir)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 4, done.stderr
+    told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(told) == 1 and "can't be written" in told[0] and "File too large" in told[0]
+    assert_same_bits(jaxlm.load(workdir).state, before)
+
+
+def test_bfloat16_and_micro_batches_and_remat_run_as_configured(tmp_path):
+    changes = dict(model__dtype="bfloat16", data__micro_batches=2, model__remat="dots", model__unroll=True)
+    result = jaxlm.train(tiny(**changes), tmp_path / "run")
+    assert result.status == "done" and np.isfinite(result.metrics["eval/loss"])

@@ -1,0 +1,59 @@
+import json
+
+import pytest
+
+from jaxlm import config
+from jaxlm.data.tokenizers import Bytes, build
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.training import rundir
+from tests.tiny import resolved
+
+
+def test_prepare_writes_config_and_tokenizer_that_read_back(tmp_path):
+    assert rundir.prepare(tmp_path / "run", resolved(), Bytes()) == []
+    assert rundir.read_config(tmp_path / "run") == resolved()
+    assert rundir.read_tokenizer(tmp_path / "run") == Bytes()
+
+
+def test_every_free_field_exists():
+    paths = config.flat(config.default())
+    assert all(any(path.startswith(free) for path in paths) for free in rundir.FREE)
+
+
+@pytest.mark.parametrize(
+    "change", [{"steps": 9}, {"log__every": 7}, {"data__micro_batches": 2}, {"model__remat": "dots"}]
+)
+def test_fields_that_move_no_bit_of_the_past_may_change_and_are_said(tmp_path, change):
+    rundir.prepare(tmp_path, resolved(), Bytes())
+    [line] = rundir.prepare(tmp_path, resolved(**change), Bytes())
+    [path] = change
+    assert line.startswith(f"{path.replace('__', '.')} changed from ")
+    assert rundir.read_config(tmp_path) == resolved(**change)
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"model__dropout": 0.1}, {"optimizer__scale_by_adam__b2": 0.9}])
+def test_other_fields_may_not_and_the_old_config_stays(tmp_path, change):
+    rundir.prepare(tmp_path, resolved(), Bytes())
+    with pytest.raises(ConfigError, match=r"was .*, is .*another --workdir"):
+        rundir.prepare(tmp_path, resolved(**change), Bytes())
+    assert rundir.read_config(tmp_path) == resolved()
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+    rundir.prepare(tmp_path, resolved(), Bytes())
+    with pytest.raises(DataError, match="differs from the one"):
+        rundir.prepare(tmp_path, resolved(), build("chars", ["abc"]))
+
+
+def test_a_folder_that_is_no_run_and_a_damaged_config_are_named(tmp_path):
+    with pytest.raises(DataError, match=r"no run directory: it has no config.json"):
+        rundir.read_config(tmp_path)
+    (tmp_path / "config.json").write_text('{"steps": 1')
+    with pytest.raises(DataError, match="not a config"):
+        rundir.read_config(tmp_path)
+
+
+def test_status_is_written_whole(tmp_path):
+    rundir.write_status(tmp_path, "running", 3)
+    assert json.loads((tmp_path / "status.json").read_text()).items() >= {"status": "running", "step": 3}.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["status.json"]
