@@ -186,7 +186,9 @@ def test_missing_names_the_nearest(tmp_path: Path, name: str, hint: str) -> None
 
 def test_missing_parent_and_misspelled_keyword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder(tmp_path, {"a.txt": "a"})
-    with pytest.raises(DataError, match=f"no such file or folder: {tmp_path}/foldr; did you mean {tmp_path}/folder?"):
+    with pytest.raises(
+        DataError, match=f"no such file or folder: {tmp_path}/foldr/a.txt; did you mean {tmp_path}/folder?"
+    ):
         texts(tmp_path / "foldr/a.txt")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match="did you mean stdlib?"):
