@@ -1,27 +1,20 @@
 """A run is a function of its config: every knob declared once, checked once, then frozen.
 
-    configs/x.py + --config.a.b=v  ->  load, override  ->  resolve  ->  split  ->  (structure, hparams)
-
-A config file is Python and is executed when loaded: run only files that you trust.
+configs/x.py + --config.a.b=v  ->  config_file.load, override  ->  resolve  ->  split  ->  (structure, hparams)
 """
 
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
-import re
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from jaxlm.config_rules import checked, finite, is_object, storable
 from jaxlm.errors import ConfigError, DataError, nearest
-
-FLOAT32_MAX = float(np.finfo(np.float32).max)
 
 TRACED = "<traced>"
 """Stands in a structure where a number was moved to the hyperparameters."""
@@ -45,14 +38,28 @@ def default() -> ConfigDict:
     c.seed = 0  # initial parameters, order of the data, dropout
     c.steps = 1000  # optimizer steps of the whole run; the schedule ends here
     c.steps_per_call = 1  # optimizer steps per dispatch, by scan: worth raising for small models
-    c.init_from = ""  # where initial parameters come from; "" draws them from the seed
+    # Where initial parameters come from: a run directory or one step of it, a Hugging Face directory, or a hub id such
+    # as "gpt2"; "" draws them from the seed. The architecture, model.num_layers to model.tie_embeddings, is then the
+    # source's and best left out, but for context_length and vocab_size; data.tokenizer="bytes" means its tokenizer.
+    c.strict = False  # what is almost surely wrong in an optimizer is an error, not a warning
+    c.init_from = ""
 
     c.model = ConfigDict()
     c.model.num_layers = 4
     c.model.num_heads = 4
     c.model.embed_dim = 128
-    c.model.context_length = 128  # T: positions that the model knows, and the length of a training sequence
-    c.model.vocab_size = 0  # 0: as many as the tokenizer has
+    # T: positions that the model knows, and the length of a training sequence. With init_from, 0: the source's; another
+    # number cuts its positions, or adds some that are drawn from the seed.
+    c.model.context_length = 128
+    # 0: as many ids as the tokenizer has; with init_from, as the source has. There another number cuts its ids, or adds
+    # some that get the mean of the old ones.
+    c.model.vocab_size = 0
+    c.model.feed_forward_dim = 0  # F; 0: 4 times embed_dim
+    c.model.activation = "gelu_tanh"  # GPT-2's; "gelu", "relu", "silu"
+    c.model.norm_epsilon = 1e-5  # of layer norms
+    c.model.scale_attention = True  # scores over the square root of the head dimension
+    c.model.scale_attention_by_layer = False  # and over the layer's number, from 1: as Stanford's Mistral GPT-2s
+    c.model.tie_embeddings = True  # the head is the token embedding; False: lm_head/kernel, a matrix of its own
     c.model.dropout = 0.0  # on embeddings, attention probabilities and residual branches
     c.model.dtype = "float32"  # of the computation; softmax, loss and norm statistics stay float32
     c.model.param_dtype = "float32"
@@ -109,83 +116,12 @@ def default() -> ConfigDict:
     c.log = ConfigDict()
     c.log.every = 10  # steps between rows of train metrics; 0: never
     c.log.writers = ("jsonl", "tensorboard")  # and "wandb"
+    c.log.groups = False  # norms and sparsity of kernels, embeddings, norms and biases, each in the train metrics
     c.log.progress = True  # a bar in a terminal, plain lines elsewhere
 
     c.lock()
     c.optimizer.unlock()  # stages may be added; optim.chain checks them
     return c
-
-
-class Rule(NamedTuple):
-    holds: Callable[[Any], bool]
-    expected: str
-
-
-def _at_least(low: int) -> Rule:
-    return Rule(lambda v: v >= low, f"at least {low}")
-
-
-def _share(low: float = 0.0) -> Rule:
-    return Rule(lambda v: low <= v and float(np.float32(v)) < 1, f"at least {low:g} and below 1")
-
-
-def _one_of(*names: Any) -> Rule:
-    return Rule(lambda v: v in names, "one of " + ", ".join(map(repr, names)))
-
-
-def _only(value: Any) -> Rule:
-    return Rule(lambda v: v == value, f"{value!r}, the only value in this version")
-
-
-_DTYPES = _one_of("float32", "bfloat16", "float16")
-_NONNEGATIVE = Rule(lambda v: v >= 0, "zero or more")
-_NAME = Rule(lambda v: v != "", "not empty")
-
-RULES: dict[str, Rule] = {
-    "seed": Rule(lambda v: 0 <= v < 2**32, "from 0 to 2**32 - 1"),
-    "steps": _at_least(1),
-    "steps_per_call": _at_least(1),
-    "init_from": _only(""),
-    "model.num_layers": _at_least(1),
-    "model.num_heads": _at_least(1),
-    "model.embed_dim": _at_least(1),
-    "model.context_length": _at_least(1),
-    "model.vocab_size": _at_least(0),
-    "model.dropout": _share(),
-    "model.dtype": _DTYPES,
-    "model.param_dtype": _one_of("float32", "bfloat16"),
-    "model.attention": _one_of("auto", "cudnn", "blockwise"),
-    "model.remat": _one_of("none", "dots", "block"),
-    "data.source": _NAME,
-    "data.tokenizer": _NAME,
-    "data.format": _only("text"),
-    "data.text_field": _NAME,
-    "data.errors": _one_of("strict", "replace"),
-    "data.pack": _only(False),
-    "data.batch_size": _at_least(1),
-    "data.micro_batches": _at_least(1),
-    "loss.label_smoothing": _share(),
-    "loss.z_loss": _NONNEGATIVE,
-    "loss.l1": _NONNEGATIVE,
-    "loss.l2": _NONNEGATIVE,
-    "eval.every": _at_least(0),
-    "eval.batches": _at_least(0),
-    "eval.tasks": _only(()),
-    "checkpoint.every": _at_least(0),
-    "checkpoint.keep": _at_least(1),
-    "early_stopping.metric": _NAME,
-    "early_stopping.patience": _at_least(0),
-    "early_stopping.min_delta": _NONNEGATIVE,
-    "parallel.mode": _only("jit"),
-    "parallel.data": Rule(lambda v: v == -1 or v >= 1, "-1 or at least 1"),
-    "parallel.fsdp": _only(1),
-    "parallel.tensor": _only(1),
-    "log.every": _at_least(0),
-    "log.writers": Rule(
-        lambda v: all(name in ("jsonl", "tensorboard", "wandb") for name in v),
-        "names of 'jsonl', 'tensorboard', 'wandb'",
-    ),
-}
 
 
 def items(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -200,38 +136,6 @@ def items(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 def flat(cfg: Mapping[str, Any]) -> dict[str, Any]:
     """{"a.b.c": value} of nested mappings."""
     return dict(items(cfg))
-
-
-def _checked(path: str, value: Any, declared: Any) -> Any:
-    """`value` as the type of `declared`. Ints serve as floats; nothing else is converted."""
-    kind = type(declared)
-    if kind is float and type(value) is int:
-        value = float(value)
-    if kind is tuple and type(value) is list:
-        value = tuple(value)
-    if type(value) is not kind:
-        raise ConfigError(
-            f"{path} is {value!r} ({type(value).__name__}); expected {kind.__name__}, such as {declared!r}"
-        )
-    _finite(path, value)
-    rule = RULES.get(path)
-    if rule and not rule.holds(value):
-        raise ConfigError(f"{path} is {value!r}; expected {rule.expected}")
-    return value
-
-
-def _finite(path: str, value: Any) -> None:
-    if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
-        raise ConfigError(f"{path} is {value}; expected a finite number, in float32 too")
-
-
-def _storable(path: str, value: Any) -> None:
-    if isinstance(value, tuple):
-        for item in value:
-            _storable(path, item)
-    elif type(value) not in (bool, int, float, str, type(None)):
-        given = f"{value!r} ({type(value).__name__})"
-        raise ConfigError(f"{path} is {given}; expected a plain number, string, bool, None or a tuple of them")
 
 
 def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
@@ -255,12 +159,14 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
         node = out
         for name in sections:
             node = node.setdefault(name, {})
-        node[last] = _checked(path, given[path], value)
+        node[last] = checked(path, given[path], value)
 
     model, data = out["model"], out["data"]
     if model["attention"] == "cudnn" and model["dropout"]:
         raise ConfigError("model.attention='cudnn' has no dropout; set model.dropout=0 or model.attention='auto'")
-    if model["embed_dim"] % model["num_heads"]:
+    if not model["context_length"] and not out["init_from"]:
+        raise ConfigError("model.context_length is 0; expected at least 1, or init_from, whose length 0 takes over")
+    if model["embed_dim"] % model["num_heads"] and not out["init_from"]:  # these are then the source's
         raise ConfigError(f"model.num_heads={model['num_heads']} does not divide model.embed_dim={model['embed_dim']}")
     if data["batch_size"] % data["micro_batches"]:
         raise ConfigError(
@@ -273,20 +179,21 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
     """The chain and the tables of its stages. Tables of the defaults that the chain doesn't name are left out."""
     if not isinstance(section, (Mapping, ConfigDict)) or "chain" not in section:
         raise ConfigError("config field 'optimizer.chain' is missing: a tuple of stage names")
-    chain = _checked("optimizer.chain", _plain(section["chain"]), ())
+    chain = checked("optimizer.chain", _plain(section["chain"]), ())
     if not all(isinstance(name, str) for name in chain):
         raise ConfigError(f"optimizer.chain is {chain!r}; expected names of stages")
+    used = {*chain, *(name for path, names in items(section) if path.endswith(".chain") for name in names)}
     out: dict[str, Any] = {"chain": chain}
     for stage, table in section.items():
-        if stage in chain:
+        if stage in used:
             if not isinstance(table, (Mapping, ConfigDict)):
                 raise ConfigError(
                     f"optimizer.{stage} is {table!r}; expected a table of arguments, such as {{'b1': 0.9}}"
                 )
             out[stage] = _plain(table)
             for path, value in items(out[stage], f"optimizer.{stage}."):
-                _storable(path, value)
-                _finite(path, value)
+                storable(path, value)
+                finite(path, value)
         elif stage not in default().optimizer:
             raise ConfigError(f"optimizer.{stage} is the table of no stage in optimizer.chain: {nearest(stage, chain)}")
     return out
@@ -296,7 +203,7 @@ def _plain(value: Any) -> Any:
     """Nested mappings as plain dicts, lists as tuples."""
     if isinstance(value, (Mapping, ConfigDict)):
         return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return tuple(_plain(item) for item in value)
     return value
 
@@ -322,7 +229,7 @@ def override(cfg: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
             out_value = float(value) if type(old) is float and type(value) is int else value
             # warmup=0.02 or =100, mu_dtype=None or "bfloat16": the optimizer's own checks know what an argument takes
             if type(out_value) is not type(old) and not path.startswith("optimizer."):
-                _checked(path, value, old)
+                checked(path, value, old)
             value = out_value
         with out.unlocked():
             *parents, last = path.split(".")
@@ -335,6 +242,7 @@ def override(cfg: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
                     raise ConfigError(f"unknown config field {path!r}: {name!r} is no table; {nearest(path, known)}")
             with node.ignore_type():
                 node[last] = value
+    out.optimizer.unlock()  # as in `default`
     return out
 
 
@@ -352,50 +260,25 @@ def _literal(path: str, text: str, old: Any) -> Any:
         return text
 
 
-def load(spec: str) -> ConfigDict:
-    """`path/to/x.py[:arg]` -> the config that its `get_config(arg)` returns. Executes the file.
-
-    Raises:
-      ConfigError: no such file, no `get_config`, or an error in it that concerns the config.
-    """
-    file, _, arg = spec.partition(":")
-    path = Path(file)
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        raise ConfigError(f"no config file {file!r}: {nearest(file, (str(p) for p in folder.glob('*.py')))}")
-    module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"config file {file!r} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f"config file {file!r} defines no get_config(arg='')")
-        cfg = module.get_config(arg)
-    except (AttributeError, KeyError, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
-    if not isinstance(cfg, ConfigDict):
-        raise ConfigError(f"get_config of {file!r} returned {type(cfg).__name__}; expected a ConfigDict")
-    return cfg
-
-
-def _words(error: BaseException) -> str:
-    """What is wrong in a config file. ml_collections names a missing field among a dump of all; we keep the names."""
-    wrapped = error.args[0] if error.args and isinstance(error.args[0], KeyError) else KeyError("")
-    missing = re.search(r'Key "(\w+)" does not exist', str(error))  # of a field that was set
-    missing = missing or re.match(r"'(\w+)'", str(wrapped.args[0]))  # of one that was read
-    if missing:
-        near = re.search(r'Did you mean "(\w+)"', str(wrapped.args[0]) or str(error))  # of the section that it is in
-        names = [near[1]] if near else {part for path in flat(default()) for part in path.split(".")}
-        return f"unknown config field {missing[1]!r}: {nearest(missing[1], names)}"
-    return f"{type(error).__name__}: {error}".splitlines()[0]
-
-
 def to_json(cfg: ConfigDict | FrozenConfigDict) -> str:
-    """The config as JSON text; `from_json` gives it back equal."""
-    return json.dumps(_plain(cfg), indent=2)
+    """The config as JSON text; `from_json` gives it back equal, but for the names of `objects`."""
+
+    def named(value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {key: named(item, f"{path}.{key}") for key, item in value.items()}
+        return _name(value) if is_object(path, value) else value
+
+    return json.dumps(named(_plain(cfg), ""), indent=2)
+
+
+def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
+    """{"optimizer.mine.transform": its name} of what JSON can't hold: functions and transforms given from Python."""
+    return {path: _name(value) for path, value in items(cfg) if is_object(path, value)}
+
+
+def _name(value: Any) -> str:
+    made = getattr(value, "update", value)  # of a transform, that is a pair of functions
+    return f"<{getattr(made, '__module__', '')}.{getattr(made, '__qualname__', type(value).__name__)}>"
 
 
 def from_json(text: str) -> FrozenConfigDict:
@@ -429,7 +312,7 @@ def split(cfg: FrozenConfigDict, static: frozenset[str] = frozenset()) -> tuple[
     Args:
       cfg: from `resolve`.
       static: dotted paths below `optimizer` of floats that their transform can't take traced; see
-        `jaxlm.optim.chain.static_arguments`, and `jaxlm.training.step.split`, which puts the two together.
+        `jaxlm.optim.static.static_arguments`, and `jaxlm.training.step.split`, which puts the two together.
     """
 
     def mark(value: float) -> Any:
@@ -455,6 +338,7 @@ def split(cfg: FrozenConfigDict, static: frozenset[str] = frozenset()) -> tuple[
     optimizer, optimizer_numbers = part(cfg.optimizer, "")
     structure = {
         "steps": cfg.steps,
+        "groups": cfg.log.groups,
         "micro_batches": cfg.data.micro_batches,
         "model": {**cfg.model.to_dict(), "dropout": mark(cfg.model.dropout)},
         "loss": {key: mark(value) for key, value in cfg.loss.items()},

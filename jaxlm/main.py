@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config
+from jaxlm import config, config_file
 from jaxlm.errors import ConfigError, exit_code
 
 
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
-        cfg = config.override(config.load(args.config), overrides(rest))
+        cfg = config.override(config_file.load(args.config), overrides(rest))
         workdir = args.workdir or f"runs/{name(args.config)}"
         if args.explain:
             from jaxlm.training.explain import explain

@@ -16,6 +16,9 @@ ROOT = Path(__file__).parents[1]
 HOUSE = {
     "errors": (0, "errors"),
     "config": (1, "config"),
+    "config_file": (1, "config"),
+    "config_rules": (1, "config"),
+    "hub": (1, "hub"),
     "tree": (1, "tree"),
     "model": (2, "model"),
     "optim": (2, "optim"),

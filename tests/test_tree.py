@@ -10,7 +10,8 @@ from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 
 SHAPES = jax.eval_shape(
-    gpt2.build(config.override(config.default(), {"model.vocab_size": 5}).model).init, jax.random.key(0)
+    gpt2.build(config.override(config.default(), {"model.vocab_size": 5, "model.tie_embeddings": False}).model).init,
+    jax.random.key(0),
 )
 
 
@@ -36,6 +37,7 @@ def test_kernels_are_the_matrices_and_nothing_else_that_is_stacked():
         "h/attn/c_proj/kernel",
         "h/mlp/c_fc/kernel",
         "h/mlp/c_proj/kernel",
+        "lm_head/kernel",
     }
 
 
@@ -71,6 +73,11 @@ def test_what_is_no_regex_is_refused(where):
 
 def test_size_counts_numbers():
     assert tree.size({"a": jnp.zeros((3, 4)), "b": [jnp.float32(0), jax.ShapeDtypeStruct((5,), jnp.int32)]}) == 18
+
+
+def test_tables_that_are_only_looked_up_multiply_nothing():
+    tied = {"wte": {"embedding": jnp.zeros((5, 2))}, "wpe": {"embedding": jnp.zeros((3, 2))}, "h": jnp.zeros(7)}
+    assert tree.matmul_size(tied) == tree.matmul_size(tied | {"lm_head": {"kernel": jnp.zeros((2, 5))}}) == 17
 
 
 def test_norm_is_that_of_all_leaves_together():

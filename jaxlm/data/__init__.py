@@ -1,7 +1,8 @@
 """Data: text in, token files, batch n. `open(cfg.data)` gives the tokenizer and the splits, `Batches` the batches."""
 
 from jaxlm.data.batches import Batch, Batches, evaluation, prefetch
-from jaxlm.data.sources import Document, Source, open_source
+from jaxlm.data.readers import Document
+from jaxlm.data.sources import Source, open_source
 from jaxlm.data.store import Data, open, tokenize
 from jaxlm.data.tokenfile import TokenFile, open_tokens, tokenizer_of, verify, write_tokens
 from jaxlm.data.tokenizers import Tokenizer

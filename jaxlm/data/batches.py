@@ -17,7 +17,7 @@ from typing import TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
 """`inputs` int32[B, T], `targets` int32[B, T], `weights` float32[B, T] (0 where a token does not count)."""
@@ -135,32 +135,44 @@ def _mix(x: UInt64s) -> UInt64s:
     return x ^ (x >> np.uint64(31))
 
 
-def evaluation(tokens: np.ndarray, batch_size: int, context_length: int, limit: int = 0) -> Sequence[Batch]:
+def evaluation(
+    tokens: np.ndarray, batch_size: int, context_length: int, limit: int = 0, stride: int = 0
+) -> Sequence[Batch]:
     """A split in order, as batches of one shape: tokens 1, ..., N - 1 are each the target of weight 1 once.
 
-    Windows don't overlap. What is missing of the last window and the last batch is filled with zeros of weight 0.
+    Each window of T inputs begins `stride` tokens after the one before, and of its T targets only those count that are
+    new: so each target has at least T - stride + 1 tokens before it in its window, but where the split begins. What is
+    missing of the last window and the last batch is filled with zeros of weight 0.
 
     Args:
       tokens: [N] of an integer type.
       batch_size: B.
       context_length: T.
       limit: give at most so many batches, evenly spaced over the split; 0 gives all.
+      stride: from 1 to T; 0 is T, windows that don't overlap. The work grows by T / stride.
 
     Raises:
+      ConfigError: the stride is negative, or skips tokens.
       DataError: fewer than two tokens.
     """
-    return _Evaluation(tokens, batch_size, context_length, limit)
+    if not 0 <= stride <= context_length:
+        raise ConfigError(
+            f"stride is {stride}; expected from 1 to the context of {context_length} tokens, or 0 for windows that "
+            "don't overlap"
+        )
+    return _Evaluation(tokens, batch_size, context_length, limit, stride or context_length)
 
 
 class _Evaluation(Sequence[Batch]):
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, limit: int) -> None:
+    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, limit: int, stride: int) -> None:
         if len(tokens) < 2:
             raise DataError(
                 f"a split of {len(tokens)} tokens has nothing to predict; give more text to data.validation"
             )
         self._tokens = np.asarray(tokens)
-        self._shape = (batch_size, context_length)
-        total = -(-(len(tokens) - 1) // (batch_size * context_length))
+        self._batch_size, self._context_length, self._stride = batch_size, context_length, stride
+        windows = 1 + -(-max(len(tokens) - 1 - context_length, 0) // stride)
+        total = -(-windows // batch_size)
         count = min(limit, total) if limit else total
         self._chosen = [(2 * j + 1) * total // (2 * count) for j in range(count)]  # the middles of equal parts
 
@@ -174,21 +186,21 @@ class _Evaluation(Sequence[Batch]):
     def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
         if isinstance(n, slice):
             return [self[i] for i in range(len(self))[n]]
-        size = math.prod(self._shape)
-        start = self._chosen[n] * size
-        tokens = self._tokens[start : start + size + 1]
-        count = len(tokens) - 1  # targets; size in all batches but the last
+        T, stride = self._context_length, self._stride
+        first = self._chosen[n] * self._batch_size * stride
+        span = (self._batch_size - 1) * stride + T + 1
+        part = self._tokens[first : first + span]
 
-        def filled(values: np.ndarray | float, dtype: type) -> np.ndarray:
-            out: np.ndarray = np.zeros(size, dtype)
-            out[:count] = values
-            return out.reshape(self._shape)
+        def windows(values: np.ndarray | float, dtype: type) -> np.ndarray:
+            """[B, T + 1], filled with zeros."""
+            flat: np.ndarray = np.zeros(span, dtype)
+            flat[: len(part)] = values
+            return np.lib.stride_tricks.sliding_window_view(flat, T + 1)[::stride]
 
-        return {
-            "inputs": filled(tokens[:-1], np.int32),
-            "targets": filled(tokens[1:], np.int32),
-            "weights": filled(1.0, np.float32),
-        }
+        ids, known = windows(part, np.int32), windows(1.0, np.float32)[:, 1:]
+        weights = known.copy()
+        weights[1 if first == 0 else 0 :, : T - stride] = 0  # counted in the window before, if there is one
+        return {"inputs": ids[:, :-1] * known.astype(np.int32), "targets": ids[:, 1:].copy(), "weights": weights}
 
 
 @contextlib.contextmanager

@@ -16,8 +16,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.data import sources, tokenizers
-from jaxlm.data.sources import Document, Source
+from jaxlm.data import heldout, sources, tokenizer_specs, tokenizers
+from jaxlm.data.readers import Document
+from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
@@ -60,7 +61,7 @@ def open(section: Section, progress: bool = False) -> Data:
       ConfigError: a `validation` or `tokenizer` that can't be.
       DataError: data is missing, empty, damaged, or can't be read or cached.
     """
-    share = sources.share(section.validation)
+    share = heldout.share(section.validation)
     files = [name for name in (section.source, section.validation) if name.endswith(".bin")]
     if section.source in files:
         return _open_files(section, share)
@@ -72,7 +73,8 @@ def open(section: Section, progress: bool = False) -> Data:
     if section.validation and share is None:
         other = sources.open_source(section.validation, text_field=section.text_field, errors=section.errors)
     held_out = other.fingerprint if other else share
-    what = [FORMAT, text.fingerprint, held_out, tokenizers.key(section.tokenizer), section.text_field, section.errors]
+    tokenizer = tokenizer_specs.key(section.tokenizer)
+    what = [FORMAT, text.fingerprint, held_out, tokenizer, section.text_field, section.errors]
     names = ("validation", "train") if section.validation else ("train",)
 
     def build(entry: Path) -> None:
@@ -143,7 +145,7 @@ def cache_dir(setting: str = "") -> Path:
 def _build(
     entry: Path, section: Section, text: Source, other: Source | None, share: float | None, progress: bool
 ) -> None:
-    train, validation = sources.split(text, share) if share is not None else (text, other)
+    train, validation = heldout.split(text, share) if share is not None else (text, other)
     splits = [train] if validation is None else [validation, train]
 
     def corpus() -> Iterator[str]:
@@ -152,7 +154,7 @@ def _build(
             for document in _tracked(split, f"building {section.tokenizer}", progress):
                 yield document.text
 
-    tokenizer = tokenizers.build(section.tokenizer, corpus())
+    tokenizer = tokenizer_specs.build(section.tokenizer, corpus())
     for split in splits:
         name = "train" if split is train else "validation"
         documents = _tracked(split, f"tokenizing {name}", progress)
@@ -216,7 +218,7 @@ def _check_tokenizer(spec: str, tokenizer: Tokenizer, path: str) -> None:
     if spec == "bytes":  # the default: no wish
         return
     trained = spec == "chars" or spec.startswith("bpe:")
-    if trained or tokenizers.build(spec).fingerprint != tokenizer.fingerprint:
+    if trained or tokenizer_specs.build(spec).fingerprint != tokenizer.fingerprint:
         raise DataError(
             f"data.tokenizer={spec!r} is not the tokenizer that made {path}; a token file brings its own: "
             "leave data.tokenizer at 'bytes'"

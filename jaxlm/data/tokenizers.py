@@ -1,4 +1,4 @@
-"""Text to token ids and back: bytes, characters, byte-level BPE trained here, or any Hugging Face tokenizer.
+"""Text to token ids and back: bytes, characters, or any Hugging Face tokenizer, such as byte-level BPE.
 
 A tokenizer is a value: `to_json` holds all of it, `from_json` gives it back equal, `fingerprint` names it. Text is
 always text: an end-of-text token spelled out in a document does not end it.
@@ -7,23 +7,18 @@ always text: an end-of-text token spelled out in a document does not end it.
 from __future__ import annotations
 
 import contextlib
-import difflib
 import hashlib
 import json
-import os
 import re
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from jaxlm.data import hub, sources
-from jaxlm.errors import ConfigError, DataError
+from jaxlm.errors import DataError
 
 if TYPE_CHECKING:
     import tokenizers
@@ -31,13 +26,10 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 END_OF_TEXT = "<|endoftext|>"
-BPE_SMALLEST = 257  # every byte, and the end of text
-
-_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # these name the eos token of a tokenizer.json
+CODE_POINTS = 0x110000  # of Unicode
 
 _PIECE = 2**18  # characters handed to the tokenizers library at once: it takes some 100 bytes of memory for each token
 _GROUP = 2**23  # characters encoded in parallel
-_CODE_POINTS = 0x110000
 
 
 class Tokenizer(ABC):
@@ -156,12 +148,12 @@ class Chars(Tokenizer):
     @cached_property
     def _ids(self) -> np.ndarray:
         """int32[code points]: the id of each, or -1."""
-        table = np.full(_CODE_POINTS, -1, np.int32)
-        table[_code_points(self.characters)] = np.arange(len(self.characters))
+        table = np.full(CODE_POINTS, -1, np.int32)
+        table[code_points(self.characters)] = np.arange(len(self.characters))
         return table
 
     def encode(self, text: str) -> np.ndarray:
-        ids = self._ids[_code_points(text)]
+        ids = self._ids[code_points(text)]
         if ids.min(initial=0) < 0:
             at = int(np.argmin(ids))
             raise DataError(
@@ -170,7 +162,7 @@ class Chars(Tokenizer):
         return ids.astype(self.dtype)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return _code_points(self.characters)[self._text_ids(ids)].tobytes().decode("utf-32-le")
+        return code_points(self.characters)[self._text_ids(ids)].tobytes().decode("utf-32-le")
 
     def to_json(self) -> str:
         return json.dumps({"kind": "chars", "characters": self.characters})
@@ -189,7 +181,7 @@ class HuggingFace(Tokenizer):
 
     @cached_property
     def _live(self) -> tokenizers.Tokenizer:
-        return _load(self.tokenizer_json)
+        return library_tokenizer(self.tokenizer_json)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -230,7 +222,7 @@ class HuggingFace(Tokenizer):
         return out
 
     def pieces(self, text: str) -> Iterator[str]:
-        return _pieces(text) if self._can_cut else iter([text])
+        return cut_at_lines(text) if self._can_cut else iter([text])
 
     def encode(self, text: str) -> np.ndarray:
         groups = grouped(self.pieces(text), len, _GROUP)
@@ -240,12 +232,12 @@ class HuggingFace(Tokenizer):
         for text in texts:
             with _surrogates(text):
                 text.encode()
-        with _panics("the tokenizer can't encode this text"):
+        with panics("the tokenizer can't encode this text"):
             encodings = self._live.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, self.dtype) for encoding in encodings]
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        with _panics("the tokenizer can't decode these ids"):
+        with panics("the tokenizer can't decode these ids"):
             return self._live.decode(self._text_ids(ids).tolist(), skip_special_tokens=False)
 
     def to_json(self) -> str:
@@ -267,7 +259,7 @@ def from_json(text: str) -> Tokenizer:
                 return Chars(characters)
             case {"kind": "hf", "end_of_text": str(end_token), "tokenizer": dict(parts)}:
                 tokenizer = HuggingFace(json.dumps(parts), end_token)
-                with _panics("not a tokenizer"):
+                with panics("not a tokenizer"):
                     _ = tokenizer.end_of_text  # fails now, not at the first use
                 return tokenizer
     except ValueError as error:
@@ -275,165 +267,8 @@ def from_json(text: str) -> Tokenizer:
     raise DataError("not a tokenizer of jaxlm: no kind 'bytes', 'chars' or 'hf'")
 
 
-def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
-    """The tokenizer that `spec` names.
-
-    Args:
-      spec: `bytes`; `chars`, those of the corpus; `bpe:SIZE`, trained on the corpus; a tokenizer.json; a Hugging Face
-        directory; or a hub id such as `gpt2`, from the local cache if it is there.
-      corpus: texts; read by `chars` and `bpe` only.
-
-    Raises:
-      ConfigError: no such kind of tokenizer, or an impossible size.
-      DataError: it is missing, unreadable or damaged.
-    """
-    if spec == "bytes":
-        return Bytes()
-    if spec == "chars":
-        return _chars(corpus)
-    if spec == "bpe" or spec.startswith("bpe:"):
-        return _bpe(_bpe_size(spec), corpus)
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return _from_file(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else _from_transformers(spec)
-    if path.is_file():
-        return _from_file(path)
-    if spec.startswith(("/", ".", "~")) or path.suffix == ".json" or spec.count("/") > 1:
-        raise sources.missing(path)
-    close = difflib.get_close_matches(re.split(r"[^a-z]", spec.lower())[0], ("bytes", "chars", "bpe"), n=1, cutoff=0.75)
-    if (close and "/" not in spec) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
-        hint = f"did you mean {close[0]!r}? Expected" if close else "expected"
-        raise ConfigError(
-            f"unknown data.tokenizer {spec!r}; {hint} bytes, chars, bpe:SIZE, a tokenizer.json, "
-            "a Hugging Face directory or a hub id"
-        )
-    return _from_transformers(spec)
-
-
-def key(spec: str) -> str:
-    """What `build` depends on besides the corpus: the spec, and the content of the files that it names."""
-    path = Path(spec).expanduser()
-    if not path.exists():
-        return spec
-    if path.is_file():
-        found = [path, *(path.parent / name for name in _BESIDE)]
-    else:
-        found = [path / name for name in ("tokenizer.json", *_BESIDE, "vocab.json", "merges.txt", "tokenizer.model")]
-    digest = hashlib.sha256()
-    for file in filter(Path.is_file, found):
-        digest.update(json.dumps([file.name, hashlib.sha256(_read(file)).hexdigest()]).encode())
-    return f"{spec} {digest.hexdigest()}"
-
-
-def _chars(corpus: Iterable[str]) -> Chars:
-    seen = np.zeros(_CODE_POINTS, bool)
-    for text in corpus:
-        seen[_code_points(text)] = True
-    if not seen.any():
-        raise DataError("data.tokenizer='chars' found no characters in the corpus")
-    return Chars(np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le"))
-
-
-def _bpe_size(spec: str) -> int:
-    number = spec.removeprefix("bpe").removeprefix(":")
-    size = int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 0
-    if size < BPE_SMALLEST:
-        raise ConfigError(
-            f"data.tokenizer is {spec!r}; expected bpe:SIZE with SIZE from {BPE_SMALLEST}, such as bpe:4096"
-        )
-    return size
-
-
-def _bpe(size: int, corpus: Iterable[str]) -> HuggingFace:
-    """Byte-level BPE as GPT-2's: any text can be encoded, and comes back the same."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-
-    tokenizer = tokenizers.Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    try:
-        with _panics(f"can't train bpe:{size} on this text"):
-            tokenizer.train_from_iterator((piece for text in corpus for piece in _pieces(text)), trainer)
-    except UnicodeEncodeError as error:
-        raise DataError(f"the text has a lone surrogate at character {error.start}") from error
-    actual = tokenizer.get_vocab_size()
-    if actual < size:
-        print(f"warning: bpe:{size} stopped at {actual} tokens: the corpus has no more pairs to merge", file=sys.stderr)
-    return HuggingFace(_json(tokenizer), END_OF_TEXT)
-
-
-def _from_file(path: Path) -> HuggingFace:
-    try:
-        text = _read(path).decode()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not a tokenizer.json: not UTF-8") from error
-    return _with_end(text, _end_token(path.parent), str(path))
-
-
-def _end_token(folder: Path) -> str | None:
-    """The eos token that the files next to a tokenizer.json name."""
-    for name in _BESIDE:
-        if (folder / name).is_file():
-            try:
-                match json.loads(_read(folder / name)):
-                    case {"eos_token": str(token)} | {"eos_token": {"content": str(token)}}:
-                        return token
-            except ValueError as error:
-                raise DataError(f"{folder / name} is not JSON: {error}") from error
-    return None
-
-
-def _from_transformers(spec: str) -> HuggingFace:
-    """A hub id, or a directory in an older layout, through transformers. Never runs code that comes with it."""
-    from transformers import AutoTokenizer
-
-    def load(local: bool) -> Any:
-        return AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False, local_files_only=local)
-
-    try:
-        with _panics(f"can't load the tokenizer {spec!r}"):
-            loaded = load(local=True)
-    except DataError as error:
-        if os.path.isdir(spec):
-            raise
-        if reason := hub.unreachable():
-            raise DataError(
-                f"tokenizer {spec!r} is not in the local Hugging Face cache, and {reason}. Give data.tokenizer "
-                "a folder or tokenizer.json on this machine, or set HF_HOME to a cache that has it"
-            ) from error
-        with _panics(f"can't load the tokenizer {spec!r}"):
-            loaded = load(local=False)
-    live = getattr(loaded, "backend_tokenizer", None)
-    if live is None:
-        raise DataError(f"tokenizer {spec!r} has no fast (tokenizers library) form; jaxlm needs one")
-    return _with_end(live.to_str(), loaded.eos_token, spec)
-
-
-def _with_end(text: str, end_token: str | None, name: str) -> HuggingFace:
-    with _panics(f"{name} is not a tokenizer.json"):
-        live = _load(text)
-    known = [token for token in (end_token, END_OF_TEXT) if token is not None and live.token_to_id(token) is not None]
-    if not known:
-        raise DataError(
-            f"tokenizer {name} has no token to end a text with: neither an eos token nor {END_OF_TEXT}. "
-            'Name one as "eos_token" in the tokenizer_config.json next to it'
-        )
-    return HuggingFace(_json(live), known[0])
-
-
-def _json(live: tokenizers.Tokenizer) -> str:
-    """Its tokenizer.json, in the one spelling that `json.dumps` gives: equal tokenizers are equal texts."""
-    return json.dumps(json.loads(live.to_str()))
-
-
-def _load(text: str) -> tokenizers.Tokenizer:
+def library_tokenizer(text: str) -> tokenizers.Tokenizer:
+    """Of a tokenizer.json's text, made to encode text as it is."""
     import tokenizers
 
     live = tokenizers.Tokenizer.from_str(text)
@@ -446,7 +281,7 @@ def _load(text: str) -> tokenizers.Tokenizer:
 
 
 @contextlib.contextmanager
-def _panics(what: str) -> Iterator[None]:
+def panics(what: str) -> Iterator[None]:
     """Whatever the tokenizers library raises as a DataError: on crafted files it panics, with a BaseException."""
     try:
         yield
@@ -466,7 +301,7 @@ def _surrogates(text: str) -> Iterator[None]:
         raise DataError(f"the text has a lone surrogate, {text[error.start]!r}, at character {error.start}") from error
 
 
-def _code_points(text: str) -> np.ndarray:
+def code_points(text: str) -> np.ndarray:
     """uint32[characters]."""
     with _surrogates(text):
         return np.frombuffer(text.encode("utf-32-le"), "<u4")
@@ -486,7 +321,7 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> I
         yield group
 
 
-def _pieces(text: str) -> Iterator[str]:
+def cut_at_lines(text: str) -> Iterator[str]:
     """Cuts a long text after line ends where it can't change the tokens: "x\\n" | "y", never among white space.
 
     The pre-tokenizers of GPT-2 and its kin take a run of white space as one token or more, depending on what follows;
@@ -503,10 +338,3 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 _CUT = re.compile(r"(?<=\S)\n(?=\S)")
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from jaxlm.errors import ConfigError
+
 BLOCK = 128
 """Queries per block. At T = 256 and 64 to 128 queries a block the CPU was fastest."""
 
@@ -40,6 +42,12 @@ def causal(
     if implementation == "cudnn":
         if dropout is not None:
             raise ValueError("cuDNN's attention has no dropout; ask for 'blockwise' or 'auto'")
+        if not cudnn_serves(q_BTHK):
+            given = f"{jax.default_backend()}, {q_BTHK.dtype}, {q_BTHK.shape[-1]}"
+            raise ConfigError(
+                f"model.attention='cudnn' can't serve here ({given}): it wants a GPU, bfloat16 or float16, and a head "
+                "dimension that is a multiple of 8 and at most 128; set model.attention='auto'"
+            )
         same = None if segment_ids_BT is None else _same_segment(segment_ids_BT, segment_ids_BT)[:, None]
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=same, is_causal=True, implementation="cudnn")
     T = q_BTHK.shape[1]
@@ -65,7 +73,7 @@ def masked(
     dropout: Float[Array, ""] | float | None = None,
     key: Key[Array, ""] | None = None,
 ) -> Float[Array, "B T H K"]:
-    """Attention where `mask_BTS` is True, with the scores in full: for one block, and for decoding from a cache."""
+    """Attention where `mask_BTS` is True, with the scores in full: for one block."""
     scale = q_BTHK.shape[-1] ** -0.5
     scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
     scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS, MASKED)
@@ -73,6 +81,19 @@ def masked(
     if dropout is not None:
         weights_BHTS = drop(weights_BHTS, dropout, key)
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
+
+
+def cached(
+    q_BHK: Float[Array, "B H K"],
+    k_BHSK: Float[Array, "B H S K"],
+    v_BHSK: Float[Array, "B H S K"],
+    mask_BS: Bool[Array, "B S"],
+) -> Float[Array, "B H K"]:
+    """`masked` of one query a row. Heads before slots: the other way round each product would copy the whole cache."""
+    scale = q_BHK.shape[-1] ** -0.5
+    scores_BHS = jnp.einsum("bhk,bhsk->bhs", q_BHK * scale, k_BHSK, preferred_element_type=jnp.float32)
+    weights_BHS = jax.nn.softmax(jnp.where(mask_BS[:, None], scores_BHS, MASKED), axis=-1)
+    return jnp.einsum("bhs,bhsk->bhk", weights_BHS.astype(v_BHSK.dtype), v_BHSK)
 
 
 def drop(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key[Array, ""] | None) -> Float[Array, "..."]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from jaxlm.data import Batches, evaluation, prefetch
 from jaxlm.data.batches import _mix, permutation
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 
 GOLDEN_10 = [5, 3, 4, 2, 8, 9, 6, 0, 1, 7]
 GOLDEN_1000 = [105, 290, 766, 868, 93, 640, 266, 798]
@@ -150,6 +150,35 @@ def test_evaluation_covers_each_target_once(size: int, batch_size: int, length: 
         seen += batch["targets"][counted].tolist()
     assert seen == list(range(1001, 1000 + size))
     assert len(batches) == -(-(size - 1) // (batch_size * length))
+
+
+@settings(max_examples=100)
+@given(st.integers(2, 300), st.integers(1, 5), st.integers(1, 20), st.data())
+def test_sliding_windows_count_each_target_once_with_the_context_that_they_owe(
+    size: int, batch_size: int, length: int, data: st.DataObject
+) -> None:
+    stride = data.draw(st.integers(1, length))
+    seen = []
+    for batch in evaluation(np.arange(size), batch_size, length, stride=stride):
+        for row, column in np.argwhere(batch["weights"] == 1):
+            target = batch["targets"][row, column]
+            assert column + 1 >= min(target, length - stride + 1)
+            np.testing.assert_array_equal(batch["inputs"][row, : column + 1], target - 1 - np.arange(column, -1, -1))
+            seen.append(target)
+    assert seen == list(range(1, size))
+
+
+def test_a_stride_of_the_context_is_no_overlap() -> None:
+    tokens = np.arange(100)
+    for plain, sliding in zip(evaluation(tokens, 2, 10), evaluation(tokens, 2, 10, stride=10), strict=True):
+        for name in plain:
+            np.testing.assert_array_equal(plain[name], sliding[name])
+
+
+@pytest.mark.parametrize("stride", [-1, 11])
+def test_a_stride_that_cannot_be_is_named(stride: int) -> None:
+    with pytest.raises(ConfigError, match=f"stride is {stride}; expected from 1 to the context of 10 tokens"):
+        evaluation(np.arange(100), 2, 10, stride=stride)
 
 
 def test_evaluation_limit_is_spread_over_the_split() -> None:

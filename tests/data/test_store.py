@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxlm import data
-from jaxlm.data import store, tokenfile, tokenizers
+from jaxlm.data import store, tokenfile, tokenizer_specs, tokenizers
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 
@@ -54,7 +54,7 @@ def test_text_to_tokens(section, corpus: Path, spec: str) -> None:
 def test_second_time_is_from_the_cache(section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = section(corpus, validation="20%", tokenizer="bpe:300")
     first = data.open(wanted)
-    monkeypatch.setattr(tokenizers, "build", lambda *args: pytest.fail("trained again"))
+    monkeypatch.setattr(tokenizer_specs, "build", lambda *args: pytest.fail("trained again"))
     second = data.open(wanted)
     np.testing.assert_array_equal(first.train.tokens, second.train.tokens)
     assert first.tokenizer == second.tokenizer and len(entries(tmp_path)) == 1
@@ -347,7 +347,7 @@ def test_tail_without_a_document_end_near(section, tmp_path: Path) -> None:
 
 
 def test_token_file_brings_its_tokenizer(section, tmp_path: Path) -> None:
-    bpe = tokenizers.build("bpe:300", ["the cat sat on the mat " * 50])
+    bpe = tokenizer_specs.build("bpe:300", ["the cat sat on the mat " * 50])
     file = data.write_tokens(tmp_path / "a.bin", bpe.encode_batch(["the cat", "the mat"]), bpe)
     assert file.num_bytes == 14
     assert data.open(section(file.path)).tokenizer == bpe
@@ -356,7 +356,7 @@ def test_token_file_brings_its_tokenizer(section, tmp_path: Path) -> None:
     for spec in ("chars", "bpe:300"):
         with pytest.raises(DataError, match=f"data.tokenizer='{spec}' is not the tokenizer that made .*a.bin"):
             data.open(section(file.path, tokenizer=spec))
-    other = tokenizers.build("bpe:290", ["the dog"])
+    other = tokenizer_specs.build("bpe:290", ["the dog"])
     (tmp_path / "tokenizer.json").write_text(json.dumps(json.loads(other.to_json())["tokenizer"]))
     with pytest.raises(DataError, match="leave data.tokenizer at 'bytes'"):
         data.open(section(file.path, tokenizer=tmp_path / "tokenizer.json"))
@@ -390,4 +390,4 @@ def test_other_text_is_tokenized_by_the_given_tokenizer_and_cached(section, tmp_
     assert store.tokenize(str(tmp_path / "other.txt"), Bytes(), section).path == file.path
     assert store.tokenize(str(file.path), Bytes(), section).sha256 == file.sha256
     with pytest.raises(DataError, match="another tokenizer"):
-        store.tokenize(str(file.path), tokenizers.build("chars", ["abc"]), section)
+        store.tokenize(str(file.path), Chars("abc"), section)

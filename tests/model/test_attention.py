@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxlm.errors import ConfigError
 from jaxlm.model import attention
 
 B, T, H, K = 2, 13, 2, 8  # T is no multiple of a block
@@ -160,7 +161,7 @@ def test_cudnn_does_not_serve_a_cpu():
     if jax.default_backend() != "cpu":
         pytest.skip("needs a CPU")
     assert not attention.cudnn_serves(qkv(dtype=jnp.bfloat16)[0])
-    with pytest.raises(RuntimeError, match="cuDNN"):
+    with pytest.raises(ConfigError, match="model.attention='cudnn' can't serve here .cpu, bfloat16, "):
         attention.causal(*qkv(dtype=jnp.bfloat16), implementation="cudnn")
 
 
@@ -193,3 +194,12 @@ def test_cudnn_gives_what_blocks_give(segments):
         attention.causal(q, k, v, segment_ids_BT=segments, implementation=name) for name in ("cudnn", "blockwise")
     )
     np.testing.assert_allclose(np.float32(cudnn), np.float32(blocks), atol=0.03)
+
+
+def test_cached_is_masked_of_one_query():
+    q, k, v = qkv()
+    mask = np.random.default_rng(0).random((B, T)) < 0.5
+    mask[:, 0] = True
+    expected = attention.masked(q[:, :1], k, v, jnp.asarray(mask)[:, None])[:, 0]
+    found = attention.cached(q[:, 0], k.swapaxes(1, 2), v.swapaxes(1, 2), jnp.asarray(mask))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)

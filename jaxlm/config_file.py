@@ -1,0 +1,54 @@
+"""A config from a file: `configs/x.py[:arg]`. The file is Python and is executed: run only those that you trust."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import traceback
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from jaxlm.config import default, flat
+from jaxlm.errors import ConfigError, nearest
+
+
+def load(spec: str) -> ConfigDict:
+    """`path/to/x.py[:arg]` -> the config that its `get_config(arg)` returns. Executes the file.
+
+    Raises:
+      ConfigError: no such file, no `get_config`, or an error in it that concerns the config.
+    """
+    file, _, arg = spec.partition(":")
+    path = Path(file)
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path("configs")
+        raise ConfigError(f"no config file {file!r}: {nearest(file, (str(p) for p in folder.glob('*.py')))}")
+    module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(f"config file {file!r} is not a Python file")
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(f"config file {file!r} defines no get_config(arg='')")
+        cfg = module.get_config(arg)
+    except (AttributeError, KeyError, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
+    if not isinstance(cfg, ConfigDict):
+        raise ConfigError(f"get_config of {file!r} returned {type(cfg).__name__}; expected a ConfigDict")
+    return cfg
+
+
+def _words(error: BaseException) -> str:
+    """What is wrong in a config file. ml_collections names a missing field among a dump of all; we keep the names."""
+    wrapped = error.args[0] if error.args and isinstance(error.args[0], KeyError) else KeyError("")
+    missing = re.search(r'Key "(\w+)" does not exist', str(error))  # of a field that was set
+    missing = missing or re.match(r"'(\w+)'", str(wrapped.args[0]))  # of one that was read
+    if missing:
+        near = re.search(r'Did you mean "(\w+)"', str(wrapped.args[0]) or str(error))  # of the section that it is in
+        names = [near[1]] if near else {part for path in flat(default()) for part in path.split(".")}
+        return f"unknown config field {missing[1]!r}: {nearest(missing[1], names)}"
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,0 +1,125 @@
+"""What each field of a config may be: its type is that of the default, its range stands here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.errors import ConfigError
+
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+
+
+class Rule(NamedTuple):
+    holds: Callable[[Any], bool]
+    expected: str
+
+
+def _at_least(low: int) -> Rule:
+    return Rule(lambda v: v >= low, f"at least {low}")
+
+
+def _share(low: float = 0.0) -> Rule:
+    return Rule(lambda v: low <= v and float(np.float32(v)) < 1, f"at least {low:g} and below 1")
+
+
+def _one_of(*names: Any) -> Rule:
+    return Rule(lambda v: v in names, "one of " + ", ".join(map(repr, names)))
+
+
+def _only(value: Any) -> Rule:
+    return Rule(lambda v: v == value, f"{value!r}, the only value in this version")
+
+
+_DTYPES = _one_of("float32", "bfloat16", "float16")
+_NONNEGATIVE = Rule(lambda v: v >= 0, "zero or more")
+_NAME = Rule(lambda v: v != "", "not empty")
+
+RULES: dict[str, Rule] = {
+    "seed": Rule(lambda v: 0 <= v < 2**32, "from 0 to 2**32 - 1"),
+    "steps": _at_least(1),
+    "steps_per_call": _at_least(1),
+    "model.num_layers": _at_least(1),
+    "model.num_heads": _at_least(1),
+    "model.embed_dim": _at_least(1),
+    "model.context_length": _at_least(0),
+    "model.vocab_size": _at_least(0),
+    "model.feed_forward_dim": _at_least(0),
+    "model.activation": _one_of("gelu_tanh", "gelu", "relu", "silu"),
+    "model.norm_epsilon": Rule(lambda v: v > 0, "above 0"),
+    "model.dropout": _share(),
+    "model.dtype": _DTYPES,
+    "model.param_dtype": _one_of("float32", "bfloat16"),
+    "model.attention": _one_of("auto", "cudnn", "blockwise"),
+    "model.remat": _one_of("none", "dots", "block"),
+    "data.source": _NAME,
+    "data.tokenizer": _NAME,
+    "data.format": _only("text"),
+    "data.text_field": _NAME,
+    "data.errors": _one_of("strict", "replace"),
+    "data.pack": _only(False),
+    "data.batch_size": _at_least(1),
+    "data.micro_batches": _at_least(1),
+    "loss.label_smoothing": _share(),
+    "loss.z_loss": _NONNEGATIVE,
+    "loss.l1": _NONNEGATIVE,
+    "loss.l2": _NONNEGATIVE,
+    "eval.every": _at_least(0),
+    "eval.batches": _at_least(0),
+    "eval.tasks": _only(()),
+    "checkpoint.every": _at_least(0),
+    "checkpoint.keep": _at_least(1),
+    "early_stopping.metric": _NAME,
+    "early_stopping.patience": _at_least(0),
+    "early_stopping.min_delta": _NONNEGATIVE,
+    "parallel.mode": _only("jit"),
+    "parallel.data": Rule(lambda v: v == -1 or v >= 1, "-1 or at least 1"),
+    "parallel.fsdp": _only(1),
+    "parallel.tensor": _only(1),
+    "log.every": _at_least(0),
+    "log.writers": Rule(
+        lambda v: all(name in ("jsonl", "tensorboard", "wandb") for name in v),
+        "names of 'jsonl', 'tensorboard', 'wandb'",
+    ),
+}
+
+
+def checked(path: str, value: Any, declared: Any) -> Any:
+    """`value` as the type of `declared`. Ints serve as floats; nothing else is converted."""
+    kind = type(declared)
+    if kind is float and type(value) is int:
+        value = float(value)
+    if kind is tuple and type(value) is list:
+        value = tuple(value)
+    if type(value) is not kind:
+        raise ConfigError(
+            f"{path} is {value!r} ({type(value).__name__}); expected {kind.__name__}, such as {declared!r}"
+        )
+    finite(path, value)
+    rule = RULES.get(path)
+    if rule and not rule.holds(value):
+        raise ConfigError(f"{path} is {value!r}; expected {rule.expected}")
+    return value
+
+
+def finite(path: str, value: Any) -> None:
+    if isinstance(value, float) and not abs(value) <= FLOAT32_MAX:
+        raise ConfigError(f"{path} is {value}; expected a finite number, in float32 too")
+
+
+def is_object(path: str, value: Any) -> bool:
+    """Whether a value is a transform, or a function that makes one: what only Python can give."""
+    return path.endswith(".transform") and (callable(value) or hasattr(value, "update"))
+
+
+def storable(path: str, value: Any) -> None:
+    if is_object(path, value):
+        return
+    if isinstance(value, tuple):
+        for item in value:
+            storable(path, item)
+    elif type(value) not in (bool, int, float, str, type(None)):
+        given = f"{value!r} ({type(value).__name__})"
+        raise ConfigError(f"{path} is {given}; expected a plain number, string, bool, None or a tuple of them")

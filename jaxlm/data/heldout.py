@@ -1,0 +1,93 @@
+"""The held-out part: a source parted in two, for training and for validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+
+from jaxlm.data.readers import Document
+from jaxlm.data.sources import Source
+from jaxlm.errors import ConfigError, DataError
+
+
+def share(validation: str) -> float | None:
+    """0.05 of "5%"; None where `validation` is not a percentage.
+
+    Raises:
+      ConfigError: a percentage that isn't between 0 and 100.
+    """
+    if not validation.strip().endswith("%"):
+        return None
+    try:
+        percent = float(validation.strip()[:-1])
+    except ValueError:
+        percent = math.nan
+    if not 0 < percent < 100:
+        raise ConfigError(f"data.validation is {validation!r}; expected more than 0% and less than 100%, such as '5%'")
+    return percent / 100
+
+
+def split(source: Source, share: float) -> tuple[Source, Source]:
+    """Parts a source into (train, held out), the latter with about `share` of the bytes. Reads it once.
+
+    Whole documents are held out, chosen by a hash of their names: so no text is on both sides, no seed moves it, and
+    a document added to a folder leaves most of the others where they were. Of a single document, the tail is held out.
+
+    Raises:
+      DataError: the source has no two characters to part.
+    """
+    hashes, lengths = array("Q"), array("Q")
+    for document in source.read():
+        hashes.append(int.from_bytes(hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()[:8]))
+        lengths.append(len(document.text.encode()))
+    sizes = np.array(lengths, np.int64)
+    if len(sizes) == 1:
+        return _split_text(source, share)
+    held = _held_out(np.array(hashes), sizes, share)
+
+    def part(side: str, chosen: np.ndarray) -> Source:
+        def read() -> Iterator[Document]:
+            return (document for document, take in zip(source.read(), chosen, strict=True) if take)
+
+        return Source(source.name, _side(source, share, side), int(sizes[chosen].sum()), read)
+
+    return part("train", ~held), part("held out", held)
+
+
+def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
+    """bool[documents] of those held out: in the order of their hashes, the number that comes nearest to the share."""
+    target = share * sizes.sum()
+    order = np.argsort(hashes, kind="stable")
+    # One document larger than the whole share would make it another share.
+    order = order[sizes[order] <= target]
+    if not len(order):
+        order = np.array([np.argmin(sizes)])
+    count = int(np.argmin(np.abs(np.cumsum(sizes[order]) - target))) + 1
+    held = np.zeros(len(sizes), bool)
+    held[order[: min(count, len(sizes) - 1)]] = True
+    return held
+
+
+def _split_text(source: Source, share: float) -> tuple[Source, Source]:
+    length = len(next(source.read()).text)
+    if length < 2:
+        raise DataError(f'{source.name} is one character long: nothing to hold out; set data.validation=""')
+    cut = min(max(round(length * (1 - share)), 1), length - 1)
+
+    def part(side: str, chosen: slice) -> Source:
+        def read() -> Iterator[Document]:
+            return (Document(f"{name}[{side}]", text[chosen]) for name, text in source.read())
+
+        num_bytes = source.num_bytes * len(range(length)[chosen]) // length
+        return Source(source.name, _side(source, share, side), num_bytes, read)
+
+    return part("train", slice(None, cut)), part("held out", slice(cut, None))
+
+
+def _side(source: Source, share: float, side: str) -> str:
+    return hashlib.sha256(json.dumps([source.fingerprint, share, side]).encode()).hexdigest()

@@ -1,0 +1,214 @@
+"""What `data.tokenizer` names: a spec such as `bytes`, `bpe:4096`, a file, a folder or a hub id becomes a tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jaxlm import hub
+from jaxlm.data import sources
+from jaxlm.data.tokenizers import (
+    CODE_POINTS,
+    END_OF_TEXT,
+    Bytes,
+    Chars,
+    HuggingFace,
+    Tokenizer,
+    code_points,
+    cut_at_lines,
+    from_json,
+    library_tokenizer,
+    panics,
+)
+from jaxlm.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+BPE_SMALLEST = 257  # every byte, and the end of text
+
+_BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # these name the eos token of a tokenizer.json
+
+
+def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
+    """The tokenizer that `spec` names.
+
+    Args:
+      spec: `bytes`; `chars`, those of the corpus; `bpe:SIZE`, trained on the corpus; a tokenizer.json, the
+        library's or a run's; a run directory; a Hugging Face directory; or a hub id such as `gpt2`, from the local
+        cache if it is there.
+      corpus: texts; read by `chars` and `bpe` only.
+
+    Raises:
+      ConfigError: no such kind of tokenizer, or an impossible size.
+      DataError: it is missing, unreadable or damaged.
+    """
+    if spec == "bytes":
+        return Bytes()
+    if spec == "chars":
+        return _chars(corpus)
+    if spec == "bpe" or spec.startswith("bpe:"):
+        return _bpe(_bpe_size(spec), corpus)
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return _from_file(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else _from_transformers(spec)
+    if path.is_file():
+        return _from_file(path)
+    if spec.startswith(("/", ".", "~")) or path.suffix == ".json" or spec.count("/") > 1:
+        raise sources.missing(path)
+    close = difflib.get_close_matches(re.split(r"[^a-z]", spec.lower())[0], ("bytes", "chars", "bpe"), n=1, cutoff=0.75)
+    if (close and "/" not in spec) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
+        hint = f"did you mean {close[0]!r}? Expected" if close else "expected"
+        raise ConfigError(
+            f"unknown data.tokenizer {spec!r}; {hint} bytes, chars, bpe:SIZE, a tokenizer.json, "
+            "a run directory, a Hugging Face directory or a hub id"
+        )
+    return _from_transformers(spec)
+
+
+def key(spec: str) -> str:
+    """What `build` depends on besides the corpus: the spec, and the content of the files that it names."""
+    path = Path(spec).expanduser()
+    if not path.exists():
+        return spec
+    if path.is_file():
+        found = [path, *(path.parent / name for name in _BESIDE)]
+    else:
+        found = [path / name for name in ("tokenizer.json", *_BESIDE, "vocab.json", "merges.txt", "tokenizer.model")]
+    digest = hashlib.sha256()
+    for file in filter(Path.is_file, found):
+        digest.update(json.dumps([file.name, hashlib.sha256(_read(file)).hexdigest()]).encode())
+    return f"{spec} {digest.hexdigest()}"
+
+
+def _chars(corpus: Iterable[str]) -> Chars:
+    seen = np.zeros(CODE_POINTS, bool)
+    for text in corpus:
+        seen[code_points(text)] = True
+    if not seen.any():
+        raise DataError("data.tokenizer='chars' found no characters in the corpus")
+    return Chars(np.flatnonzero(seen).astype("<u4").tobytes().decode("utf-32-le"))
+
+
+def _bpe_size(spec: str) -> int:
+    number = spec.removeprefix("bpe").removeprefix(":")
+    size = int(number) if re.fullmatch(r"[0-9]{1,9}", number) else 0
+    if size < BPE_SMALLEST:
+        raise ConfigError(
+            f"data.tokenizer is {spec!r}; expected bpe:SIZE with SIZE from {BPE_SMALLEST}, such as bpe:4096"
+        )
+    return size
+
+
+def _bpe(size: int, corpus: Iterable[str]) -> HuggingFace:
+    """Byte-level BPE as GPT-2's: any text can be encoded, and comes back the same."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    try:
+        with panics(f"can't train bpe:{size} on this text"):
+            tokenizer.train_from_iterator((piece for text in corpus for piece in cut_at_lines(text)), trainer)
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text has a lone surrogate at character {error.start}") from error
+    actual = tokenizer.get_vocab_size()
+    if actual < size:
+        print(f"warning: bpe:{size} stopped at {actual} tokens: the corpus has no more pairs to merge", file=sys.stderr)
+    return HuggingFace(_json(tokenizer), END_OF_TEXT)
+
+
+def _from_file(path: Path) -> Tokenizer:
+    """A tokenizer.json: of the tokenizers library, or one that `Tokenizer.to_json` wrote, which has a "kind"."""
+    try:
+        text = _read(path).decode()
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not a tokenizer.json: not UTF-8") from error
+    try:
+        with contextlib.suppress(ValueError, RecursionError):  # the library says what is wrong with it
+            match json.loads(text):
+                case {"kind": _}:
+                    return from_json(text)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+    return _with_end(text, _end_token(path.parent), str(path))
+
+
+def _end_token(folder: Path) -> str | None:
+    """The eos token that the files next to a tokenizer.json name."""
+    for name in _BESIDE:
+        if (folder / name).is_file():
+            try:
+                match json.loads(_read(folder / name)):
+                    case {"eos_token": str(token)} | {"eos_token": {"content": str(token)}}:
+                        return token
+            except ValueError as error:
+                raise DataError(f"{folder / name} is not JSON: {error}") from error
+    return None
+
+
+def _from_transformers(spec: str) -> HuggingFace:
+    """A hub id, or a directory in an older layout, through transformers. Never runs code that comes with it."""
+    from transformers import AutoTokenizer
+
+    def load(local: bool) -> Any:
+        return AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False, local_files_only=local)
+
+    try:
+        with panics(f"can't load the tokenizer {spec!r}"):
+            loaded = load(local=True)
+    except DataError as error:
+        if os.path.isdir(spec):
+            raise
+        if reason := hub.unreachable():
+            raise DataError(
+                f"tokenizer {spec!r} is not in the local Hugging Face cache, and {reason}. Give data.tokenizer "
+                "a folder or tokenizer.json on this machine, or set HF_HOME to a cache that has it"
+            ) from error
+        with panics(f"can't load the tokenizer {spec!r}"):
+            loaded = load(local=False)
+    live = getattr(loaded, "backend_tokenizer", None)
+    if live is None:
+        raise DataError(f"tokenizer {spec!r} has no fast (tokenizers library) form; jaxlm needs one")
+    return _with_end(live.to_str(), loaded.eos_token, spec)
+
+
+def _with_end(text: str, end_token: str | None, name: str) -> HuggingFace:
+    with panics(f"{name} is not a tokenizer.json"):
+        live = library_tokenizer(text)
+    known = [token for token in (end_token, END_OF_TEXT) if token is not None and live.token_to_id(token) is not None]
+    if not known:
+        raise DataError(
+            f"tokenizer {name} has no token to end a text with: neither an eos token nor {END_OF_TEXT}. "
+            'Name one as "eos_token" in the tokenizer_config.json next to it'
+        )
+    return HuggingFace(_json(live), known[0])
+
+
+def _json(live: tokenizers.Tokenizer) -> str:
+    """Its tokenizer.json, in the one spelling that `json.dumps` gives: equal tokenizers are equal texts."""
+    return json.dumps(json.loads(live.to_str()))
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"can't read {path}: {error.strerror}") from error

@@ -1,0 +1,73 @@
+"""The held-out part: whole documents or a tail, about the share that was asked for, the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jaxlm.data import Document, Source, heldout
+from jaxlm.errors import ConfigError, DataError
+
+
+def source(texts: dict[str, str]) -> Source:
+    documents = [Document(name, text) for name, text in texts.items()]
+    return Source("a source", "its fingerprint", sum(len(d.text.encode()) for d in documents), lambda: iter(documents))
+
+
+@pytest.mark.parametrize(
+    ("spec", "value"), [("5%", 0.05), ("0.5%", 0.005), (" 99% ", 0.99), ("", None), ("x.txt", None)]
+)
+def test_share(spec: str, value: float | None) -> None:
+    assert heldout.share(spec) == (None if value is None else pytest.approx(value))
+
+
+@pytest.mark.parametrize("spec", ["0%", "100%", "-5%", "five%", "%", "nan%", "inf%"])
+def test_bad_share(spec: str) -> None:
+    with pytest.raises(ConfigError, match="expected more than 0% and less than 100%"):
+        heldout.share(spec)
+
+
+def test_split_holds_out_whole_documents() -> None:
+    texts = {f"{i:03}.txt": f"{i} " * (i % 7 + 1) for i in range(300)}
+    whole = source(texts)
+    train, held = (list(part.read()) for part in heldout.split(whole, 0.1))
+    assert sorted(train + held) == sorted(whole.read()) and not set(train) & set(held)
+    assert sum(len(d.text) for d in held) / sum(len(d.text) for d in train + held) == pytest.approx(0.1, abs=0.01)
+    again = [list(part.read()) for part in heldout.split(source(texts), 0.1)]
+    assert [train, held] == again
+    # Neither the first nor the last ones, but spread.
+    assert 90 < np.mean([int(d.name[:3]) for d in held]) < 210
+
+    held_now = set(heldout.split(source({**texts, "new.txt": "new"}), 0.1)[1].read())
+    assert len(held_now & set(held)) >= len(held) - 1, "a new document leaves the others where they were"
+
+
+def test_split_counts_and_names_its_sides() -> None:
+    whole = source({"a.txt": "é" * 90, "b.txt": "b" * 20})
+    train, held = heldout.split(whole, 0.1)
+    assert (train.num_bytes, held.num_bytes) == (180, 20)
+    assert len({whole.fingerprint, train.fingerprint, held.fingerprint, heldout.split(whole, 0.2)[1].fingerprint}) == 4
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=50), st.floats(0.001, 0.999), st.integers(0, 2**32))
+def test_held_out_leaves_a_document_on_each_side(sizes: list[int], share: float, seed: int) -> None:
+    hashes = np.random.default_rng(seed).integers(0, 2**63, len(sizes), np.uint64)
+    held = heldout._held_out(hashes, np.array(sizes), share)
+    assert 0 < held.sum() < len(sizes)
+
+
+def test_one_huge_document_is_not_held_out() -> None:
+    for seed in range(20):
+        hashes = np.random.default_rng(seed).integers(0, 2**63, 11, np.uint64)
+        held = heldout._held_out(hashes, np.array([10**6] + [5_000] * 10), 0.02)
+        assert not held[0] and held.sum() == 4
+
+
+def test_tail_of_a_single_document_is_held_out() -> None:
+    train, held = heldout.split(source({"a.txt": "0123456789" * 10}), 0.05)
+    assert [d.text[-3:] for d in train.read()] == ["234"] and [d.text for d in held.read()] == ["56789"]
+    assert [[d.text for d in part.read()] for part in heldout.split(source({"a.txt": "ab"}), 0.05)] == [["a"], ["b"]]
+    with pytest.raises(DataError, match="nothing to hold out"):
+        heldout.split(source({"a.txt": "a"}), 0.05)

@@ -1,0 +1,138 @@
+"""Each kind of file: what it gives, and the message for one that is damaged or of another kind."""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from jaxlm.data import readers
+from jaxlm.errors import DataError
+
+TEXTS = ["first\n", "zweiter Text, größer", 'third "quoted"\r\nline 🙂']
+
+
+def texts(path: Path, text_field: str = "text", errors: str = "strict") -> list[str]:
+    return [document.text for document in readers.read(readers.File(path.name, path), text_field, errors)]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.log", "noext"])
+def test_text_file_is_one_document_as_it_is(tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    path.write_bytes("x\r\ny\n é".encode())
+    assert texts(path) == ["x\r\ny\n é"]
+
+
+def test_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    lines = "".join(json.dumps({"text": text, "id": 1}) + "\r\n" for text in TEXTS)
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode() + b"\n")
+    assert texts(path) == TEXTS
+
+
+def test_csv(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    long = "x" * 200_000  # beyond the csv module's own limit
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([["id", "text"], *([i, text] for i, text in enumerate([*TEXTS, long]))])
+    assert texts(path) == [*TEXTS, long]
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"body": pa.array(TEXTS).cast(kind), "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet", text_field="body") == TEXTS
+
+
+def test_not_utf8_names_file_and_position(tmp_path: Path) -> None:
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(DataError, match=r"latin.txt is not UTF-8 text: byte 0xe9 at position 3. data.errors=.replace."):
+        texts(path)
+    assert texts(path, errors="replace") == ["caf\ufffd au lait"]
+    picture = tmp_path / "a.png"
+    picture.write_bytes(b"\x89PNG\r\n\x1a\n")
+    with pytest.raises(DataError, match="a.png is not UTF-8 text: byte 0x89 at position 0"):
+        texts(picture)
+
+
+def test_not_utf8_in_rows(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "a"}\n{"text": "\xff"}\n')
+    with pytest.raises(DataError, match="a.jsonl is not UTF-8 text: byte 0xff at position 24"):
+        texts(tmp_path / "a.jsonl")
+    assert texts(tmp_path / "a.jsonl", errors="replace") == ["a", "\ufffd"]
+    bad = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(np.array([0, 1], "<i4")), pa.py_buffer(b"\xff")])
+    pq.write_table(pa.table({"text": bad}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="a.parquet, row 0 is not UTF-8 text: byte 0xff at position 0"):
+        texts(tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet", errors="replace") == ["\ufffd"]
+
+
+def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes("\ufeffa\ufeffb".encode())
+    assert texts(tmp_path / "a.txt") == ["a\ufeffb"]
+    (tmp_path / "a.csv").write_bytes('\ufefftext\n"a\n\ufeffb"\n'.encode())
+    assert texts(tmp_path / "a.csv") == ["a\n\ufeffb"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{broken", "a.jsonl, line 2: not JSON"),
+        ("[" * 100_000, "a.jsonl, line 2: not JSON"),
+        ('["x"]', "a.jsonl, line 2: a JSON list; expected an object with the text in 'text'"),
+        (
+            '{"txt": "x", "id": 1}',
+            r"line 2: no column 'text', which is data.text_field; did you mean 'txt'\? known: id, txt$",
+        ),
+        ('{"text": 3}', "line 2: 'text' is int; expected a string"),
+        ('{"text": null}', "line 2: 'text' is NoneType; expected a string"),
+        ('{"text": "ab\\ud83d"}', "line 2: 'text' has a lone surrogate at character 2"),
+    ],
+)
+def test_bad_jsonl(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(DataError, match=message):
+        texts(tmp_path / "a.jsonl")
+
+
+def test_lone_surrogate_can_be_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud83d \\ud83d\\ude42"}\n')
+    assert texts(tmp_path / "a.jsonl", errors="replace") == ["a\ufffd 🙂"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,body\n1,x\n", "a.csv: no column 'text', which is data.text_field; known: body, id"),
+        ("id,text\n1,x\n2\n", "a.csv, line 3: 1 fields; the header has 2"),
+        ('id,text\n1,"x\n', "a.csv, line 2: not CSV"),
+    ],
+)
+def test_bad_csv(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(DataError, match=message):
+        texts(tmp_path / "a.csv")
+
+
+def test_bad_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [1, 2], "body": ["a", None]}), path)
+    with pytest.raises(DataError, match="column 'text' is int64; expected string"):
+        texts(path)
+    with pytest.raises(DataError, match="row 1: 'body' is NoneType"):
+        texts(path, text_field="body")
+    with pytest.raises(DataError, match="no column 'none', which is data.text_field; known: body, text"):
+        texts(path, text_field="none")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="a.parquet: not Parquet"):
+        texts(path)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs pyarrow: pip install 'jaxlm\[data\]'"):
+        texts(path)
