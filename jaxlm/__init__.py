@@ -1,7 +1,7 @@
 """jaxlm: GPT-2 training, tuning and ablation in JAX.
 
     result = jaxlm.train(config, "runs/mine")
-    loaded = jaxlm.load("runs/mine")
+    model, params, tokenizer, config = jaxlm.load("runs/mine")  # or one step of it, a Hugging Face folder, a hub id
 
 Importing it is cheap and touches no device: what is named here is imported when first used.
 """

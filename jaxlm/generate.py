@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
-import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,69 +15,83 @@ from jaxlm.errors import ConfigError, DataError, exit_code
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints continuations of prompts by a trained model; exit codes as in `jaxlm.errors`."""
     parser = argparse.ArgumentParser(prog="python -m jaxlm.generate", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("--checkpoint", required=True, help="a run directory, or <run>/checkpoints/<step>")
-    parser.add_argument("--prompt", action="append", default=[], help="may be given several times; '' starts afresh")
-    parser.add_argument("--prompts", help="a UTF-8 file with a prompt on each line")
-    parser.add_argument("--max_tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the most probable token")
-    parser.add_argument("--top_k", type=int, default=0, help="0: off")
-    parser.add_argument("--top_p", type=float, default=1.0, help="1: off")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--json", action="store_true", help="a JSON object with prompt, text and tokens on each line")
+    flag = parser.add_argument
+    flag("--checkpoint", required=True, help="a run, <run>/checkpoints/<step>, a Hugging Face directory or a hub id")
+    flag("--prompt", action="append", default=[], help="may be given several times; '' starts afresh")
+    flag("--prompts", help="a UTF-8 file with a prompt on each line")
+    flag("--num_samples", type=int, default=1, help="texts for each prompt, with seeds seed, seed + 1, ...")
+    flag("--max_tokens", type=int, default=200)
+    flag("--temperature", type=float, default=0.8, help="0 takes the most probable token")
+    flag("--top_k", type=int, default=0, help="0: off")
+    flag("--top_p", type=float, default=1.0, help="1: off")
+    flag("--repetition_penalty", type=float, default=1.0, help="1: off; above 1, ids seen before get rarer")
+    flag("--stop", action="append", default=[], help="a text ends before this; may be given several times")
+    flag("--beyond", choices=("slide", "stop"), default="slide", help="once the context is full: go on from half of it")
+    flag("--seed", type=int, default=0)
+    flag(
+        "--stream", action=argparse.BooleanOptionalAction, help="print as tokens come; default: one text, on a terminal"
+    )
+    flag("--json", action="store_true", help="a line each: prompt text tokens logprobs finish_reason seed")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    check(args)
-    prompts = list(args.prompt) + (lines(args.prompts) if args.prompts else [])
-    if not prompts:
-        raise ConfigError("nothing to continue: give --prompt=TEXT or --prompts=FILE")
-
-    from jaxlm.model.decode import Sampling, complete
+    from jaxlm.evals import generation
+    from jaxlm.training.host import keep_memory
     from jaxlm.training.load import load
 
-    loaded = load(args.checkpoint)
-    tokenizer = loaded.tokenizer
-    encoded = [tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text] for prompt in prompts]
-    outputs = complete(
-        loaded.program.model,
-        loaded.state.params,
-        encoded,
-        max_tokens=args.max_tokens,
-        context_length=loaded.config.model.context_length,
-        end_of_text=tokenizer.end_of_text,
-        sampling=Sampling(args.temperature, args.top_k, args.top_p),
-        seed=args.seed,
-    )
-    for i, (prompt, ids) in enumerate(zip(prompts, outputs, strict=True)):
-        text = tokenizer.decode(ids)
-        if args.json:
-            print(json.dumps({"prompt": prompt, "text": text, "tokens": ids}))
-        else:
-            print(("\n" + "-" * 40 + "\n" if i else "") + prompt + text)
+    request = generation.Request(**{name: getattr(args, name) for name in generation.Request._fields})
+    generation.check(request)
+    prompts = [("--prompt", text) for text in args.prompt] + (lines(args.prompts) if args.prompts else [])
+    single = len(prompts) * args.num_samples == 1 and not args.json
+    check(args, len(prompts), single)
+
+    keep_memory()
+    model, params, tokenizer, config = load(args.checkpoint)
+    context = config.model.context_length
+    for where, text in prompts:
+        size = len(generation.encode(tokenizer, text))
+        if size >= context:
+            what = f"{where} {text[:20]!r}... has {size:,} tokens, and the model's context is {context:,}"
+            if args.beyond == "stop":
+                raise (ConfigError if where == "--prompt" else DataError)(f"{what}; --beyond=slide reads its end")
+            print(f"{what}: its last {context // 2:,} are read", file=sys.stderr)
+    stream = single and (sys.stdout.isatty() if args.stream is None else args.stream)
+    show = functools.partial(print, end="", flush=True) if stream else None
+    if show:
+        show(prompts[0][1])
+    samples = generation.samples(model, params, tokenizer, [text for _, text in prompts], request, context, show)
+    if show:
+        print()
+    for i, sample in enumerate([] if show else samples):
+        between = ("\n" + "-" * 40 + "\n") if i else ""
+        print(json.dumps(sample._asdict()) if args.json else between + sample.prompt + sample.text)
     return 0
 
 
-def check(args: argparse.Namespace) -> None:
-    """Raises ConfigError where a number makes no sense."""
-    if not (math.isfinite(args.temperature) and args.temperature >= 0):
-        raise ConfigError(f"--temperature is {args.temperature}; expected zero or more")
-    if not 0 < args.top_p <= 1:
-        raise ConfigError(f"--top_p is {args.top_p}; expected above 0 and at most 1")
-    if args.top_k < 0:
-        raise ConfigError(f"--top_k is {args.top_k}; expected zero or more")
-    if args.max_tokens < 1:
-        raise ConfigError(f"--max_tokens is {args.max_tokens}; expected at least 1")
-    if not 0 <= args.seed < 2**32:
-        raise ConfigError(f"--seed is {args.seed}; expected from 0 to 2**32 - 1")
+def check(args: argparse.Namespace, prompts: int, single: bool) -> None:
+    """Raises ConfigError where flags make no sense together, or are no text."""
+    for text in args.prompt + args.stop:
+        if any("\ud800" <= character <= "\udfff" for character in text):  # so Python writes what is not UTF-8
+            raise ConfigError(f"{text!r} on the command line is not UTF-8")
+    if not prompts:
+        raise ConfigError("nothing to continue: give --prompt=TEXT or --prompts=FILE")
+    if args.stream and not single:
+        raise ConfigError(
+            f"--stream prints one text, without --json; {prompts} prompts, {args.num_samples} samples each"
+        )
 
 
-def lines(file: str) -> list[str]:
+def lines(file: str) -> list[tuple[str, str]]:
+    """(where it is, text) of each line."""
     try:
-        return Path(file).read_text(encoding="utf-8").splitlines()
+        text = Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: byte {error.start}") from error
+    if not text:
+        raise DataError(f"{file} is empty; expected a prompt on each line")
+    return [(f"{file}:{n}", line) for n, line in enumerate(text.removesuffix("\n").split("\n"), 1)]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -6,7 +7,10 @@ import pytest
 
 import jaxlm
 from jaxlm import evaluate
-from jaxlm.data import tokenizers, write_tokens
+from jaxlm.data import write_tokens
+from jaxlm.data.tokenizers import Chars
+from jaxlm.training.export import export
+from tests.tiny import CORPUS
 
 
 def call(*flags):
@@ -22,18 +26,19 @@ def test_the_whole_held_out_split_token_by_token(trained, capsys):
     split = data.open(loaded.config.data).validation
     T = loaded.config.model.context_length
     tokens = np.asarray(split.tokens, np.int64)
-    apply = jax.jit(loaded.program.model.apply)
+    apply = jax.jit(loaded.model.apply)
     total = correct = 0.0
     for first in range(0, len(tokens) - 1, T):
         window = tokens[first : first + T + 1]
         padded = np.zeros((1, T), np.int32)
         padded[0, : len(window) - 1] = window[:-1]
-        logits = np.asarray(apply(loaded.state.params, {"inputs": padded}))[0, : len(window) - 1].astype(np.float64)
+        logits = np.asarray(apply(loaded.params, {"inputs": padded}))[0, : len(window) - 1].astype(np.float64)
         log_z = np.log(np.exp(logits - logits.max(-1, keepdims=True)).sum(-1)) + logits.max(-1)
         total += (log_z - logits[np.arange(len(logits)), window[1:]]).sum()
         correct += (logits.argmax(-1) == window[1:]).sum()
     count = len(tokens) - 1
-    assert found["tokens"] == count
+    assert found["step"] == 40 and found["tokens"] == count
+    assert found["words"] == len(loaded.tokenizer.decode(tokens).split()) and found["bytes"] == split.num_bytes
     assert found["eval/loss"] == pytest.approx(total / count, rel=1e-5)
     assert found["eval/accuracy"] == pytest.approx(correct / count, rel=1e-5)
     assert found["eval/perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
@@ -55,8 +60,99 @@ def test_other_text_and_an_older_step(trained, capsys, tmp_path):
     assert "eval/bits_per_byte" in capsys.readouterr().out
 
 
+@pytest.fixture(scope="module")
+def exported(trained, tmp_path_factory):
+    return export(trained, tmp_path_factory.mktemp("exported") / "model")
+
+
+def test_an_exported_model_is_worth_as_much_as_its_run(trained, exported, capsys):
+    found = []
+    for checkpoint in (trained, exported):
+        assert call(f"--checkpoint={checkpoint}", f"--data={CORPUS}", "--stride=5", "--json") == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[0].pop("step") == 40
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+def test_sliding_windows_are_a_loop_over_pytorch_s_model(exported, capsys, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    text, T, stride = "def f(x):\n    return x + 1\n\n\nclass A:\n    é = '🙂'\n" * 3, 16, 6
+    (tmp_path / "text.txt").write_text(text)
+    assert call(f"--checkpoint={exported}", f"--data={tmp_path / 'text.txt'}", f"--stride={stride}", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+
+    model = AutoModelForCausalLM.from_pretrained(str(exported)).eval()
+    tokenizer = AutoTokenizer.from_pretrained(str(exported))
+    ids = torch.tensor([*tokenizer(text)["input_ids"], tokenizer.eos_token_id])
+    nll, correct, scored = 0.0, 0, 0  # tokens 1, ..., scored are done
+    for begin in range(0, len(ids), stride):
+        end = min(begin + T, len(ids) - 1)
+        with torch.no_grad():
+            logits = model(ids[None, begin:end]).logits[0].double()
+        new = slice(scored + 1, end + 1)
+        rows = logits[scored - begin :]
+        nll += torch.nn.functional.cross_entropy(rows, ids[new], reduction="sum").item()
+        correct += (rows.argmax(-1) == ids[new]).sum().item()
+        scored = end
+        if end == len(ids) - 1:
+            break
+    assert scored == found["tokens"] == len(ids) - 1
+    assert found["eval/loss"] == pytest.approx(nll / scored, rel=1e-5)
+    assert found["eval/accuracy"] == correct / scored
+    assert found["eval/word_perplexity"] == pytest.approx(np.exp(nll / len(text.split())), rel=1e-3)
+
+
+def test_more_context_is_not_the_same_and_a_batch_is_only_speed(trained, capsys, tmp_path):
+    (tmp_path / "other.txt").write_text("def f(x):\n    return x\n" * 20)
+
+    def loss(*flags):
+        assert call(f"--checkpoint={trained}", f"--data={tmp_path / 'other.txt'}", "--json", *flags) == 0
+        return json.loads(capsys.readouterr().out)["eval/loss"]
+
+    assert loss("--stride=8", "--batch_size=3") == pytest.approx(loss("--stride=8"), rel=1e-6)
+    assert loss("--stride=8") != loss("--stride=16") == loss()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--stride=17", "stride is 17; expected from 1 to the context of 16 tokens"),
+        ("--stride=-1", "stride is -1"),
+        ("--batch_size=-1", "--batch_size is -1; expected at least 1"),
+    ],
+)
+def test_flags_that_cannot_be_are_named(trained, capsys, flag, message):
+    assert call(f"--checkpoint={trained}", flag) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_held_out_text_that_has_changed_is_refused(trained, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    (run / "tokenizer.json").write_text(Chars("abc").to_json())
+    assert call(f"--checkpoint={run}") == 4
+    assert "has changed since the run, and its tokenizer; give --data" in capsys.readouterr().err
+
+
+def test_a_run_may_have_held_out_nothing(trained, capsys, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained, run)
+    described = json.loads((run / "config.json").read_text())
+    described["data"]["validation"] = ""
+    (run / "config.json").write_text(json.dumps(described))
+    assert call(f"--checkpoint={run}") == 2
+    assert "the run held out no text; give --data" in capsys.readouterr().err
+
+
+def test_a_folder_has_no_text_of_its_own(exported, capsys):
+    assert call(f"--checkpoint={exported}") == 2
+    assert f"{str(exported)!r} is no run, so it has no held-out text of its own; give --data" in capsys.readouterr().err
+
+
 def test_tokens_of_another_tokenizer_are_refused(trained, capsys, tmp_path):
-    other = tokenizers.build("chars", ["abc"])
+    other = Chars("abc")
     write_tokens(tmp_path / "t.bin", [other.encode("abcabc")], other)
     assert call(f"--checkpoint={trained}", f"--data={tmp_path / 't.bin'}") == 4
     assert "another tokenizer" in capsys.readouterr().err

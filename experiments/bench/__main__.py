@@ -1,4 +1,4 @@
-"""python -m experiments.bench [--suite step data startup] [--quick] [--out DIR]
+"""python -m experiments.bench [--suite NAME ...] [--quick] [--out DIR]
 
 Progress goes to stderr, the tables to stdout. A full run is stored as results/cpu.json and .md, a part of one under a
 name that says so. Exit codes: 0 measured, 1 the sides don't compute the same.
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.bench import machine, report
 
-SUITES = ("step", "data", "startup")
+SUITES = ("step", "decode", "data", "startup", "load")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,7 +15,7 @@ from experiments.bench import machine
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import Spread, interleave
 from jaxlm import data
-from jaxlm.data import tokenizers
+from jaxlm.data import tokenizer_specs, tokenizers
 
 B, T = 64, 256
 
@@ -34,7 +34,7 @@ def _tokenizing(texts: list[str], rounds: int) -> list[Row]:
     rows = []
     for spec in ("bytes", "chars", "bpe:2048"):
         begin = time.perf_counter()
-        tokenizer = tokenizers.build(spec, texts)
+        tokenizer = tokenizer_specs.build(spec, texts)
         built = time.perf_counter() - begin
         machine.say(f"{spec}: {megabytes:.1f} MB")
         sides: dict[str, Callable[[], object]] = {"jaxlm": lambda: tokenizer.encode_batch(texts)}  # noqa: B023

@@ -11,6 +11,7 @@ import numpy as np
 from experiments.bench import cases
 from experiments.bench.cases import Case
 from jaxlm import config, tree
+from jaxlm.model import huggingface
 from jaxlm.training import parallel, step
 from jaxlm.training.host import keep_memory
 
@@ -43,13 +44,12 @@ class Ours:
         jax.block_until_ready(self._state)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """Parameters by path, as they are now."""
-        leaves = jax.tree.leaves(self._state.params)
-        return {path: np.asarray(leaf) for path, leaf in zip(tree.paths(self._state.params), leaves, strict=True)}
+        """Parameters as they are now, as transformers names and shapes them."""
+        return huggingface.tensors(jax.tree.map(np.asarray, self._state.params), self.case.vocab_size)
 
     def matmul_parameters(self) -> int:
         """N of `telemetry.flops.flops_per_token`."""
-        return tree.size(self._state.params) - tree.size(self._state.params["wpe"])
+        return tree.matmul_size(self._state.params)
 
     def first(self) -> First:
         """Steps 0 to steps_per_call - 1."""

@@ -25,7 +25,7 @@ class Peer:
     """A model in training: SDPA, AdamW on all cores, gradients clipped, the schedule of `cases`.
 
     Args:
-      weights: jaxlm's parameters by path; None draws others.
+      weights: the parameters to start from, jaxlm's by transformers' names; None draws others.
       compile: torch.compile of each block and of head and loss. Not of the whole model: there, before torch 2.14,
         transformers makes a mask, and flash attention does not take one.
     """
@@ -47,7 +47,7 @@ class Peer:
         self._optimizer_kind = self._faster_optimizer()
         self._optimizer = self._make_optimizer(self._optimizer_kind)
         if weights is not None:
-            names = self._model.load_state_dict(converted(weights, case), strict=False)
+            names = self._model.load_state_dict({name: torch.tensor(x) for name, x in weights.items()}, strict=False)
             if names.unexpected_keys or names.missing_keys != ["lm_head.weight"]:  # tied
                 raise ValueError(f"weights that don't fit: {names}")
         self._loss = _loss
@@ -129,20 +129,6 @@ class Peer:
             found[kind] = min(times)
         self._model.zero_grad(set_to_none=True)
         return min(found, key=found.__getitem__)
-
-
-def converted(weights: Mapping[str, np.ndarray], case: Case) -> dict[str, torch.Tensor]:
-    """jaxlm's parameters as transformers names them. Kernels are [in, out] in both; padded vocabulary rows are cut."""
-    out = {}
-    for path, value in weights.items():
-        *parents, name = path.split("/")
-        last = {"kernel": "weight", "embedding": "weight", "scale": "weight", "bias": "bias"}[name]
-        if parents[0] == "h":
-            for layer in range(case.num_layers):
-                out[".".join(("transformer.h", str(layer), *parents[1:], last))] = value[layer]
-        else:
-            out[".".join(("transformer", *parents, last))] = value[: case.vocab_size] if parents == ["wte"] else value
-    return {name: torch.tensor(value) for name, value in out.items()}
 
 
 def _loss(hidden: torch.Tensor, embedding: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

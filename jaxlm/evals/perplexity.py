@@ -1,7 +1,8 @@
-"""How well a split is predicted: loss, perplexity, bits per byte, accuracy."""
+"""How well a text is predicted: loss, perplexity by token and by word, bits per byte, accuracy."""
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -9,7 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxlm.data import TokenFile, Tokenizer, evaluation
+from jaxlm.model import losses
+from jaxlm.model.gpt2 import Model
 from jaxlm.model.losses import TokenSums
+
+PyTree = Any
+
+_CHUNK = 2**20  # tokens decoded at once
+
+
+def token_sums(model: Model, params: PyTree, batch: Any) -> TokenSums:
+    """The weighted sums of a batch of int32[B, T], without dropout. Pure; how it is compiled is the caller's affair."""
+    return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
 
 
 def evaluate(
@@ -38,7 +51,68 @@ def evaluate(
     loss = float(sums.nll / sums.weight)
     return {
         "eval/loss": loss,
-        "eval/perplexity": math.exp(min(loss, 700.0)) if math.isfinite(loss) else loss,
+        "eval/perplexity": _exp(loss),
         "eval/bits_per_byte": loss / math.log(2) / bytes_per_token,
         "eval/accuracy": float(sums.correct / sums.weight),
     }
+
+
+def evaluate_split(
+    model: Model,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    split: TokenFile,
+    *,
+    batch_size: int,
+    context_length: int,
+    stride: int = 0,
+    progress: bool = False,
+) -> dict[str, float]:
+    """Metrics over a whole split, whose documents follow each other in the context as they do in training.
+
+    Args:
+      stride: as `jaxlm.data.evaluation` takes it: below context_length, windows overlap and tokens have more context.
+      progress: show a bar on stderr.
+
+    Returns:
+      what `evaluate` returns, and eval/word_perplexity: the exponential of all nats, those of end-of-text tokens
+      included, over the words of the text (absent where it has none). And tokens (those predicted: all but the first),
+      words, bytes: how many there are.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
+    shown = track(batches, "evaluating", console=Console(stderr=True), transient=True, disable=not progress)
+    sums = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
+    metrics = evaluate(sums, shown, bytes_per_token=split.num_bytes / split.num_tokens)
+    tokens, words = split.num_tokens - 1, count_words(split.tokens, tokenizer)
+    if words:
+        metrics["eval/word_perplexity"] = _exp(metrics["eval/loss"] * tokens / words)
+    return metrics | {"tokens": tokens, "words": words, "bytes": split.num_bytes}
+
+
+def count_words(tokens: np.ndarray, tokenizer: Tokenizer) -> int:
+    """Words between white space in the documents of ids [N], each of which ends in end of text.
+
+    Decoded in parts, cut after a token that is ASCII: its bytes belong to no character of another token.
+    """
+    words, start, inside = 0, 0, False  # inside: the part before this one ends within a word
+    while start < len(tokens):
+        stop = min(start + _CHUNK, len(tokens))
+        while stop < len(tokens) and not tokenizer.decode(tokens[stop - 1 : stop]).isascii():
+            stop += 1
+        part = tokens[start:stop]
+        for i, ids in enumerate(np.split(part, np.flatnonzero(part == tokenizer.end_of_text))):
+            text = tokenizer.decode(ids)  # less the end of text that begins all but the first of a part
+            inside = inside and i == 0
+            if text:
+                words += len(text.split()) - (inside and not text[0].isspace())
+                inside = not text[-1].isspace()
+        start = stop
+    return words
+
+
+def _exp(nats: float) -> float:
+    """A perplexity that is finite where the nats are."""
+    return math.exp(min(nats, 700.0)) if math.isfinite(nats) else nats

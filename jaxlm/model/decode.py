@@ -1,40 +1,62 @@
-"""Sampling with a key-value cache: one prefill, then a loop of single tokens, all in one compiled program.
+"""Generation with a key-value cache: prompts are read at once, then tokens come one by one, several to a call.
 
-Shape letters: B batch, P prompt length after left padding, N new tokens, V vocabulary.
+Shape letters: B batch, P prompt length after padding, N new tokens, V vocabulary.
+
+Compiled for buckets: rows are filled up to a power of two of at most `ROWS`; prompts, on the left, to a power of two of
+at least `SHORTEST`; and the cache has slots for the power of two at or above `max_tokens`, or for what the context can
+take. A row never looks at what fills. So its tokens are those of its prompt and seed, up to rounding: products of more
+rows, and sums over more slots, are taken in another order.
 """
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int
 
-from jaxlm.model.gpt2 import Model, PyTree
+from jaxlm.model.gpt2 import Cache, Model, PyTree
+from jaxlm.model.sampling import Draws, Sampling, draw
 
+ROWS = 32
+"""At a time. Of GPT-2 124M's cache, 1,024 slots of a row take 75 MB in float32."""
 
-class Sampling(NamedTuple):
-    """How a token is drawn from logits. Structure: each distinct value is a program of its own.
+SHORTEST = 16
 
-    temperature 0 is greedy. top_k 0 and top_p 1 are off; with both, top_k goes first.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
+EVERY = 16
+"""Tokens a call. On the CPU one a call was as fast; on a GPU the host's look at them would show."""
 
 
-def pad_left(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
+class State(NamedTuple):
+    """Rows between two tokens."""
+
+    token_B: jax.Array  # int32: drawn, and not in the cache yet
+    logprob_B: jax.Array  # float32: of that token
+    drawn: jax.Array  # int32[]: tokens drawn so far
+    seen_BV: jax.Array  # bool: the ids in the row but for that token, for the repetition penalty
+    cache: Cache
+
+
+class Completion(NamedTuple):
+    tokens: list[int]  # without the end of text
+    logprobs: list[float]  # of these under the model's own softmax, whatever they were drawn from
+    finish: str  # "end_of_text"; "stop" by `over`; "length", of max_tokens or of the context
+
+
+def pad_left(prompts: Sequence[Sequence[int]], length: int = 0, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of unequal length as (tokens int32[B, P], start int32[B]): row b's prompt is tokens[b, start[b]:].
+
+    Args:
+      length: P, if that is longer than the longest prompt.
 
     Raises:
       ValueError: an empty prompt.
     """
-    longest = max(map(len, prompts))
+    longest = max(length, *map(len, prompts))
     tokens = np.full((len(prompts), longest), pad, np.int32)
     start = np.array([longest - len(prompt) for prompt in prompts], np.int32)
     for row, first, prompt in zip(tokens, start, prompts, strict=True):
@@ -44,98 +66,162 @@ def pad_left(prompts: Sequence[Sequence[int]], pad: int = 0) -> tuple[np.ndarray
     return tokens, start
 
 
-def filter_logits(logits_BV: Float[Array, "B V"], sampling: Sampling) -> Float[Array, "B V"]:
-    """Scaled by temperature; all but the top k, and what lies outside the smallest set whose probability reaches
-    top p (Holtzman et al. 2020, arXiv:1904.09751), at minus infinity."""
-    logits_BV = logits_BV / sampling.temperature
-    if sampling.top_k:
-        kth = jax.lax.top_k(logits_BV, min(sampling.top_k, logits_BV.shape[-1]))[0][:, -1:]
-        logits_BV = jnp.where(logits_BV < kth, -jnp.inf, logits_BV)
-    if sampling.top_p < 1:
-        order = jnp.argsort(-logits_BV, axis=-1)
-        probability = jax.nn.softmax(jnp.take_along_axis(logits_BV, order, axis=-1), axis=-1)
-        before = jnp.cumsum(probability, axis=-1) - probability  # so the token that crosses top p stays
-        keep = jnp.put_along_axis(jnp.zeros_like(logits_BV, bool), order, before < sampling.top_p, -1, inplace=False)
-        logits_BV = jnp.where(keep, logits_BV, -jnp.inf)
-    return logits_BV
-
-
-def generate(
+def begin(
     model: Model,
-    params: PyTree,
+    unstacked: PyTree,
     tokens_BP: Int[Array, "B P"],
     start_B: Int[Array, "B"],
-    keys_B: Key[Array, "B"],
-    drawn: Int[Array, ""] | int = 0,
+    seen_BV: Bool[Array, "B V"],
+    drawn: int,
+    draws: Draws,
     *,
-    max_tokens: int,
-    end_of_text: int,
-    sampling: Sampling,
-) -> Int[Array, "B N"]:
-    """`max_tokens` more ids for each row; a row that drew `end_of_text` repeats it. Pure: jit it from outside.
+    slots: int,
+    kind: str,
+) -> State:
+    """Reads prompts, padded on the left, and draws a token for each. Pure; `model`, `slots` and `kind` are static.
 
     Args:
-      tokens_BP, start_B: prompts, padded on the left; see `pad_left`. P + max_tokens is at most the context length.
-      keys_B: one key a row; token n of a row depends on its key, its prompt and n alone.
-      drawn: tokens that were drawn with these keys before: n starts there.
+      seen_BV: the ids in each row's text. Of the model's ids, only V are drawn.
+      drawn: tokens that the rows drew before.
+    """
+    logits_BV, cache = model.prefill(unstacked, tokens_BP, start_B, slots)
+    token_B, logprob_B = draw(logits_BV, seen_BV, drawn, draws, kind)
+    return State(token_B, logprob_B, jnp.int32(drawn) + 1, seen_BV, cache)
+
+
+def advance(
+    model: Model,
+    unstacked: PyTree,
+    state: State,
+    ended_B: Bool[Array, "B"],
+    steps: int,
+    draws: Draws,
+    *,
+    every: int,
+    kind: str,
+) -> tuple[State, Int[Array, "N B"], Float[Array, "N B"]]:
+    """`steps` more tokens for each row and their log-probabilities, of which there are less if all rows end before.
+
+    Pure; `model`, `every` (N, at least `steps`) and `kind` are static, and `state` may be donated.
     """
 
-    def draw(logits_BV, n):
-        if sampling.temperature == 0:
-            return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-        keys = jax.vmap(jax.random.fold_in, (0, None))(keys_B, n)
-        return jax.vmap(jax.random.categorical)(keys, filter_logits(logits_BV, sampling)).astype(jnp.int32)
+    def step(carry):
+        n, ended_B, state, tokens_NB, logprobs_NB = carry
+        seen_BV = state.seen_BV.at[jnp.arange(len(ended_B)), state.token_B].set(True)
+        logits_BV, cache = model.decode(unstacked, state.token_B, state.cache)
+        token_B, logprob_B = draw(logits_BV, seen_BV, state.drawn, draws, kind)
+        state = State(token_B, logprob_B, state.drawn + 1, seen_BV, cache)
+        out = tokens_NB.at[n].set(token_B), logprobs_NB.at[n].set(logprob_B)
+        return n + 1, ended_B | (token_B == draws.end_of_text), state, *out
 
-    def advance(carry, n):
-        logits_BV, cache, ended_B = carry
-        token_B = jnp.where(ended_B, end_of_text, draw(logits_BV, n))
-        logits_BV, cache = model.decode(params, token_B[:, None], cache)
-        return (logits_BV, cache, ended_B | (token_B == end_of_text)), token_B
+    empty = jnp.zeros((every, len(ended_B)))
+    carry = jnp.int32(0), ended_B, state, empty.astype(jnp.int32), empty
+    _, _, state, tokens_NB, logprobs_NB = jax.lax.while_loop(lambda c: (c[0] < steps) & ~c[1].all(), step, carry)
+    return state, tokens_NB, logprobs_NB
 
-    cache = model.cache(start_B, tokens_BP.shape[1] + max_tokens)
-    logits_BV, cache = model.decode(params, tokens_BP, cache)
-    carry = (logits_BV, cache, jnp.zeros(tokens_BP.shape[0], bool))
-    _, tokens_NB = jax.lax.scan(advance, carry, drawn + jnp.arange(max_tokens))
-    return tokens_NB.T
+
+_begin = jax.jit(begin, static_argnames=("model", "slots", "kind"))
+_advance = jax.jit(advance, static_argnames=("model", "every", "kind"), donate_argnames="state")
+
+
+@dataclass
+class _Row:
+    number: int
+    text: list[int]  # the prompt, and what was drawn
+    seed: int
+    window: int  # how many of these, the last ones, the model looks at
+    logprobs: list[float] = field(default_factory=list)
+    finish: str = ""
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.text[len(self.text) - len(self.logprobs) :]
 
 
 def complete(
     model: Model,
-    params: PyTree,
+    unstacked: PyTree,
     prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
     *,
     max_tokens: int,
     context_length: int,
+    vocab_size: int,
     end_of_text: int,
     sampling: Sampling,
-    seed: int = 0,
-) -> list[list[int]]:
-    """Up to `max_tokens` new ids for each prompt, without the end of text that may have ended it.
-
-    Where prompt and new tokens pass the context, the last half of the window is read again and generation goes on
-    from there. Of a prompt that fills the context, too, only that half is read.
+    beyond: str = "slide",
+    over: Callable[[int, list[int]], bool] | None = None,
+    every: int = EVERY,
+) -> list[Completion]:
+    """Up to `max_tokens` new ids for each prompt.
 
     Args:
+      unstacked: `model.unstack(params)`.
       prompts: not empty; of unequal length as they come.
-      seed: of the draws; row b uses fold_in(key(seed), b).
+      seeds: in [0, 2**32), one for each prompt.
+      vocab_size: only ids below are drawn.
+      beyond: what follows once a row's prompt and new tokens fill the context. "slide": the last half of them is read
+        again, and the row goes on from there; "stop": it ends. Of a prompt that fills the context, too, half is read.
+      over: called with the number and the new ids of each prompt that goes on, after its first token and then after
+        every `every` more; True ends it.
     """
-    keys_B = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), jnp.arange(len(prompts)))
-    run = jax.jit(
-        functools.partial(generate, model, end_of_text=end_of_text, sampling=sampling), static_argnames="max_tokens"
-    )
-    seen = [list(prompt) for prompt in prompts]
-    drawn = 0
-    while drawn < max_tokens:
-        longest = max(map(len, seen))
-        keep = longest if longest < context_length else max(context_length // 2, 1)
-        tokens, start = pad_left([row[-keep:] for row in seen])
-        count = min(max_tokens - drawn, context_length - keep or 1)
-        new = np.asarray(run(params, tokens, start, keys_B, drawn, max_tokens=count))
-        for row, ids in zip(seen, new.tolist(), strict=True):
-            row.extend(ids)
-        drawn += count
-    out = []
-    for row, prompt in zip(seen, prompts, strict=True):
-        ids = row[len(prompt) :]
-        out.append(ids[: ids.index(end_of_text)] if end_of_text in ids else ids)
-    return out
+    half = max(context_length // 2, 1)
+
+    def take(row: _Row, tokens: list[int], logprobs: list[float]) -> None:
+        end = tokens.index(end_of_text) if end_of_text in tokens else len(tokens)
+        row.text += tokens[:end]
+        row.logprobs += logprobs[:end]
+        row.window += end
+        if over and over(row.number, row.tokens):
+            row.finish = "stop"
+        elif end < len(tokens):
+            row.finish = "end_of_text"
+        elif len(row.logprobs) == max_tokens or (beyond == "stop" and row.window >= context_length):
+            row.finish = "length"
+
+    def run(rows: list[_Row]) -> None:
+        """Gives each row its tokens; all of them have the same number of tokens, but for those at their end."""
+        filled = rows + [_Row(-1, [0], 0, 1, finish="length")] * (_bucket(len(rows)) - len(rows))
+        draws = Draws(np.array([row.seed for row in filled], np.uint32), sampling, end_of_text)
+        drawn = 0
+        state = None
+        while live := [row for row in rows if not row.finish]:
+            room = min(max_tokens - drawn, context_length - max(row.window for row in live))
+            if state is None or room < 1:
+                state = read(filled, drawn, draws)
+                steps, new = 1, (state.token_B[None], state.logprob_B[None])
+            else:
+                steps = min(every, room)
+                ended_B = np.array([bool(row.finish) for row in filled])
+                state, *new = _advance(model, unstacked, state, ended_B, steps, draws, every=every, kind=sampling.kind)
+            tokens_BN, logprobs_BN = (np.asarray(x)[:steps].T.tolist() for x in new)
+            for b, row in enumerate(rows):
+                if not row.finish:
+                    take(row, tokens_BN[b], logprobs_BN[b])
+            drawn += steps
+
+    def read(rows: list[_Row], drawn: int, draws: Draws) -> State:
+        """Begins with each row's window; with half of one that is full."""
+        live = [row for row in rows if not row.finish]
+        for row in live:
+            row.window = row.window if row.window < context_length else half
+        longest = max(row.window for row in live)
+        length = min(_bucket(longest, SHORTEST), context_length)
+        new = min(_bucket(max_tokens), context_length - (length // 2 if length > SHORTEST else 0))
+        seen_BV = np.zeros((len(rows), vocab_size), bool)
+        for seen, row in zip(seen_BV, rows):
+            seen[row.text] = True
+        windows = pad_left([[0] if row.finish else row.text[-row.window :] for row in rows], length)
+        return _begin(model, unstacked, *windows, seen_BV, drawn, draws, slots=length + new, kind=sampling.kind)
+
+    rows = [
+        _Row(b, list(prompt), seed, len(prompt)) for b, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))
+    ]
+    for first in range(0, len(rows), ROWS):
+        run(rows[first : first + ROWS])
+    return [Completion(row.tokens, row.logprobs, row.finish) for row in rows]
+
+
+def _bucket(n: int, least: int = 1) -> int:
+    """The power of two at or above n."""
+    return max(least, 1 << (n - 1).bit_length())

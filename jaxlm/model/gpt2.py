@@ -1,15 +1,17 @@
 """GPT-2 in Flax Linen. Only pure functions leave this file: see `Model`.
 
 Learned positions, pre-LayerNorm, tanh-GELU, biases everywhere, head tied to the embedding (Radford et al. 2019,
-"Language Models are Unsupervised Multitask Learners"); initialised as Hugging Face does. Layer parameters are
-stacked on axis 0, so "h/attn/c_attn/kernel" is [L, D, 3D], whether the loop over layers is a scan or unrolled.
+"Language Models are Unsupervised Multitask Learners"), with the variations that Hugging Face's GPT2Config knows;
+initialised as Hugging Face does. Layer parameters are stacked on axis 0, so "h/attn/c_attn/kernel" is [L, D, 3D],
+whether the loop over layers is a scan or unrolled.
 
-Shape letters: B batch, T sequence, S cache slot, D embedding, H heads, K head dimension, F feed-forward (4D),
+Shape letters: B batch, T sequence, S cache slot, D embedding, H heads, K head dimension, F feed-forward,
 V vocabulary, L layers.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,20 +21,46 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int, Key
 
 from jaxlm.errors import ConfigError
-from jaxlm.model.attention import causal, drop, masked
+from jaxlm.model.attention import cached, causal, drop
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
 
 VOCAB_MULTIPLE = 128
-LAYER_NORM_EPSILON = 1e-5
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu_tanh": lambda x: nn.gelu(x, approximate=True),  # GPT-2's
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "relu": nn.relu,
+    "silu": nn.silu,
+}
+
+
+class Shape(NamedTuple):
+    """A config's `model` section as the modules below are given it: hashable, with no field open."""
+
+    num_layers: int
+    num_heads: int
+    embed_dim: int
+    feed_forward_dim: int
+    context_length: int
+    vocab_size: int
+    activation: str
+    norm_epsilon: float
+    scale_attention: bool
+    scale_attention_by_layer: bool
+    tie_embeddings: bool
+    dtype: Any
+    param_dtype: Any
+    attention: str
+    remat: str
+    unroll: bool
 
 
 class Cache(NamedTuple):
     """Keys and values of the tokens seen so far, in slots of fixed number. Rows are padded on the left."""
 
-    k_LBSHK: jax.Array
-    v_LBSHK: jax.Array
+    kv: tuple[tuple[jax.Array, jax.Array], ...]  # of each layer, both [B, H, S, K]: as the products want them
     start_B: jax.Array  # int32: the first slot of each row that holds a token
     length: jax.Array  # int32[]: slots filled, the same for all rows
 
@@ -44,13 +72,17 @@ class Model(NamedTuple):
     apply(params, batch, dropout=None, key=None) -> logits float32[B, T, V]
         batch: `inputs` int32[B, T], and for packed documents `segment_ids` and `positions` int32[B, T];
         dropout: a rate, traced or not; None is off, and then no key is needed
-    cache(start_B, slots) -> an empty Cache
-    decode(params, tokens_BT, cache) -> (logits of the last token, float32[B, V], cache with T more slots filled)
+    unstack(params) -> what `prefill` and `decode` take: layers apart, matrices in the dtype that they compute in.
+        It copies layers: once, not for each token. Not for jit, which would copy the embeddings too
+    prefill(unstacked, tokens_BT, start_B, slots) -> (logits of the last token, float32[B, V], a Cache)
+        start_B: int32, the first of each row's tokens that counts; slots: of the cache, at least T
+    decode(unstacked, token_B, cache) -> (logits of that token, float32[B, V], the cache with one more slot filled)
     """
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
-    cache: Callable[[jax.Array, int], Cache]
+    unstack: Callable[[PyTree], PyTree]
+    prefill: Callable[[PyTree, jax.Array, jax.Array, int], tuple[jax.Array, Cache]]
     decode: Callable[[PyTree, jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
@@ -65,23 +97,16 @@ def build(section: Any) -> Model:
     """
     if section.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0 and no tokenizer has set it; give the number of token ids")
-    module = GPT2(
-        num_layers=section.num_layers,
-        num_heads=section.num_heads,
-        embed_dim=section.embed_dim,
-        context_length=section.context_length,
-        vocab_size=section.vocab_size,
+    shape = Shape(**{name: section[name] for name in Shape._fields})._replace(
+        feed_forward_dim=section.feed_forward_dim or 4 * section.embed_dim,
         dtype=jnp.dtype(section.dtype),
         param_dtype=jnp.dtype(section.param_dtype),
-        attention=section.attention,
-        remat=section.remat,
-        unroll=section.unroll,
     )
-
+    module = GPT2(shape)
     run: Callable[..., Any] = module.apply
 
     def init(key: Key[Array, ""]) -> PyTree:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32))["params"]  # the head has no parameters of its own
+        return module.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
 
     def apply(
         params: PyTree,
@@ -100,146 +125,179 @@ def build(section: Any) -> Model:
         )
         return run({"params": params}, hidden, method=GPT2.head)
 
-    def cache(start_B: Int[Array, "B"], slots: int) -> Cache:
-        shape = (module.num_layers, len(start_B), slots, module.num_heads, module.embed_dim // module.num_heads)
-        empty = jnp.zeros(shape, module.dtype)
-        return Cache(empty, empty, jnp.asarray(start_B, jnp.int32), jnp.int32(0))
+    def unstack(params: PyTree) -> PyTree:
+        keep = functools.partial(jax.tree.map, jnp.asarray)
+        cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, shape.dtype))
 
-    def decode(params: PyTree, tokens_BT: Int[Array, "B T"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
-        hidden, cache = run({"params": params}, tokens_BT, cache, method=GPT2.extend)
-        return run({"params": params}, hidden[:, -1], method=GPT2.head), cache
+        def layer(n: int) -> PyTree:
+            parts = jax.tree.map(lambda x: x[n], params["h"]).items()
+            return {name: keep(part) if name.startswith("ln_") else cast(part) for name, part in parts}
 
-    return Model(init, apply, cache, decode)
+        head = "wte" if shape.tie_embeddings else "lm_head"
+        as_they_are = {name: keep(params[name]) for name in ("wte", "wpe", "ln_f")}
+        return as_they_are | {"layers": list(map(layer, range(shape.num_layers))), "head": {head: cast(params[head])}}
+
+    def unrolled(unstacked: PyTree, tokens_BT: Any, positions_BT: Any, per_layer: Any, shared: Mapping) -> Any:
+        """(logits of the last token, keys and values of each layer)."""
+        x_BTD = run({"params": unstacked}, tokens_BT, positions_BT, method=GPT2.embed)
+        pairs = []
+        for n, layer in enumerate(unstacked["layers"]):
+            extra = {name: values[n] for name, values in (_scales(shape) | per_layer).items()}
+            x_BTD, pair = Block(shape).apply({"params": layer}, x_BTD, extra, shared)
+            pairs.append(pair)
+        x_BD = run({"params": unstacked}, x_BTD[:, -1], method=GPT2.norm)
+        return run({"params": unstacked["head"]}, x_BD, method=GPT2.head), tuple(pairs)
+
+    def prefill(
+        unstacked: PyTree, tokens_BT: Int[Array, "B T"], start_B: Int[Array, "B"], slots: int
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        T = tokens_BT.shape[1]
+        slot_BT = jnp.arange(T) - start_B[:, None]
+        shared = {"segment_ids": (slot_BT >= 0).astype(jnp.int32), "keep": True}
+        logits, pairs = unrolled(unstacked, tokens_BT, jnp.maximum(slot_BT, 0), {}, shared)
+        fill = ((0, 0), (0, 0), (0, slots - T), (0, 0))
+        return logits, Cache(jax.tree.map(lambda x: jnp.pad(x, fill), pairs), start_B, jnp.int32(T))
+
+    def decode(unstacked: PyTree, token_B: Int[Array, "B"], cache: Cache) -> tuple[Float[Array, "B V"], Cache]:
+        slot_S = jnp.arange(cache.kv[0][0].shape[2])
+        shared = {"length": cache.length, "mask": (slot_S <= cache.length) & (slot_S >= cache.start_B[:, None])}
+        positions_B = cache.length - cache.start_B
+        logits, pairs = unrolled(unstacked, token_B[:, None], positions_B[:, None], {"kv": cache.kv}, shared)
+        return logits, Cache(pairs, cache.start_B, cache.length + 1)
+
+    return Model(init, apply, unstack, prefill, decode)
 
 
 class Attention(nn.Module):
-    """Multi-head causal self-attention; with `slots`, over a cache that it extends."""
+    """Multi-head causal self-attention. `shared["keep"]` returns keys and values; `per_layer["kv"]` is a cache of them,
+    which one more token extends."""
 
-    num_heads: int
-    num_layers: int
-    dtype: Any
-    param_dtype: Any
-    attention: str
+    shape: Shape
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared, key):
-        heads = (self.num_heads, x_BTD.shape[-1] // self.num_heads)
-        qkv = _dense(self, 3 * x_BTD.shape[-1], "c_attn")(x_BTD)
+        heads = (self.shape.num_heads, x_BTD.shape[-1] // self.shape.num_heads)
+        qkv = _dense(self.shape, 3 * x_BTD.shape[-1], "c_attn")(x_BTD)
         q, k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(qkv, 3, axis=-1))
-        slots = None
-        if "slots" in per_layer:
-            slots = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, shared["length"], axis=1)
-                for old, new in zip(per_layer["slots"], (k, v), strict=True)
-            )
-            y = masked(q, slots[0], slots[1], shared["mask"])
+        if "scale" in per_layer:
+            q = (q * per_layer["scale"]).astype(q.dtype)
+        pair: Any
+        if "kv" in per_layer:
+            write = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=shared["length"], axis=2)
+            pair = tuple(write(old, new.swapaxes(1, 2)) for old, new in zip(per_layer["kv"], (k, v), strict=True))
+            y = cached(q[:, 0], pair[0], pair[1], shared["mask"])
         else:
+            pair = (k.swapaxes(1, 2), v.swapaxes(1, 2)) if "keep" in shared else None
             rate, segments = shared.get("dropout"), shared.get("segment_ids")
-            y = causal(q, k, v, segment_ids_BT=segments, dropout=rate, key=key, implementation=self.attention)
-        return _dense(self, x_BTD.shape[-1], "c_proj", _residual_stddev(self))(y.reshape(x_BTD.shape)), slots
+            y = causal(q, k, v, segment_ids_BT=segments, dropout=rate, key=key, implementation=self.shape.attention)
+        return _residual(self.shape, "c_proj")(y.reshape(x_BTD.shape)), pair
 
 
 class FeedForward(nn.Module):
-    num_layers: int
-    dtype: Any
-    param_dtype: Any
+    shape: Shape
 
     @nn.compact
     def __call__(self, x_BTD):
-        y_BTF = nn.gelu(_dense(self, 4 * x_BTD.shape[-1], "c_fc")(x_BTD), approximate=True)
-        return _dense(self, x_BTD.shape[-1], "c_proj", _residual_stddev(self))(y_BTF)
+        y_BTF = ACTIVATIONS[self.shape.activation](_dense(self.shape, self.shape.feed_forward_dim, "c_fc")(x_BTD))
+        return _residual(self.shape, "c_proj")(y_BTF)
 
 
 class Block(nn.Module):
     """x + attention(norm(x)), then x + feed_forward(norm(x)). `per_layer` is what the scan over layers slices."""
 
-    num_heads: int
-    num_layers: int
-    dtype: Any
-    param_dtype: Any
-    attention: str
+    shape: Shape
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared):
         rate = shared.get("dropout")
         keys = [None] * 3 if rate is None else jax.random.split(per_layer["key"], 3)
-        facts = dict(num_layers=self.num_layers, dtype=self.dtype, param_dtype=self.param_dtype)
-        attend = Attention(num_heads=self.num_heads, attention=self.attention, name="attn", **facts)
-        y, slots = attend(_norm(self, "ln_1")(x_BTD), per_layer, shared, keys[0])
+        normed = _norm(self.shape, "ln_1")(x_BTD)
+        y, pair = Attention(self.shape, name="attn")(normed, per_layer, shared, keys[0])
         x_BTD = x_BTD + _drop(y, rate, keys[1])
-        y = FeedForward(name="mlp", **facts)(_norm(self, "ln_2")(x_BTD))
-        return x_BTD + _drop(y, rate, keys[2]), slots
+        y = FeedForward(self.shape, name="mlp")(_norm(self.shape, "ln_2")(x_BTD))
+        return x_BTD + _drop(y, rate, keys[2]), pair
 
 
 class GPT2(nn.Module):
-    num_layers: int
-    num_heads: int
-    embed_dim: int
-    context_length: int
-    vocab_size: int
-    dtype: Any
-    param_dtype: Any
-    attention: str
-    remat: str
-    unroll: bool
+    shape: Shape
 
     def setup(self):
-        padded = -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
-        embed = dict(features=self.embed_dim, param_dtype=self.param_dtype, embedding_init=nn.initializers.normal(0.02))
-        self.wte = nn.Embed(padded, **embed)
-        self.wpe = nn.Embed(self.context_length, **embed)
+        shape = self.shape
+        padded = -(-shape.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+        embed = dict(features=shape.embed_dim, param_dtype=shape.param_dtype)
+        self.wte = nn.Embed(padded, embedding_init=_vocabulary(shape, axis=0), **embed)
+        self.wpe = nn.Embed(shape.context_length, embedding_init=nn.initializers.normal(0.02), **embed)
         block = Block
-        if self.remat != "none":
-            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if self.remat == "dots" else None
+        if shape.remat != "none":
+            policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if shape.remat == "dots" else None
             block = nn.remat(Block, policy=policy, prevent_cse=False)
         self.h = nn.scan(
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
-            length=self.num_layers,
-            unroll=self.num_layers if self.unroll else 1,
-        )(self.num_heads, self.num_layers, self.dtype, self.param_dtype, self.attention)
-        self.ln_f = nn.LayerNorm(LAYER_NORM_EPSILON, dtype=self.dtype, param_dtype=self.param_dtype)
+            length=shape.num_layers,
+            unroll=shape.num_layers if shape.unroll else 1,
+        )(shape)
+        self.ln_f = _norm(shape, None)
+        if not shape.tie_embeddings:
+            self.lm_head = nn.Dense(
+                padded,
+                use_bias=False,
+                dtype=shape.dtype,
+                param_dtype=shape.param_dtype,
+                kernel_init=_vocabulary(shape, axis=1),
+                dot_general=functools.partial(jax.lax.dot_general, preferred_element_type=jnp.float32),
+            )
+
+    def logits(self, tokens_BT):
+        return self.head(self(tokens_BT))
 
     def __call__(self, tokens_BT, *, positions_BT=None, segment_ids_BT=None, dropout=None, key=None):
         """Hidden states [B, T, D] after the last norm."""
         T = tokens_BT.shape[1]
-        if T > self.context_length:
-            raise ValueError(f"{T} tokens are longer than the context of {self.context_length}")
-        # positions are a slice, not a gather, where they can be: its gradient is no scatter
-        given = positions_BT is not None
-        positions = _rows(self.wpe, positions_BT, self.context_length) if given else self.wpe.embedding[:T]
-        x_BTD = (_rows(self.wte, tokens_BT, self.vocab_size) + positions).astype(self.dtype)
+        if T > self.shape.context_length:
+            raise ValueError(f"{T} tokens are longer than the context of {self.shape.context_length}")
+        x_BTD = self.embed(tokens_BT, positions_BT)
         shared = {} if segment_ids_BT is None else {"segment_ids": segment_ids_BT}
-        per_layer = {}
+        per_layer = _scales(self.shape)
         if dropout is not None:
             if key is None:
                 raise ValueError("dropout needs a key")
             embedding_key, layers_key = jax.random.split(key)
             x_BTD = _drop(x_BTD, dropout, embedding_key)
             shared["dropout"] = dropout
-            per_layer["key"] = jax.random.split(layers_key, self.num_layers)
+            per_layer["key"] = jax.random.split(layers_key, self.shape.num_layers)
         x_BTD, _ = self.h(x_BTD, per_layer, shared)
-        return self.ln_f(x_BTD)
+        return self.norm(x_BTD)
 
-    def extend(self, tokens_BT, cache):
-        """Hidden states [B, T, D] of T more tokens, which fill the cache's next T slots."""
-        slot_T = cache.length + jnp.arange(tokens_BT.shape[1])
-        positions_BT = jnp.maximum(slot_T - cache.start_B[:, None], 0)
-        slot_S = jnp.arange(cache.k_LBSHK.shape[2])
-        mask_BTS = (slot_S <= slot_T[:, None]) & (slot_S >= cache.start_B[:, None, None])
-        positions = _rows(self.wpe, positions_BT, self.context_length)
-        x_BTD = (_rows(self.wte, tokens_BT, self.vocab_size) + positions).astype(self.dtype)
-        shared = {"length": cache.length, "mask": mask_BTS}
-        x_BTD, (k, v) = self.h(x_BTD, {"slots": (cache.k_LBSHK, cache.v_LBSHK)}, shared)
-        return self.ln_f(x_BTD), Cache(k, v, cache.start_B, cache.length + tokens_BT.shape[1])
+    def embed(self, tokens_BT, positions_BT):
+        # positions are a slice, not a gather, where they can be: its gradient is no scatter
+        given = positions_BT is not None
+        length = self.shape.context_length
+        positions = _rows(self.wpe, positions_BT, length) if given else self.wpe.embedding[: tokens_BT.shape[1]]
+        return (_rows(self.wte, tokens_BT, self.shape.vocab_size) + positions).astype(self.shape.dtype)
+
+    def norm(self, x):
+        return self.ln_f(x)
 
     def head(self, hidden):
         """Logits float32[..., V]; the rows that pad the vocabulary don't leave."""
-        embedding = self.wte.embedding.astype(self.dtype)
-        logits = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
-        return logits[..., : self.vocab_size]
+        if self.shape.tie_embeddings:
+            embedding = self.wte.embedding.astype(self.shape.dtype)
+            logits = jnp.einsum("...d,vd->...v", hidden, embedding, preferred_element_type=jnp.float32)
+        else:
+            logits = self.lm_head(hidden)
+        return logits[..., : self.shape.vocab_size]
+
+
+def _scales(shape):
+    """What queries are multiplied with in each layer, beside 1 / sqrt(K), where that is not 1."""
+    if shape.scale_attention and not shape.scale_attention_by_layer:
+        return {}
+    scale = 1.0 if shape.scale_attention else (shape.embed_dim // shape.num_heads) ** 0.5
+    number_L = jnp.arange(1, shape.num_layers + 1) if shape.scale_attention_by_layer else jnp.ones(shape.num_layers)
+    return {"scale": scale / number_L}
 
 
 def _rows(embed, ids, size):
@@ -248,22 +306,28 @@ def _rows(embed, ids, size):
     return jnp.take(embed.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
-def _dense(module, features, name, stddev=0.02):
-    return nn.Dense(
-        features,
-        dtype=module.dtype,
-        param_dtype=module.param_dtype,
-        kernel_init=nn.initializers.normal(stddev),
-        name=name,
-    )
+def _vocabulary(shape, axis):
+    """N(0, 0.02), and zero for the ids that pad the vocabulary: no norm counts them, and no export loses them."""
+
+    def init(key, full, dtype):
+        known = jax.lax.broadcasted_iota(jnp.int32, full, axis) < shape.vocab_size
+        return jnp.where(known, nn.initializers.normal(0.02)(key, full, dtype), 0)
+
+    return init
 
 
-def _residual_stddev(module):
-    return 0.02 / (2 * module.num_layers) ** 0.5
+def _dense(shape, features, name, stddev=0.02):
+    init = nn.initializers.normal(stddev)
+    return nn.Dense(features, dtype=shape.dtype, param_dtype=shape.param_dtype, kernel_init=init, name=name)
 
 
-def _norm(module, name):
-    return nn.LayerNorm(LAYER_NORM_EPSILON, dtype=module.dtype, param_dtype=module.param_dtype, name=name)
+def _residual(shape, name):
+    """The projection back to the residual stream, whose variance grows with the layers."""
+    return _dense(shape, shape.embed_dim, name, stddev=0.02 / (2 * shape.num_layers) ** 0.5)
+
+
+def _norm(shape, name):
+    return nn.LayerNorm(shape.norm_epsilon, dtype=shape.dtype, param_dtype=shape.param_dtype, name=name)
 
 
 def _drop(x, rate, key):

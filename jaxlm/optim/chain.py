@@ -1,124 +1,30 @@
 """The optimizer is data: an ordered tuple of stage names and a table of arguments each, made into an Optax chain.
 
-    chain = ("clip_by_global_norm", "scale_by_adam", "scale_by_learning_rate")
-    scale_by_adam = {"b1": 0.9, "b2": 0.95, "eps": 1e-8}
-
-A table may hold, beside the arguments of its function: `transform`, the function's name where it isn't the
-stage's; and `where`, a named mask or a regex over parameter paths outside which the stage changes nothing.
-A function that takes a `learning_rate` may be given `peak`, `schedule`, `warmup` and `final` in its place.
+What names and tables mean is `jaxlm.optim.stages`' story. The functions at the end edit a spec: each returns a new one.
 """
 
 from __future__ import annotations
 
-import functools
+import difflib
 import inspect
-import re
+import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
-from ml_collections import ConfigDict
 
 from jaxlm import tree
-from jaxlm.config import TRACED, flat
 from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim import schedules, transforms
-from jaxlm.optim.lookup import find
+from jaxlm.optim import transforms
+from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, stages, walk
 
 PyTree = Any
-Spec = Mapping[str, Any]
-"""A config's `optimizer` section, or the same in a structure, where traced numbers are marked."""
-
-SCHEDULED = ("peak", "schedule")
-TABLES = (Mapping, ConfigDict)
+Transform: TypeAlias = optax.GradientTransformationExtraArgs
 
 
-class Stage(NamedTuple):
-    """One stage of a chain, checked."""
-
-    name: str
-    function: Callable[..., Any]
-    arguments: dict[str, Any]
-    where: str | None
-
-
-def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
-    """The stages of a chain in order, with the traced numbers of `hparams` in their places.
-
-    Raises:
-      ConfigError: an unknown or repeated stage, an unknown or missing argument, a mask that does not compile.
-    """
-    chain = tuple(spec["chain"])
-    if not chain:
-        raise ConfigError("optimizer.chain is empty; it needs at least 'scale_by_learning_rate'")
-    for name in chain:
-        if chain.count(name) > 1:
-            raise ConfigError(f"optimizer.chain has {name!r} twice; name one freely and set its 'transform'")
-    return tuple(_stage(name, dict(spec.get(name) or {}), (hparams or {}).get(name, {})) for name in chain)
-
-
-def _stage(name: str, table: dict[str, Any], numbers: Mapping[str, Any]) -> Stage:
-    arguments = _filled(table, numbers)
-    function = _find_transform(arguments.pop("transform", name))
-    where = arguments.pop("where", None)
-    if where is not None:
-        tree.pattern(where)
-    unset = [path for path, value in flat(arguments).items() if isinstance(value, str) and value == TRACED]
-    if unset:
-        raise ConfigError(f"optimizer.{name}.{unset[0]} is marked as traced, but the hyperparameters don't hold it")
-    if isinstance(arguments.get("schedule"), str):
-        _find_schedule(arguments["schedule"])
-    _check_arguments(name, function, arguments)
-    return Stage(name, function, arguments, where)
-
-
-def _filled(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, Any]:
-    """A table, or tables in a table, with `numbers`, nested alike, in their places."""
-    return {
-        key: _filled(value, numbers.get(key, {})) if isinstance(value, TABLES) else numbers.get(key, value)
-        for key, value in table.items()
-    }
-
-
-def _find_transform(name: str) -> Callable[..., Any]:
-    """Ours before optax's: our `scale_by_learning_rate` takes a schedule."""
-    if name.startswith("contrib."):
-        return find("optimizer transform", name.removeprefix("contrib."), optax.contrib)
-    return find("optimizer transform", name, transforms, optax, optax.contrib)
-
-
-def _find_schedule(name: str) -> Callable[..., schedules.Shape]:
-    return find("schedule", name, schedules)
-
-
-def _check_arguments(name: str, function: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
-    parameters = dict(inspect.signature(function).parameters)
-    parameters.pop("steps", None)  # given by `build`
-    known = {key for key, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
-    required = {key for key in known if parameters[key].default is inspect.Parameter.empty}
-    if any(key in arguments for key in SCHEDULED) and {"learning_rate", "peak"} & set(parameters):
-        schedule = inspect.signature(_find_schedule(arguments.get("schedule", "constant"))).parameters
-        known |= {*SCHEDULED, *schedule} - {"steps"}
-        required = (required - {"learning_rate"}) | {"peak"}
-    elif any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        known |= set(arguments)
-    for key in arguments:
-        if key not in known:
-            raise ConfigError(
-                f"optimizer stage {name!r} takes no argument {key!r}: {nearest(key, known | {'where', 'transform'})}"
-            )
-    missing = sorted(required - set(arguments))
-    if missing:
-        how = f"set optimizer.{name}.{missing[0]}"
-        if re.search("[.:]", name):  # no key of a config
-            how = f"name the stage freely and give it a table with {missing[0]!r} and 'transform': {name!r}"
-        raise ConfigError(f"optimizer stage {name!r} lacks its argument {missing[0]!r}: {how}")
-
-
-def build(spec: Spec, hparams: Mapping[str, Any] | None, steps: int) -> optax.GradientTransformationExtraArgs:
+def build(spec: Spec, hparams: Mapping[str, Any] | None, steps: int) -> Transform:
     """The Optax chain of a spec.
 
     Args:
@@ -126,91 +32,275 @@ def build(spec: Spec, hparams: Mapping[str, Any] | None, steps: int) -> optax.Gr
       hparams: the traced numbers, stage -> argument -> float32[]; None where `spec` holds all of its numbers.
       steps: the length of the run in optimizer steps.
 
+    Its `update` hands on extra arguments to the stages that take them: `value`, `grad`, `value_fn`, `obj_fn`.
+
     Raises:
-      ConfigError: see `stages`; or a function's own complaint about its arguments.
+      ConfigError: see `stages.stages`; or a function's own complaint about its arguments.
     """
-    return optax.chain(*(_transform(stage, steps) for stage in stages(spec, hparams)))
+    found = stages(spec, hparams)
+    return _chained(found, steps, _first_rate(found))
 
 
-def _transform(stage: Stage, steps: int) -> optax.GradientTransformationExtraArgs:
+def update(
+    transform: Transform,
+    grads: PyTree,
+    state: PyTree,
+    params: PyTree,
+    objective: Callable[[PyTree], jax.Array],
+    value: jax.Array | None = None,
+) -> tuple[PyTree, PyTree]:
+    """`transform.update` with all that some stage may want beside the gradients.
+
+    Args:
+      objective: params -> the loss on this step's batch; differentiable.
+      value: the objective at `params`; computed where it isn't given.
+    """
+    value = objective(params) if value is None else value
+    return transform.update(grads, state, params, value=value, grad=grads, value_fn=objective, obj_fn=objective)
+
+
+def _chained(found: tuple[Stage, ...], steps: int, rate: Any) -> Transform:
+    parts = []
+    for i, stage in enumerate(found):
+        if stage.wraps:  # all that comes after it
+            parts.append(_transform(stage, steps, rate, inner=_chained(found[i + 1 :], steps, rate)))
+            break
+        parts.append(_transform(stage, steps, rate))
+    return optax.chain(*parts)
+
+
+def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Transform:
+    if stage.groups:
+        groups = stage.groups
+        chains = {name: _frozen_or_chained(group, steps, rate) for name, group in groups.items()}
+        return optax.partition(chains, lambda params: labels(groups, params))
     arguments = dict(stage.arguments)
-    parameters = inspect.signature(stage.function).parameters
-    if "learning_rate" in parameters and "peak" in arguments:
-        scheduled = {key: arguments.pop(key) for key in list(arguments) if key not in parameters}
-        arguments["learning_rate"] = transforms.learning_rate(steps=steps, **scheduled)
+    parameters = stage.parameters
+    if "learning_rate" in parameters:
+        own = rate if stage.rate is None else stage.rate
+        if isinstance(own, Mapping):
+            arguments = {key: value for key, value in arguments.items() if key not in own}
+        if own is not None and (stage.rate is not None or _required(parameters["learning_rate"])):
+            arguments["learning_rate"] = _schedule(own, steps)
     if "steps" in parameters:
         arguments["steps"] = steps
-    try:
-        transform = stage.function(**arguments)
-    except (TypeError, ValueError) as error:
-        if isinstance(error, jax.errors.JAXTypeError):
-            raise  # a number that can't be traced, see `static_arguments`
-        raise ConfigError(f"optimizer stage {stage.name!r}: {error}") from error
-    if not isinstance(transform, optax.GradientTransformation):
-        raise ConfigError(f"optimizer stage {stage.name!r} is no transform: it returned {type(transform).__name__}")
-    if stage.where is not None:
+    scheduled = {
+        key: arguments.pop(key) for key in list(arguments) if key in parameters and is_scheduled(arguments[key])
+    }
+
+    def make(**numbers: Any) -> Transform:
+        try:
+            transform = stage.function(**arguments, **inner, **numbers)
+        except (TypeError, ValueError) as error:
+            if isinstance(error, jax.errors.JAXTypeError):
+                raise  # a number that can't be traced, see `static_arguments`
+            raise ConfigError(f"optimizer stage {stage.name!r}: {error}") from error
+        if not isinstance(transform, optax.GradientTransformation):
+            raise ConfigError(f"optimizer stage {stage.name!r} is no transform: it returned {type(transform).__name__}")
+        return optax.with_extra_args_support(transform)
+
+    transform = _following(make, {key: _schedule(value, steps) for key, value in scheduled.items()})
+    if stage.where is not None and "where" not in parameters:
         where = stage.where
         transform = optax.masked(transform, lambda params: tree.mask(params, where))
     return optax.with_extra_args_support(transform)
 
 
-def learning_rate(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, count: jax.Array) -> jax.Array | None:
-    """The learning rate of the first stage that has one, at a step, float32[]; None where no stage has."""
-    for stage in stages(spec, hparams):
-        parameters = inspect.signature(stage.function).parameters
-        ours = stage.function is transforms.scale_by_learning_rate
-        if "peak" in stage.arguments and (ours or "learning_rate" in parameters):
-            own = set() if ours else set(parameters) - {*SCHEDULED}
-            scheduled = {key: value for key, value in stage.arguments.items() if key not in own}
-            return jnp.float32(transforms.learning_rate(steps=steps, **scheduled)(count))
-        if "learning_rate" in stage.arguments:
-            return jnp.float32(stage.arguments["learning_rate"])
-    return None
+def _required(parameter: inspect.Parameter) -> bool:
+    return parameter.default is inspect.Parameter.empty
 
 
-def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
-    """Which floats of a spec must stay constants, as "stage.argument": those that their transform can't take traced.
+def _frozen_or_chained(group: Group, steps: int, rate: Any) -> optax.GradientTransformation:
+    if not group.stages:
+        return optax.set_to_zero()  # without state
+    own = _first_rate(group.stages)
+    return _chained(group.stages, steps, rate if own is None else own)
 
-    Found by abstract evaluation of init and update, so it costs no arithmetic and knows no list of exceptions.
 
-    Args:
-      params: arrays or their shapes.
+class Following(NamedTuple):
+    """The state of a stage with arguments that follow a schedule."""
+
+    step: jax.Array  # int32[]
+    inner: PyTree
+
+
+def _following(make: Callable[..., Transform], shapes: Mapping[str, Callable[[jax.Array], jax.Array]]) -> Transform:
+    """The transform of `make`, its arguments in `shapes` being functions of the step."""
+    if not shapes:
+        return make()
+
+    def at(count: jax.Array) -> Transform:
+        return make(**{name: shape(count) for name, shape in shapes.items()})
+
+    def init(params: PyTree) -> Following:
+        count = jnp.zeros([], jnp.int32)
+        return Following(count, at(count).init(params))
+
+    def update(updates: PyTree, state: Following, params: PyTree = None, **extra: Any) -> tuple[PyTree, Following]:
+        updates, inner = at(state.step).update(updates, state.inner, params, **extra)
+        return updates, Following(optax.safe_increment(state.step), inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def labels(groups: Mapping[str, Group], params: PyTree) -> PyTree:
+    """A tree like `params` of the names of the groups that take them.
 
     Raises:
-      ConfigError: a stage fails with constants, too.
+      ConfigError: a parameter in no group or in two, or a group that takes none.
     """
-    numbers = {
-        path: value
-        for path, value in flat(spec).items()
-        if type(value) is float and path.split(".")[0] in spec["chain"]
+    paths = tree.paths(params)
+    named = {
+        name: jax.tree.leaves(tree.mask(params, group.where)) for name, group in groups.items() if group.where != REST
     }
-
-    def fails(traced: Mapping[str, float], chain: tuple[str, ...]) -> Exception | None:
-        def run(values: dict[str, jax.Array], params: PyTree) -> PyTree:
-            hparams: dict[str, Any] = {}
-            for path, value in values.items():
-                *tables, argument = path.split(".")
-                functools.reduce(lambda node, key: node.setdefault(key, {}), tables, hparams)[argument] = value
-            transform = build({**spec, "chain": chain}, hparams, steps)
-            return transform.update(params, transform.init(params), params, value=jnp.float32(0))
-
-        try:
-            jax.eval_shape(run, {path: jnp.float32(value) for path, value in traced.items()}, params)
-        except Exception as error:
-            return error
-        return None
-
-    if fails(numbers, spec["chain"]) is None:
-        return frozenset()
-    error = fails({}, spec["chain"])
-    if error is not None:
-        raise (
-            error if isinstance(error, ConfigError) else ConfigError(f"the optimizer can't be built: {error}")
-        ) from error
-    return frozenset(path for path, value in numbers.items() if fails({path: value}, (path.split(".")[0],)))
+    rest = [name for name, group in groups.items() if group.where == REST]
+    if len(rest) > 1:
+        raise ConfigError(f"groups {rest[0]!r} and {rest[1]!r} both take the {REST!r}")
+    out = []
+    for i, path in enumerate(paths):
+        taken = [name for name, mask in named.items() if mask[i]] or rest
+        if len(taken) != 1:
+            what = f"are both to take {path!r}" if taken else f"leave {path!r} to no group; add one with where={REST!r}"
+            raise ConfigError(f"the partition's groups {', '.join(map(repr, taken or groups))} {what}")
+        out.append(taken[0])
+    if rest and rest[0] not in out:
+        raise ConfigError(f"group {rest[0]!r} takes the {REST!r}, and there is none")
+    return jax.tree.unflatten(jax.tree.structure(params), out)
 
 
-def explain(spec: Spec, params: PyTree) -> dict[str, tuple[str, ...]]:
-    """Which stages touch which parameter: {path: (stage name, ...)} in the chain's order. Shapes of params suffice."""
-    masks = {stage.name: jax.tree.leaves(tree.mask(params, stage.where or "all")) for stage in stages(spec)}
-    return {path: tuple(name for name, on in masks.items() if on[i]) for i, path in enumerate(tree.paths(params))}
+# Learning rates
+
+
+def _schedule(rate: Any, steps: int) -> Any:
+    """A number, or a function of the step where `rate` is the arguments of a schedule."""
+    if not isinstance(rate, Mapping):
+        return rate
+    try:
+        return transforms.learning_rate(steps=steps, **rate)
+    except (TypeError, ValueError) as error:
+        if isinstance(error, jax.errors.JAXTypeError):
+            raise
+        raise ConfigError(f"schedule {rate.get('schedule', 'constant')!r}: {error}") from error
+
+
+def _first_rate(found: tuple[Stage, ...]) -> Any:
+    return next((stage.rate for stage in walk(found) if stage.rate is not None), None)
+
+
+def learning_rates(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, count: jax.Array) -> dict[str, jax.Array]:
+    """{stage: its learning rate at a step, float32[]} of all stages that set one, in the chain's order."""
+    out = {}
+    for stage in walk(stages(spec, hparams)):
+        if stage.rate is not None:
+            rate = _schedule(stage.rate, steps)
+            out[stage.name] = jnp.float32(rate(count) if callable(rate) else rate)
+    return out
+
+
+def learning_rate(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, count: jax.Array) -> jax.Array | None:
+    """The learning rate of the first stage that has one, at a step, float32[]; None where no stage has."""
+    return next(iter(learning_rates(spec, hparams, steps, count).values()), None)
+
+
+# Edits. A spec is a plain mapping: these return plain dicts, and leave their argument alone.
+
+
+def replace(spec: Spec, stage: str, by: str, **arguments: Any) -> dict[str, Any]:
+    """`by`, with its own arguments, in the place of a stage."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], by, *chain[i + 1 :]), {by: arguments})
+
+
+def insert_before(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+    """A new stage right before another."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], new, *chain[i:]), {new: arguments})
+
+
+def insert_after(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+    """A new stage right after another."""
+    return _edited(spec, stage, lambda chain, i: (*chain[: i + 1], new, *chain[i + 1 :]), {new: arguments})
+
+
+def drop(spec: Spec, stage: str) -> dict[str, Any]:
+    """The spec without a stage."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], *chain[i + 1 :]), {})
+
+
+def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:
+    """The spec with some arguments of a stage set, the others as they were."""
+    table = dict(_plain(spec).get(stage) or {})
+    return _edited(spec, stage, lambda chain, i: chain, {stage: table | arguments})
+
+
+def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
+    """{"without NAME": the spec without it} for each stage but those that set a learning rate: an ablation's arms."""
+    return {f"without {stage.name}": drop(spec, stage.name) for stage in stages(spec) if stage.rate is None}
+
+
+def _edited(
+    spec: Spec, stage: str, edit: Callable[[tuple[str, ...], int], tuple[str, ...]], tables: dict[str, Any]
+) -> dict[str, Any]:
+    out = _plain(spec)
+    chain = tuple(out["chain"])
+    if stage not in chain:
+        raise ConfigError(f"no stage {stage!r} in optimizer.chain: {nearest(stage, chain)}")
+    out["chain"] = edit(chain, chain.index(stage))
+    if len(set(out["chain"])) < len(out["chain"]):
+        raise ConfigError(f"{next(iter(tables))!r} is in optimizer.chain already; name one freely, with a 'transform'")
+    for name in set(chain) - set(out["chain"]):
+        out.pop(name, None)
+    out |= {name: table for name, table in tables.items() if table or name in out}
+    stages(out)
+    return out
+
+
+def _plain(spec: Spec) -> dict[str, Any]:
+    """Tables as dicts, lists as tuples; what the chain's functions are is left as it is."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, TABLES):
+            return {key: plain(item) for key, item in value.items()}
+        return tuple(map(plain, value)) if type(value) in (list, tuple) else value
+
+    return plain(spec)
+
+
+def to_json(spec: Spec) -> str:
+    """A spec as JSON; `from_json` gives it back equal.
+
+    Raises:
+      ConfigError: a stage is a Python object, which JSON can't hold.
+    """
+
+    def refuse(value: Any) -> Any:
+        raise ConfigError(
+            f"an optimizer stage is a Python object, {value!r}, which JSON can't hold; name it module:function"
+        )
+
+    return json.dumps(_plain(spec), indent=2, default=refuse)
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """The spec that `to_json` wrote."""
+    return _plain(json.loads(text))
+
+
+def lines(spec: Spec) -> list[str]:
+    """One line a stage: name(argument=value, ...)."""
+
+    def line(stage: Stage, depth: int) -> list[str]:
+        shown = dict(stage.arguments) | ({"where": stage.where} if stage.where else {})
+        transform = (dict(spec.get(stage.name) or {})).get("transform")
+        head = f"{stage.name}: {transform if isinstance(transform, str) else 'Python'}" if transform else stage.name
+        out = ["  " * depth + f"{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
+        for name, group in stage.groups.items():
+            out.append("  " * (depth + 1) + f"{name}, where={group.where!r}" + ("" if group.stages else ": frozen"))
+            out += [text for inner in group.stages for text in line(inner, depth + 2)]
+        return out
+
+    return [text for stage in stages(spec) for text in line(stage, 0)]
+
+
+def diff(old: Spec, new: Spec) -> str:
+    """How two specs differ, a line a stage: "- " gone, "+ " new, "  " in both; "" where they are equal."""
+    a, b = lines(old), lines(new)
+    return "" if a == b else "\n".join(line for line in difflib.ndiff(a, b) if not line.startswith("?"))

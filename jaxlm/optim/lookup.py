@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import inspect
 import traceback
+import types
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any
 
 from jaxlm.errors import ConfigError, nearest
 
 
-def find(kind: str, name: str, *modules: ModuleType) -> Callable[..., Any]:
+def find(kind: str, name: str, *modules: types.ModuleType) -> Callable[..., Any]:
     """The function called `name` in the first of `modules` that has it; or the one that `package.module:function` is.
 
     Args:
@@ -50,5 +50,6 @@ def _import(kind: str, name: str) -> Callable[..., Any]:
     return function
 
 
-def _functions(module: ModuleType) -> list[str]:
-    return [name for name, value in vars(module).items() if inspect.isfunction(value) and not name.startswith("_")]
+def _functions(module: types.ModuleType) -> list[str]:
+    kinds = (types.FunctionType, functools.partial)  # optax's nadam is a partial
+    return [name for name, value in vars(module).items() if isinstance(value, kinds) and not name.startswith("_")]

@@ -1,16 +1,46 @@
 """Our own gradient transformations: functions `(arguments) -> optax.GradientTransformation`.
 
-A name in a chain is looked up here first, then in optax. A parameter named `steps` is given the length of the run.
+A name in a chain is looked up here first, then in optax. A parameter named `steps` is given the length of the run;
+one named `inner`, the transform of all stages after it.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
-from jaxlm.optim import schedules
-from jaxlm.optim.lookup import find
+from jaxlm import tree
+from jaxlm.errors import ConfigError
+from jaxlm.optim import lookup, schedules  # not their functions: a function in this module is a transform
+from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
+from jaxlm.optim.muon import muon, scale_by_muon
+from jaxlm.optim.wrappers import ema_of_params, freeze, lookahead, mechanize, sam, schedule_free, skip_nonfinite
+
+PyTree = Any
+
+__all__ = [
+    "cautious",
+    "ema_of_params",
+    "freeze",
+    "learning_rate",
+    "lookahead",
+    "mechanize",
+    "muon",
+    "proximal_l1",
+    "sam",
+    "scale_by_layer",
+    "scale_by_learning_rate",
+    "scale_by_muon",
+    "scale_by_shampoo",
+    "scale_by_soap",
+    "schedule_free",
+    "skip_nonfinite",
+]
 
 
 def learning_rate(peak: schedules.Number, steps: int, schedule: str = "constant", **arguments: Any) -> optax.Schedule:
@@ -20,7 +50,7 @@ def learning_rate(peak: schedules.Number, steps: int, schedule: str = "constant"
       schedule: a name in `jaxlm.optim.schedules`, or `package.module:function` with the same signature.
       arguments: of the schedule, such as `warmup` and `final`.
     """
-    shape = find("schedule", schedule, schedules)(steps, **arguments)
+    shape = lookup.find("schedule", schedule, schedules)(steps, **arguments)
     return lambda count: peak * shape(count)
 
 
@@ -30,3 +60,96 @@ def scale_by_learning_rate(
     """u -> -learning_rate(count) u, where count starts at 0. See `learning_rate` for the arguments."""
     rate = learning_rate(peak, steps, schedule, **arguments)
     return optax.scale_by_schedule(lambda count: -rate(count))
+
+
+def cautious() -> optax.GradientTransformation:
+    """Cautious updates (Liang et al. 2024, arXiv:2411.16085): no number moves against its own gradient.
+
+        u -> m u / max(mean(m), 1e-3),  m = 1 where u g > 0, else 0
+
+    The mean is over each parameter, of a layer's alone, and the floor that of the authors' code. Comes between what
+    shapes the update and the sign flip: ("scale_by_adam", "cautious", "add_decayed_weights", "scale_by_learning_rate")
+    masks Adam's part, not the decay's. The gradient g is the extra argument `grad`. No state.
+    """
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, *, grad: PyTree, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        del params, extra
+
+        def masked(key_path: tuple[Any, ...], u: Any, g: Any) -> Any:
+            if isinstance(u, optax.MaskedNode):
+                return u
+            mask = (u * g > 0).astype(u.dtype)
+            share = jnp.mean(mask, axis=range(1 if _is_layered(key_path) else 0, u.ndim), keepdims=True)
+            return u * mask / jnp.maximum(share, 1e-3)
+
+        is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
+        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=is_masked), state
+
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
+
+
+def proximal_l1(l1: ArrayLike, learning_rate: optax.ScalarOrSchedule) -> optax.GradientTransformation:
+    """Proximal gradient descent on loss + l1 |p|_1 (ISTA; Parikh and Boyd 2014, Proximal Algorithms, 4.2 and 6.5.2).
+
+        p + u -> sign(p + u) max(|p + u| - learning_rate l1, 0)
+
+    Comes last in a chain and takes the learning rate of the stage before it. Unlike a penalty in the loss it makes
+    exact zeros, and Adam does not rescale it.
+    """
+
+    def init(params: PyTree) -> optax.ScaleByScheduleState:
+        del params
+        return optax.ScaleByScheduleState(jnp.zeros([], jnp.int32))
+
+    def update(
+        updates: PyTree, state: optax.ScaleByScheduleState, params: PyTree
+    ) -> tuple[PyTree, optax.ScaleByScheduleState]:
+        threshold = l1 * (learning_rate(state.count) if callable(learning_rate) else learning_rate)
+
+        def shrunk(u: jax.Array, p: jax.Array) -> jax.Array:
+            moved = p + u
+            return (jnp.sign(moved) * jnp.maximum(jnp.abs(moved) - threshold, 0) - p).astype(u.dtype)
+
+        return jax.tree.map(shrunk, updates, params), optax.ScaleByScheduleState(optax.safe_increment(state.count))
+
+    return optax.GradientTransformation(init, update)
+
+
+def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
+    """Layer-wise learning rates for fine-tuning (ULMFiT, arXiv:1801.06146; ELECTRA, arXiv:2003.10555).
+
+        layer l = 0 ... L - 1: u -> decay^(L - l) u;  embeddings: decay^(L + 1) u;  all else (ln_f, lm_head): u
+
+    The powers are those of BEiT (arXiv:2106.08254); ELECTRA counts one more. A tied wte is an embedding. Comes after
+    what forgets the scale of a gradient, such as Adam. No state.
+
+    Raises:
+      ConfigError: at update, embeddings without layers: their number isn't known behind such a mask.
+    """
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
+        del params
+        flat = jax.tree_util.tree_leaves_with_path(updates)
+        layers = next((leaf.shape[0] for key_path, leaf in flat if _is_layered(key_path)), 0)
+
+        def scaled(key_path: tuple[Any, ...], u: jax.Array) -> jax.Array:
+            if _is_layered(key_path):
+                power = layers - jnp.arange(layers).reshape(-1, *[1] * (u.ndim - 1))
+            elif re.search(tree.GROUPS["embeddings"], tree.path_of(key_path)):
+                if not layers:
+                    raise ConfigError("scale_by_layer sees embeddings but no layers (h/...); widen its 'where'")
+                power = layers + 1
+            else:
+                return u
+            return (u * jnp.asarray(decay, jnp.float32) ** power).astype(u.dtype)
+
+        return jax.tree_util.tree_map_with_path(scaled, updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
+
+
+def _is_layered(key_path: tuple[Any, ...]) -> bool:
+    """Whether axis 0 of a parameter counts layers."""
+    return tree.path_of(key_path).startswith("h/")

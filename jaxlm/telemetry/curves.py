@@ -1,16 +1,19 @@
-"""The picture of a run: loss over steps, learning rate beneath."""
+"""Pictures of a run: loss over steps with the learning rate beneath, and schedules before anything has run."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _COLORS = {"train": "#4477aa", "eval": "#cc3311"}  # apart for colour-blind eyes too (Paul Tol)
 _GREY = "#666666"
@@ -26,12 +29,8 @@ def draw(workdir: Path) -> Path | None:
       DataError: metrics.jsonl is damaged.
       OSError: the picture can't be written.
     """
-    try:
-        # The object API with its own canvas: pyplot would keep global state and may look for a display.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import MaxNLocator, StrMethodFormatter
-    except ImportError:
+    figure = _figure(5)
+    if figure is None:
         return None
     source = workdir / METRICS
     rows = read_jsonl(source) if source.exists() else []
@@ -41,16 +40,12 @@ def draw(workdir: Path) -> Path | None:
         return None
     steps, rates = _series(rows, "optim/learning_rate")
 
-    figure = Figure(figsize=(8, 5), dpi=150, layout="constrained")
-    FigureCanvasAgg(figure)
     if len(steps):
         axes, below = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
         _learning_rate(below, steps, rates)
     else:
         axes = below = figure.subplots()
-    below.set_xlabel("step")
-    below.xaxis.set_major_locator(MaxNLocator(integer=True))
-    below.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    _steps(below)
     axes.set_ylabel("loss (nats per token)")
     axes.set_title(workdir.resolve().name, loc="left", fontweight="bold", parse_math=False)
     for name, series in losses.items():
@@ -59,8 +54,64 @@ def draw(workdir: Path) -> Path | None:
     _label_ends(axes, losses)
     _frame(axes)
 
-    target = workdir / "loss.png"
-    part = workdir / "loss.png.part"
+    return _save(figure, workdir / "loss.png")
+
+
+def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
+    """Draws numbers that follow a schedule, one panel each, to `path` (PNG), atomically.
+
+    Args:
+      values: name -> its value at each step of the run, from step 0 on.
+
+    Returns:
+      The path; None if matplotlib isn't installed or there is nothing to draw.
+
+    Raises:
+      OSError: the picture can't be written.
+    """
+    figure = _figure(0.6 + 1.5 * len(values))
+    if figure is None or not values:
+        return None
+    panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (name, value) in zip(panels, values.items(), strict=True):
+        series = np.asarray(value, float)
+        axes.plot(series, color=_COLORS["train"], linewidth=1.8, marker="o" if len(series) == 1 else "", markersize=3)
+        peak = max(series[np.isfinite(series)], default=0.0) or 1.0
+        axes.set_ylim(0, 1.1 * peak)
+        axes.set_yticks([0, peak / 2, peak], ["0", f"{peak / 2:.3g}", f"{peak:.3g}"])
+        axes.set_title(name, loc="left", fontsize="small", color=_GREY, parse_math=False)
+        _frame(axes)
+    _steps(panels[-1])
+    return _save(figure, path)
+
+
+def sparkline(values: ArrayLike, width: int = 60) -> str:
+    """Values from 0 up as ▁▃▆██▇▆▅▄▃▂▁: at most `width` blocks, each the mean of its share; a space for no number."""
+    series = np.asarray(values, float)
+    if not len(series):
+        return ""
+    means = np.array([part.mean() for part in np.array_split(series, min(width, len(series)))])
+    finite = np.isfinite(means)
+    peak = max(means[finite], default=0.0)
+    levels = np.clip(np.round(7 * np.where(finite, means, 0) / (peak if peak > 0 else 1)), 0, 7).astype(int)
+    return "".join("▁▂▃▄▅▆▇█"[level] if shown else " " for level, shown in zip(levels, finite, strict=True))
+
+
+def _figure(height: float) -> Figure | None:
+    """An empty figure of so many inches; None if matplotlib isn't installed."""
+    try:
+        # The object API with its own canvas: pyplot would keep global state and may look for a display.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError:
+        return None
+    figure = Figure(figsize=(8, height), dpi=150, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Figure, target: Path) -> Path:
+    part = target.with_name(target.name + ".part")
     figure.savefig(part, format="png")
     part.replace(target)
     return target
@@ -135,6 +186,14 @@ def _label_ends(axes: Axes, losses: dict[str, tuple[np.ndarray, np.ndarray]]) ->
             va="center",
             annotation_clip=False,
         )
+
+
+def _steps(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set_xlabel("step")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def _frame(axes: Axes) -> None:

@@ -25,7 +25,7 @@ from orbax.checkpoint import checkpoint_managers, options
 
 from jaxlm import config, tree
 from jaxlm.errors import DataError
-from jaxlm.training.step import State
+from jaxlm.training.step import PyTree, State
 
 
 class Restored(NamedTuple):
@@ -50,7 +50,10 @@ class Checkpoints:
         if best:
             policies.append(
                 checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: -metrics.get(best, math.inf),
+                    get_metric_fn=lambda metrics: (
+                        -metrics.get(best, math.inf),
+                        -metrics["step"],
+                    ),  # the first of equals
                     n=1,
                     keep_checkpoints_without_metrics=False,
                 )
@@ -96,29 +99,73 @@ class Checkpoints:
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
                 ),
-                metrics={name: value for name, value in metrics.items() if math.isfinite(value)},
+                metrics={name: value for name, value in metrics.items() if math.isfinite(value)} | {"step": step},
             )
 
     def restore(self, like: State, step: int | None = None) -> Restored:
         """The state of a step, the latest by default, with the shapes, dtypes and shardings of `like`.
 
         Raises:
-          DataError: no such step, or other parameters than `like` has.
+          DataError: no such step, or a damaged one, or other parameters than `like` has.
         """
-        steps = self.steps()
-        if not steps or (step is not None and step not in steps):
-            asked = "no checkpoint" if step is None else f"no checkpoint of step {step}"
-            raise DataError(f"{asked} in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}")
-        step = steps[-1] if step is None else step
-        self._check(like, step)
-        items = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
-        )
+        step = self.step(step)
+        with self._reading(step):
+            self._check(like, self._manager.item_metadata(step).state.tree, step)
+            items = self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+            )
         return Restored(State(*items.state), items.data)
 
-    def _check(self, like: State, step: int) -> None:
+    def params(self, like: PyTree, step: int | None = None) -> PyTree:
+        """The parameters alone of a step, as `restore` gives them; nothing else of it is read.
+
+        Args:
+          like: parameters, or their shapes; where they have no sharding, the result lies on the first device.
+
+        Raises:
+          DataError: as `restore`.
+        """
+        step = self.step(step)
+        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), like)
+        part = {"params": placed}
+        with self._reading(step), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
+            self._check(part, {"params": self._manager.item_metadata(step).state.tree["params"]}, step)
+            how = ocp.checkpoint_utils.construct_restore_args(part)
+            return handler.restore(
+                self.directory / str(step) / "state",
+                args=ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True),
+            )["params"]
+
+    @contextlib.contextmanager
+    def _reading(self, step: int) -> Iterator[None]:
+        """Turns whatever Orbax raises of files that are truncated or missing into a clear error."""
+        try:
+            yield
+        except DataError:
+            raise
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            others = ", ".join(str(other) for other in self.steps() if other != step)
+            raise DataError(
+                f"checkpoint {self.directory / str(step)} is damaged, or can't be read ({reason}); "
+                f"others that are there: {others or 'none'}"
+            ) from error
+
+    def step(self, wanted: int | None = None) -> int:
+        """`wanted`, or the latest step.
+
+        Raises:
+          DataError: there is no such checkpoint; names those that there are.
+        """
+        steps = self.steps()
+        if not steps or (wanted is not None and wanted not in steps):
+            asked = "no checkpoint" if wanted is None else f"no checkpoint of step {wanted}"
+            raise DataError(f"{asked} in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}")
+        return steps[-1] if wanted is None else wanted
+
+    def _check(self, like: PyTree, saved: PyTree, step: int) -> None:
         """Orbax casts another dtype silently and words other shapes badly."""
-        saved = self._manager.item_metadata(step).state.tree
         found = dict(zip(tree.paths(saved), map(_kind, jax.tree.leaves(saved)), strict=True))
         wanted = dict(zip(tree.paths(like), map(_kind, jax.tree.leaves(like)), strict=True))
         for path in sorted(found | wanted):

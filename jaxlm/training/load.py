@@ -1,45 +1,142 @@
-"""A trained model from where it lies."""
+"""A model from where it lies: a run directory or one step of it, a Hugging Face directory, or the hub."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import FrozenConfigDict
 
+from jaxlm import config, hub
+from jaxlm.data import sources, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
+from jaxlm.model import gpt2, huggingface
+from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.step import Program, State
+from jaxlm.training.step import PyTree
+
+EXPECTED = "expected a run directory, <run>/checkpoints/<step>, a Hugging Face directory or a hub id such as 'gpt2'"
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+
+
+class Located(NamedTuple):
+    folder: Path  # a run directory or a Hugging Face directory
+    step: int | None  # of the run; None for a Hugging Face directory
 
 
 class Loaded(NamedTuple):
-    program: Program
-    state: State
+    model: gpt2.Model
+    params: PyTree  # on the first device
     tokenizer: Tokenizer
-    config: FrozenConfigDict
+    config: FrozenConfigDict  # the run's; of a Hugging Face directory, the defaults with its model and tokenizer
 
 
-def load(checkpoint: str | Path) -> Loaded:
-    """The program, state, tokenizer and config of a run directory (its latest step) or of one step's directory.
+def load(spec: str | Path) -> Loaded:
+    """The model, parameters, tokenizer and config of a run directory (its latest step), of `<run>/checkpoints/<step>`,
+    of a Hugging Face directory, or of a hub id: from the local cache if it is there.
 
     Raises:
-      DataError: nothing of the kind is there, or it is damaged.
+      DataError: nothing of the kind is there, or it is damaged, or the tokenizer has more ids than the model.
     """
-    path = Path(checkpoint)
-    workdir, wanted = path, None
-    if path.name.isdigit() and path.parent.name == "checkpoints":
-        workdir, wanted = path.parent.parent, int(path.name)
-    if not workdir.is_dir():
-        raise DataError(f"no checkpoint at {str(checkpoint)!r}; give a run directory, or <run>/checkpoints/<step>")
-    cfg = rundir.read_config(workdir)
-    if not (workdir / "checkpoints").is_dir():
-        raise DataError(f"run directory {str(workdir)!r} has no checkpoints yet")
-    structure, hparams = step.split(cfg)
-    program = step.build(structure)
-    with Checkpoints(workdir / "checkpoints", writable=False) as checkpoints:
-        shapes = jax.eval_shape(program.init, jax.random.key(cfg.seed), hparams)
-        state = checkpoints.restore(shapes, wanted).state
-    return Loaded(program, state, rundir.read_tokenizer(workdir), cfg)
+    located = locate(spec)
+    cfg, tokenizer = read_config(spec, located), read_tokenizer(located)
+    if tokenizer.vocab_size > cfg.model.vocab_size:
+        raise DataError(
+            f"the tokenizer in {located.folder} has {tokenizer.vocab_size:,} ids, its model only "
+            f"{cfg.model.vocab_size:,}: they don't belong together"
+        )
+    return Loaded(gpt2.build(cfg.model), read_params(located, cfg), tokenizer, cfg)
+
+
+def locate(spec: str | Path) -> Located:
+    """Where a model lies; of a hub id, in the local cache, into which it is fetched where that is possible.
+
+    Raises:
+      DataError: as `load`.
+    """
+    folder, wanted = Path(spec).expanduser(), None
+    if folder.name.isdecimal() and folder.parent.name == "checkpoints":
+        folder, wanted = folder.parent.parent, int(folder.name)
+    if not folder.is_dir():
+        if folder.exists():
+            raise DataError(f"{str(spec)!r} is not a folder; {EXPECTED}")
+        if not hub.is_id(str(spec)) or (folder.parent != Path(".") and folder.parent.is_dir()):
+            raise DataError(f"no checkpoint at {str(spec)!r}: {sources.missing(folder)}; {EXPECTED}")
+        return Located(_fetched(str(spec)), None)
+    described = _description(folder)
+    if "model_type" in described:
+        return Located(folder, None)
+    if "init_from" not in described:
+        raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
+    if not (folder / "checkpoints").is_dir():
+        raise DataError(f"run directory {str(folder)!r} has no checkpoints yet")
+    with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
+        return Located(folder, checkpoints.step(wanted))
+
+
+def read_config(spec: str | Path, located: Located) -> FrozenConfigDict:
+    """The resolved config of what `spec` names."""
+    if located.step is not None:
+        return rundir.read_config(located.folder)
+    described = {f"model.{name}": value for name, value in huggingface.fields(located.folder).items()}
+    return config.resolve(config.override(config.default(), described | {"data.tokenizer": str(spec)}))
+
+
+def read_tokenizer(located: Located) -> Tokenizer:
+    """The run's tokenizer, or the one in the Hugging Face directory."""
+    if located.step is not None:
+        return rundir.read_tokenizer(located.folder)
+    if not any((located.folder / name).is_file() for name in TOKENIZER_FILES):
+        raise DataError(f"{located.folder} has no tokenizer; put the tokenizer.json there that belongs to the model")
+    return tokenizer_specs.build(str(located.folder))
+
+
+def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
+    """The parameters on the first device; nothing else of a run's step is read, so no optimizer state.
+
+    But of a run whose optimizer means an average as its result (schedule-free): that one, for which all is read.
+
+    Args:
+      cfg: of `read_config`.
+    """
+    if located.step is None:
+        leaves, treedef = jax.tree.flatten(huggingface.read(located.folder, cfg.model))
+        for i, leaf in enumerate(leaves):  # one by one, so that there are not two of each for long
+            leaves[i] = jax.device_put(leaf)  # a copy only where it must be
+        return jax.tree.unflatten(treedef, leaves)
+    key = jax.random.key(0)
+    with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
+        if "schedule_free" not in config.to_json(cfg.optimizer):
+            return checkpoints.params(jax.eval_shape(gpt2.build(cfg.model).init, key), located.step)
+        structure, hparams = step.split(cfg)
+        state = checkpoints.restore(jax.eval_shape(step.build(structure).init, key, hparams), located.step).state
+        return evaluation_params(state.opt_state, state.params)[""]
+
+
+def _fetched(name: str) -> Path:
+    """The folder of a hub id."""
+    files = ("*.json", "*.safetensors", *TOKENIZER_FILES)
+    try:
+        return hub.snapshot(name, files, needed=("config.json", "*.safetensors"))
+    except DataError as error:
+        raise DataError(f"no checkpoint at {name!r}: {sources.missing(name)}. As a hub id: {error}") from error
+
+
+def _description(folder: Path) -> dict[str, Any]:
+    """config.json of a run or of a Hugging Face directory."""
+    file = folder / "config.json"
+    try:
+        raw = json.loads(file.read_bytes())
+    except FileNotFoundError as error:
+        near = [path for path in (folder.parent, *sorted(folder.iterdir())) if (path / "config.json").is_file()]
+        hint = f" Did you mean {str(near[0])!r}?" if near else ""
+        raise DataError(f"{str(folder)!r} has no config.json; {EXPECTED}.{hint}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"can't read {file}: {error}") from error
+    if not isinstance(raw, dict):
+        raise DataError(f"{file} holds no JSON object; {EXPECTED}")
+    return raw

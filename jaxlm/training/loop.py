@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import math
+import functools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,11 +16,12 @@ from jaxlm import config, data, tree
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.evals import perplexity
 from jaxlm.optim import chain
+from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
 from jaxlm.telemetry.progress import Progress
 from jaxlm.telemetry.writers import open_writers
-from jaxlm.training import parallel, rundir, step
+from jaxlm.training import initial, parallel, position, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.recorder import Recorder
 from jaxlm.training.signals import Signals
@@ -35,26 +36,6 @@ class Result(NamedTuple):
     workdir: Path
 
 
-class Best(NamedTuple):
-    """The lowest value of a metric so far, and for how many evaluations it has stood."""
-
-    value: float | None = None
-    stale: int = 0
-
-    def seen(self, value: float, min_delta: float = 0.0) -> Best:
-        better = math.isfinite(value) and (self.value is None or value < self.value - min_delta)
-        return Best(value) if better else Best(self.value, self.stale + 1)
-
-
-class Position(NamedTuple):
-    """What a checkpoint holds beside the state, as JSON."""
-
-    sequences: int  # training sequences seen
-    tokens: str  # sha256 of the training tokens
-    best: Best = Best()  # of checkpoint.best
-    patience: Best = Best()  # of early_stopping.metric
-
-
 def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
     """Trains as the config says, in a run directory; goes on from its latest checkpoint if there is one.
 
@@ -63,8 +44,8 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
       workdir: the run directory.
 
     Returns:
-      the final state and the metrics of the last evaluation. Where `exit_code` is 75 (SIGTERM) or 130 (SIGINT),
-      the run goes on when called again.
+      the final state, after an early stop the best one, and the metrics of the last evaluation. Where `exit_code` is
+      75 (SIGTERM) or 130 (SIGINT), the run goes on when called again.
 
     Raises:
       ConfigError: the config is wrong, or another run lives in `workdir`.
@@ -72,13 +53,21 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
       DivergedError: the loss became non-finite; the checkpoints from before are kept.
     """
     workdir = Path(workdir)
-    cfg, opened = prepare(cfg)
+    cfg, opened, source = prepare(cfg)
+    first: step.PyTree | None = None
+    told: list[str] = []
+    if source:
+        with Checkpoints(workdir / "checkpoints", writable=False) as before:
+            if not before.steps():  # read them before anything is written: they may be damaged
+                first, told = initial.params(cfg, source, opened.tokenizer)
+    doubts = step.doubts(cfg)
     changed = rundir.prepare(workdir, cfg, opened.tokenizer)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
-        run = _Run(cfg, workdir, opened, checkpoints, signals)
+        run = _Run(cfg, workdir, opened, checkpoints, signals, first)
+        del first
         status = "failed"
         stack.callback(lambda: rundir.write_status(workdir, status, run.done))
         progress = Progress(cfg.steps, run.done, cfg.log.progress, every=cfg.log.every)
@@ -90,7 +79,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=log, flush=True)
 
         rundir.write_status(workdir, "running", run.done)
-        for line in changed:
+        for line in [*changed, *told, *doubts]:
             say(line)
         try:
             with open_writers(cfg.log.writers, workdir, cfg, run.done) as writers:
@@ -101,47 +90,47 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
         except KeyboardInterrupt:
             status = "interrupted"
             raise
+        if status == "stopped early":
+            run.return_to_best(say)
         if curve := curves.draw(workdir):
             say(f"loss curve: {curve}")
         exit_code = signals.exit_code if signals.caught else 0
         return Result(status, exit_code, run.state, run.metrics, workdir)
 
 
-def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data]:
-    """The config with all that is derived from the data, and the data.
+def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data, initial.Source | None]:
+    """The config with all that is derived from `init_from` and the data; the data; and what `init_from` names.
 
     Raises:
       ConfigError, DataError: as `train`.
     """
     cfg = config.resolve(cfg)
-    chain.stages(cfg.optimizer.to_dict())  # before a corpus is tokenized for nothing
+    chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
+    source = None
+    if cfg.init_from:
+        cfg, source = initial.follow(cfg)
     opened = data.open(cfg.data, progress=cfg.log.progress)
     needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
     if given and given < needed:
-        raise ConfigError(f"model.vocab_size={given}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids")
-    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened
-
-
-def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
-    """(first step, number of steps) of each dispatch from `start` to the end of the run.
-
-    Calls end at multiples of steps_per_call, at evaluations and at checkpoints. So they depend on where a run is,
-    not on where it was resumed, and neither do its bits.
-    """
-    out = []
-    while start < cfg.steps:
-        marks = (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every)
-        stop = min([cfg.steps, *((start // every + 1) * every for every in marks if every)])
-        out.append((start, stop - start))
-        start = stop
-    return out
+        whose = f" of {cfg.init_from!r}" if source and given == source.config.model.vocab_size else ""
+        raise ConfigError(
+            f"model.vocab_size={given}{whose}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids; "
+            f"set model.vocab_size={needed}"
+        )
+    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened, source
 
 
 class _Run:
     """A run in progress: its state, where its data stands, and what may be done with them."""
 
     def __init__(
-        self, cfg: FrozenConfigDict, workdir: Path, opened: data.Data, checkpoints: Checkpoints, signals: Signals
+        self,
+        cfg: FrozenConfigDict,
+        workdir: Path,
+        opened: data.Data,
+        checkpoints: Checkpoints,
+        signals: Signals,
+        params: step.PyTree | None,
     ):
         self.cfg, self.workdir, self.checkpoints, self.signals = cfg, workdir, checkpoints, signals
         self.mesh = parallel.mesh(cfg.parallel, cfg.data.batch_size, cfg.data.micro_batches)
@@ -149,7 +138,6 @@ class _Run:
         program = step.build(structure)
         self.one = parallel.compile(program.train_step, self.mesh, donate=(1,))
         self.many = parallel.compile(parallel.repeat(program.train_step), self.mesh, donate=(1,))
-        self.eval_step = parallel.compile(program.eval_step, self.mesh)
         T = cfg.model.context_length
         self.batches = data.Batches(opened.train.tokens, cfg.data.batch_size, T, cfg.seed)
         self.validation = None
@@ -160,35 +148,38 @@ class _Run:
 
         init = parallel.compile(program.init, self.mesh)
         key = jax.random.key(cfg.seed)
-        self.position = Position(0, opened.train.sha256)
+        shapes = jax.eval_shape(program.init, key, self.hparams)
+        self.like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(self.mesh)), shapes
+        )
+        self.eval_steps = {
+            name: parallel.compile(functools.partial(program.eval_step, of=name), self.mesh)
+            for name in jax.eval_shape(evaluation_params, shapes.opt_state, shapes.params)
+        }
+        self.position = position.Position(0, opened.train.sha256)
         if checkpoints.steps():
-            shapes = jax.eval_shape(program.init, key, self.hparams)
-            restored = checkpoints.restore(
-                jax.tree.map(
-                    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=parallel.replicated(self.mesh)), shapes
-                )
-            )
+            restored = checkpoints.restore(self.like)
             self.state = restored.state
-            self.position = _position(restored.data)
+            self.position = position.of_json(restored.data)
             if self.position.tokens != opened.train.sha256:
                 raise DataError(
                     f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
                     f"{workdir} began with; give another --workdir, or the data that it began with"
                 )
         else:
-            self.state = init(key, self.hparams)
+            self.state = init(key, self.hparams, jax.device_put(params, parallel.replicated(self.mesh)))
         self.done = int(self.state.step)
 
     def recorder(self, writers: Any, progress: Progress) -> Recorder:
         model, T = self.cfg.model, self.cfg.model.context_length
-        matmuls = tree.size(self.state.params) - tree.size(self.state.params["wpe"])
         return Recorder(
             writers,
             progress,
             every=self.cfg.log.every,
             tokens_per_step=self.cfg.data.batch_size * T,
             tokens_before=self.position.sequences * T,
-            flops_per_token=flops_per_token(matmuls, model.num_layers, T, model.embed_dim),
+            losses=self.position.losses,
+            flops_per_token=flops_per_token(tree.matmul_size(self.state.params), model.num_layers, T, model.embed_dim),
             dtype=model.dtype,
         )
 
@@ -200,7 +191,7 @@ class _Run:
             say(f"already at step {started} of {cfg.steps}; raise --config.steps to go on")
             return "done"
         compiled: set[int] = set()
-        plan = calls(started, cfg)
+        plan = position.calls(started, cfg)
         with data.prefetch(lambda i: self.batch(started, *plan[i]), 0, len(plan)) as batches:
             for (first, count), batch in zip(plan, batches, strict=True):
                 begin = time.perf_counter()
@@ -230,13 +221,15 @@ class _Run:
         metrics: dict[str, float] = {}
         if evaluate:
             metrics = self.metrics = self.evaluate()
+            if (mean := recorder.mean_loss()) is not None:
+                metrics["eval/gap"] = metrics["eval/loss"] - mean
             recorder.write(done, metrics)
             best, patience = self.position.best, self.position.patience
             if (value := metrics.get(cfg.checkpoint.best)) is not None:
-                best = best.seen(value)
+                best = best.seen(value, done)
                 save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
             if (value := metrics.get(cfg.early_stopping.metric)) is not None:
-                patience = patience.seen(value, cfg.early_stopping.min_delta)
+                patience = patience.seen(value, done, cfg.early_stopping.min_delta)
                 if 0 < cfg.early_stopping.patience <= patience.stale:
                     stop = "stopped early"
                     say(f"stopped early: {cfg.early_stopping.metric} has not improved on {patience.value:.4f}")
@@ -245,8 +238,8 @@ class _Run:
             save, stop = True, "interrupted" if self.signals.exit_code == 130 else "preempted"
             say(f"{self.signals.caught.name} at step {done}: saving; run the same command again to go on")
         if save or (stop and cfg.checkpoint.every):
-            position = self.position._replace(sequences=self.sequences(started, done))
-            self.checkpoints.save(self.state, position._asdict(), cfg, metrics)
+            now = self.position._replace(sequences=self.sequences(started, done), losses=recorder.losses)
+            self.checkpoints.save(self.state, now._asdict(), cfg, metrics)
             rundir.write_status(self.workdir, "running", done)
         return stop
 
@@ -263,11 +256,23 @@ class _Run:
         return parallel.put(rows, self.mesh)
 
     def evaluate(self) -> dict[str, float]:
+        """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""
         assert self.validation is not None
-        batches: Iterator[dict[str, jax.Array]] = (parallel.put(batch, self.mesh) for batch in self.validation)
-        return perplexity.evaluate(
-            lambda batch: self.eval_step(self.state, batch), batches, bytes_per_token=self.bytes_per_token
-        )
+        out: dict[str, float] = {}
+        for name, eval_step in self.eval_steps.items():
+            batches: Iterator[dict[str, jax.Array]] = (parallel.put(batch, self.mesh) for batch in self.validation)
+            sums = functools.partial(eval_step, self.state)
+            found = perplexity.evaluate(sums, batches, bytes_per_token=self.bytes_per_token)
+            out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in found.items()}
+        return out
+
+    def return_to_best(self, say: Callable[[str], None]) -> None:
+        """After an early stop: the state of the best checkpoint, if one was kept."""
+        best = self.position.best
+        self.checkpoints.wait()
+        if best.step in self.checkpoints.steps():
+            self.state = self.checkpoints.restore(self.like, best.step).state
+            say(f"back to the best: step {best.step}, with {self.cfg.checkpoint.best} {best.value:.4f}")
 
     def describe(self) -> str:
         B, T = self.cfg.data.batch_size, self.cfg.model.context_length
@@ -278,7 +283,3 @@ class _Run:
             f"{tree.size(self.state.params):,} parameters, {self.batches.num_windows * T:,} training tokens, "
             f"{B * T:,} tokens a step, {epochs:.2g} epochs, {self.mesh.size} x {device.device_kind}{resumed}"
         )
-
-
-def _position(raw: dict[str, Any]) -> Position:
-    return Position(raw["sequences"], raw["tokens"], Best(*raw["best"]), Best(*raw["patience"]))

@@ -21,6 +21,7 @@ class Recorder:
 
     Args:
       tokens_per_step: in a batch, over all devices.
+      losses: sum and number of the training losses since the last evaluation.
       flops_per_token: of forward and backward pass, for the MFU.
       dtype: of the computation.
     """
@@ -33,6 +34,7 @@ class Recorder:
         every: int,
         tokens_per_step: int,
         tokens_before: int,
+        losses: tuple[float, int],
         flops_per_token: int,
         dtype: str,
     ):
@@ -43,6 +45,7 @@ class Recorder:
             flops_per_token,
             dtype,
         )
+        self.losses = losses
         self._pending: tuple[int, int, Any] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
         self._mark: float | None = None
@@ -65,6 +68,12 @@ class Recorder:
             self._write(*self._pending)
         self._pending = self._mark = None
 
+    def mean_loss(self) -> float | None:
+        """The mean training loss since it was last asked for; None where there was none."""
+        total, count = self.losses
+        self.losses = (0.0, 0)
+        return total / count if count else None
+
     def write(self, step: int, metrics: dict[str, float]) -> None:
         """A row of metrics that were computed elsewhere."""
         self._writers.write(step, metrics)
@@ -80,6 +89,7 @@ class Recorder:
         for i in range(int(bad[0]) + 1 if bad.size else count):
             step = first + i + 1
             self._tokens += self._tokens_per_step
+            self.losses = (self.losses[0] + float(host["train/loss"][i]), self.losses[1] + 1)
             if bad.size and i == bad[0]:
                 self.write(step, {name: float(values[i]) for name, values in host.items()})
                 raise DivergedError(

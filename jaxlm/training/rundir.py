@@ -20,6 +20,7 @@ from jaxlm.errors import ConfigError, DataError
 FREE = (
     "steps",
     "steps_per_call",
+    "strict",
     "eval.",
     "checkpoint.",
     "early_stopping.",
@@ -52,7 +53,7 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
     changed = []
     if (workdir / "config.json").exists():
         old = read_config(workdir)
-        differing = config.differences(old, cfg)
+        differing = config.differences(old, config.from_json(config.to_json(cfg)))
         fixed = {path: values for path, values in differing.items() if not path.startswith(FREE)}
         if fixed:
             listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
@@ -66,6 +67,8 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
                 "give another --workdir, or the data that the run began with"
             )
         changed = [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
+    for path, name in config.objects(cfg).items():
+        changed.append(f"config.json can't hold {path}, {name}: give the same from Python to go on")
     write(workdir / "config.json", config.to_json(cfg))
     write(workdir / "tokenizer.json", tokenizer.to_json())
     return changed

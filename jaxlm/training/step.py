@@ -12,8 +12,12 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import config, tree
 from jaxlm.config import TRACED, Hparams
+from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
-from jaxlm.optim import chain
+from jaxlm.optim import chain, review
+from jaxlm.optim.stages import stages
+from jaxlm.optim.static import static_arguments
+from jaxlm.optim.wrappers import evaluation_params
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -32,9 +36,10 @@ class State(NamedTuple):
 class Program(NamedTuple):
     """The pure functions of one structure."""
 
-    init: Callable[[jax.Array, Hparams], State]
+    init: Callable[..., State]  # (key, hparams, params=None): of these parameters, or of some drawn from the key
     train_step: Callable[[Hparams, State, Batch], tuple[State, Metrics]]
-    eval_step: Callable[[State, Batch], losses.TokenSums]  # weighted sums, to be added over batches
+    eval_step: Callable[..., losses.TokenSums]  # (state, batch, of=""): weighted sums, to be added over batches; of the
+    # parameters that the optimizer means as its result, or of another of `wrappers.evaluation_params`
     model: gpt2.Model
 
 
@@ -46,10 +51,19 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
     """
     params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
     spec = cfg.optimizer.to_dict()
-    for stage in chain.stages(spec):
-        if stage.where is not None:
-            tree.mask(params, stage.where)
-    return config.split(cfg, chain.static_arguments(spec, params, cfg.steps))
+    list(review.reach(stages(spec), params))  # the masks match, the partitions cover
+    return config.split(cfg, static_arguments(spec, params, cfg.steps))
+
+
+def doubts(cfg: FrozenConfigDict) -> list[str]:
+    """What is almost surely wrong in the optimizer, as lines to say.
+
+    Raises:
+      ConfigError: there is something, and the config is strict.
+    """
+    params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
+    found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
+    return [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
 
 
 def build(structure: FrozenConfigDict) -> Program:
@@ -67,9 +81,9 @@ def build(structure: FrozenConfigDict) -> Program:
     def optimizer(hparams: Hparams) -> optax.GradientTransformationExtraArgs:
         return chain.build(spec, hparams.optimizer, structure.steps)
 
-    def init(key: jax.Array, hparams: Hparams) -> State:
+    def init(key: jax.Array, hparams: Hparams, params: PyTree | None = None) -> State:
         params_key, run_key = jax.random.split(key)
-        params = model.init(params_key)
+        params = model.init(params_key) if params is None else params
         return State(jnp.int32(0), params, optimizer(hparams).init(params), run_key)
 
     def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -92,14 +106,22 @@ def build(structure: FrozenConfigDict) -> Program:
         def penalty(params: PyTree) -> jax.Array:
             return losses.penalty(params, l1=strength["l1"], l2=strength["l2"])
 
-        key = jax.random.fold_in(state.key, state.step)
-        grads, sums = _accumulate(objective, state.params, batch, key, structure.micro_batches)
+        def over_batch(fn: Callable[[Batch, jax.Array], PyTree]) -> PyTree:
+            key = jax.random.fold_in(state.key, state.step)
+            return _added(fn, batch, key, structure.micro_batches)
+
+        def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, elsewhere
+            loss = over_batch(lambda part, key: objective(params, part, key)[0])
+            return loss + penalty(params) if on["l1"] or on["l2"] else loss
+
+        gradient = jax.grad(objective, has_aux=True)
+        grads, sums = over_batch(lambda part, key: gradient(state.params, part, key))
         total = sums.objective / weight
         if on["l1"] or on["l2"]:
             extra, extra_grads = jax.value_and_grad(penalty)(state.params)
             total, grads = total + extra, jax.tree.map(jnp.add, grads, extra_grads)
 
-        updates, opt_state = optimizer(hparams).update(grads, state.opt_state, state.params, value=total)
+        updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, state.params, whole, value=total)
         params = optax.apply_updates(state.params, updates)
         metrics = {
             "train/loss": sums.nll / weight,
@@ -109,36 +131,31 @@ def build(structure: FrozenConfigDict) -> Program:
             "optim/update_norm": tree.norm(updates),
             "optim/param_norm": tree.norm(params),
         }
-        rate = chain.learning_rate(spec, hparams.optimizer, structure.steps, state.step)
-        if rate is not None:
-            metrics["optim/learning_rate"] = rate
+        if structure.groups:
+            metrics |= tree.group_metrics(params, grads, updates)
+        rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, state.step)
+        for i, (stage, rate) in enumerate(rates.items()):
+            metrics[f"optim/learning_rate/{stage}" if i else "optim/learning_rate"] = rate
         return State(state.step + 1, params, opt_state, state.key), metrics
 
-    def eval_step(state: State, batch: Batch) -> losses.TokenSums:
-        return losses.token_sums(model.apply(state.params, batch), batch["targets"], batch["weights"])
+    def eval_step(state: State, batch: Batch, of: str = "") -> losses.TokenSums:
+        return perplexity.token_sums(model, evaluation_params(state.opt_state, state.params)[of], batch)
 
     return Program(init, train_step, eval_step, model)
 
 
-def _accumulate(
-    objective: Callable[[PyTree, Batch, jax.Array], tuple[jax.Array, losses.TokenSums]],
-    params: PyTree,
-    batch: Batch,
-    key: jax.Array,
-    parts: int,
-) -> tuple[PyTree, losses.TokenSums]:
-    """Gradients and sums of a batch, computed in so many parts, one after another, and added in float32."""
-    gradient = jax.grad(objective, has_aux=True)
+def _added(fn: Callable[[Batch, jax.Array], PyTree], batch: Batch, key: jax.Array, parts: int) -> PyTree:
+    """The sum of `fn` over a batch cut in so many parts, computed one after another and added in float32."""
     if parts == 1:
-        return gradient(params, batch, key)
+        return fn(batch, key)
 
-    def split(x: jax.Array) -> jax.Array:
+    def cut(x: jax.Array) -> jax.Array:
         # part m takes rows m, m + parts, ...: rows that are sharded over devices stay on theirs
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
     def add(total: PyTree, part_and_key: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, *part_and_key)), None
+        return jax.tree.map(jnp.add, total, fn(*part_and_key)), None
 
-    zero = (jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params), losses.TokenSums(*[jnp.float32(0)] * 4))
-    total, _ = jax.lax.scan(add, zero, (jax.tree.map(split, dict(batch)), jax.random.split(key, parts)))
-    return total
+    cuts = (jax.tree.map(cut, dict(batch)), jax.random.split(key, parts))
+    shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], cuts))
+    return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes), cuts)[0]

@@ -1,11 +1,18 @@
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from jaxlm.evals.perplexity import evaluate
+from jaxlm.data import tokenizer_specs, write_tokens
+from jaxlm.evals import perplexity
+from jaxlm.evals.perplexity import count_words, evaluate, evaluate_split
+from jaxlm.model import gpt2
 from jaxlm.model.losses import TokenSums, token_sums
+from tests.tiny import resolved
 
 V = 11
 
@@ -79,3 +86,93 @@ def test_a_loss_out_of_hand_is_reported_and_does_not_raise(nll, perplexity):
     sums = TokenSums(*map(jnp.float32, (nll, nll, 0, 1)))
     metrics = evaluate(lambda _: sums, [None], bytes_per_token=1.0)
     np.testing.assert_equal((metrics["eval/loss"], metrics["eval/perplexity"]), (nll, perplexity))
+
+
+# A whole split
+
+T = 8
+DOCUMENTS = ["a b\u3000c \u4e2d\u6587\n", "", " ", "x", "naïve café  🙂\u00a0", "\u4e2d\u6587\u4e2d \u6587"]
+
+
+@pytest.fixture(scope="module")
+def model():
+    section = resolved(model__context_length=T).model
+    model = gpt2.build(section)
+    params = jax.tree.map(lambda x: 10 * x, model.init(jax.random.key(0)))  # so that context matters
+    return model._replace(apply=jax.jit(model.apply)), params
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory):
+    tokenizer = tokenizer_specs.build("bytes")
+    documents = [tokenizer.encode(document) for document in DOCUMENTS]
+    return write_tokens(tmp_path_factory.mktemp("split") / "t.bin", documents, tokenizer)
+
+
+def by_hand(model, params, tokens, stride):
+    """nll and whether it was right, of each token, one window at a time."""
+    nll, correct, begin, scored = [], [], 0, 0
+    while scored < len(tokens) - 1:
+        window = tokens[begin : begin + T]
+        padded = np.zeros((1, T), np.int32)
+        padded[0, : len(window)] = window
+        logits = np.float64(model.apply(params, {"inputs": padded}))[0]
+        for i in range(scored, min(begin + T, len(tokens) - 1)):
+            row = logits[i - begin]
+            nll.append(np.log(np.exp(row - row.max()).sum()) + row.max() - row[tokens[i + 1]])
+            correct.append(row.argmax() == tokens[i + 1])
+        scored = begin + T
+        begin += stride
+    return np.array(nll), np.array(correct)
+
+
+@pytest.mark.parametrize("stride", [1, 3, T])
+def test_sliding_windows_are_a_loop_by_hand(model, split, stride):
+    tokenizer, (model, params) = tokenizer_specs.build("bytes"), model
+    found = evaluate_split(model, params, tokenizer, split, batch_size=3, context_length=T, stride=stride)
+    nll, correct = by_hand(model, params, np.asarray(split.tokens, np.int32), stride)
+    words = sum(len(document.split()) for document in DOCUMENTS)
+    assert len(nll) == found["tokens"] == len(split.tokens) - 1
+    assert (found["words"], found["bytes"]) == (words, sum(len(document.encode()) for document in DOCUMENTS))
+    assert found == pytest.approx(
+        {
+            "eval/loss": nll.mean(),
+            "eval/perplexity": np.exp(nll.mean()),
+            "eval/word_perplexity": np.exp(nll.sum() / words),
+            "eval/bits_per_byte": nll.mean() / np.log(2) * len(split.tokens) / found["bytes"],
+            "eval/accuracy": correct.mean(),
+            **{name: found[name] for name in ("tokens", "words", "bytes")},
+        },
+        rel=1e-4,
+    )
+
+
+def test_a_stride_is_another_number_and_none_is_that_of_the_whole_context(model, split):
+    def loss(stride):
+        tokenizer = tokenizer_specs.build("bytes")
+        return evaluate_split(*model, tokenizer, split, batch_size=3, context_length=T, stride=stride)["eval/loss"]
+
+    assert loss(0) == loss(T) != loss(1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.sampled_from(["bytes", "chars", "bpe:280"]), st.lists(st.sampled_from(DOCUMENTS)), st.integers(1, 9))
+def test_words_are_those_of_the_text_wherever_it_is_cut(kinds, spec, documents, chunk):
+    tokenizer = kinds[spec]
+    ids = [np.append(tokenizer.encode(document), tokenizer.end_of_text) for document in documents]
+    tokens = np.concatenate([np.empty(0, tokenizer.dtype), *ids]).astype(tokenizer.dtype)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(perplexity, "_CHUNK", chunk)
+        assert count_words(tokens, tokenizer) == sum(len(document.split()) for document in documents)
+
+
+@pytest.fixture(scope="module")
+def kinds():
+    return {spec: tokenizer_specs.build(spec, DOCUMENTS) for spec in ("bytes", "chars", "bpe:280")}
+
+
+def test_a_text_without_words_has_no_word_perplexity(model, tmp_path):
+    tokenizer = tokenizer_specs.build("bytes")
+    blank = write_tokens(tmp_path / "t.bin", [tokenizer.encode("\n \n")], tokenizer)
+    found = evaluate_split(*model, tokenizer, blank, batch_size=3, context_length=T)
+    assert found["words"] == 0 and "eval/word_perplexity" not in found

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import pytest
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.model import attention, losses
+from jaxlm.model import attention, gpt2, losses
 
 V, T = 50, 24  # as in conftest
 KEY = jax.random.key(7)
@@ -56,6 +57,19 @@ def test_parameters_are_gpt2s_with_layers_on_axis_0(model):
     }
 
 
+def test_variations_change_the_shapes_that_they_name_and_no_others(model, build):
+    def shapes(model):
+        out = jax.eval_shape(model.init, KEY)
+        return {path: leaf.shape for path, leaf in zip(tree.paths(out), jax.tree.leaves(out))}
+
+    narrow = {"h/mlp/c_fc/kernel": (2, 16, 24), "h/mlp/c_fc/bias": (2, 24), "h/mlp/c_proj/kernel": (2, 24, 16)}
+    assert shapes(build(feed_forward_dim=24)) == shapes(model) | narrow
+    assert shapes(build(feed_forward_dim=64)) == shapes(model)
+    assert shapes(build(tie_embeddings=False)) == shapes(model) | {"lm_head/kernel": (16, 128)}
+    others = dict(activation="silu", norm_epsilon=1e-3, scale_attention=False, scale_attention_by_layer=True)
+    assert shapes(build(**others)) == shapes(model)
+
+
 def test_gpt2_small_has_its_number_of_parameters(build):
     small = build(num_layers=12, num_heads=12, embed_dim=768, context_length=1024, vocab_size=50257)
     padding = (50304 - 50257) * 768
@@ -70,7 +84,7 @@ def test_what_is_only_speed_keeps_the_parameters(model, build, changes):
 
 def test_initialisation_is_hugging_faces(build):
     L = 4
-    params = jit(build(num_layers=L, embed_dim=64, vocab_size=256, context_length=64).init)(KEY)
+    params = jit(build(num_layers=L, embed_dim=64, vocab_size=256, context_length=64, tie_embeddings=False).init)(KEY)
     residual = 0.02 / (2 * L) ** 0.5
     for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
         if path.endswith("bias"):
@@ -81,6 +95,12 @@ def test_initialisation_is_hugging_faces(build):
             stddev = residual if "c_proj" in path else 0.02
             np.testing.assert_allclose(np.std(leaf), stddev, rtol=5 / (2 * leaf.size) ** 0.5, err_msg=path)
             assert abs(np.mean(leaf)) < 5 * stddev / leaf.size**0.5, path
+
+
+def test_what_pads_the_vocabulary_is_initialised_to_zero(build):
+    params = jit(build(tie_embeddings=False).init)(KEY)
+    for table_VD in (params["wte"]["embedding"], params["lm_head"]["kernel"].T):
+        assert np.all(np.any(table_VD[:V] != 0, axis=1)) and not np.any(table_VD[V:])
 
 
 def test_layers_are_initialised_apart(model):
@@ -274,53 +294,76 @@ def test_bfloat16_is_near_and_gives_float32_logits(model, build):
     assert 1e-4 < difference < 0.02  # it computes in bfloat16, and not wrongly
 
 
-# the reference
+# the variations that Hugging Face's GPT2Config knows; what transformers makes of them is in test_huggingface
 
 
-def to_hugging_face(torch, params):
-    """The state of a GPT2LMHeadModel: its Conv1D kernels are [in, out] like ours."""
-    state = {}
-    for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
-        leaf = torch.tensor(np.asarray(leaf))
-        *module, kind = path.split("/")
-        kind = "bias" if kind == "bias" else "weight"
-        if module[0] == "h":
-            for i, layer in enumerate(leaf):
-                state[".".join(["transformer.h", str(i), *module[1:], kind])] = layer
-        elif module[0] == "wte":
-            state["transformer.wte.weight"] = state["lm_head.weight"] = leaf[:V]
-        else:
-            state[".".join(["transformer", *module, kind])] = leaf
-    return state
+def scaled_queries(params, scale_L):
+    """Parameters whose queries are so many times larger, by layer."""
+    out = jax.tree.map(np.array, params)
+    D = out["wte"]["embedding"].shape[1]
+    for leaf in out["h"]["attn"]["c_attn"].values():
+        leaf[..., :D] *= np.reshape(scale_L, (-1,) + (1,) * (leaf.ndim - 1))
+    return out
 
 
 @pytest.mark.parametrize(
-    ("layers", "heads", "width", "rows", "length"), [(2, 2, 16, 3, 24), (1, 4, 32, 2, 11)], ids=["2x16", "1x32"]
+    ("changes", "scale_L"),
+    [
+        ({"scale_attention": False}, [8**0.5, 8**0.5]),
+        ({"scale_attention_by_layer": True}, [1, 1 / 2]),
+        ({"scale_attention": False, "scale_attention_by_layer": True}, [8**0.5, 8**0.5 / 2]),
+    ],
 )
-def test_logits_are_those_of_transformers_gpt2(build, layers, heads, width, rows, length):
-    torch = pytest.importorskip("torch")
-    transformers = pytest.importorskip("transformers")
-    model = build(num_layers=layers, num_heads=heads, embed_dim=width)
-    rng = np.random.default_rng(1)
-    shapes = jax.eval_shape(model.init, KEY)
-    params = jax.tree.map(
-        lambda x: np.float32(0.3 * rng.normal(size=x.shape) + (x.shape[-1:] == (width,)) * 0.1), shapes
-    )
-    facts = transformers.GPT2Config(
-        vocab_size=V,
-        n_positions=T,
-        n_embd=width,
-        n_layer=layers,
-        n_head=heads,
-        bos_token_id=None,
-        eos_token_id=None,
-        attn_implementation="eager",
-    )
-    reference = transformers.GPT2LMHeadModel(facts).eval()
-    reference.load_state_dict(to_hugging_face(torch, params), strict=True)
-    ids = tokens(rows, length)
-    with torch.no_grad():
-        expected = reference(torch.tensor(ids, dtype=torch.long)).logits.numpy()
-    ours = jit(model.apply)(params, {"inputs": ids})
-    # they agree to 1e-6; the exact GELU in place of the tanh one would be off by 1e-4
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+def test_scales_of_attention_are_as_if_queries_were_scaled(build, params, logits, changes, scale_L):
+    out = jit(build(**changes).apply)(params, batch())
+    expected = jit(build().apply)(scaled_queries(params, scale_L), batch())
+    np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+    assert np.abs(out - logits(batch())).max() > 1e-2 * np.abs(expected).max()
+
+
+def test_a_head_of_its_own_that_is_the_embedding_is_a_tied_one(build, params, logits):
+    untied = {**params, "lm_head": {"kernel": params["wte"]["embedding"].T}}
+    out = jit(build(tie_embeddings=False).apply)(untied, batch())
+    np.testing.assert_allclose(out, logits(batch()), rtol=0, atol=1e-5 * np.abs(out).max())
+    doubled = {**untied, "lm_head": {"kernel": 2 * untied["lm_head"]["kernel"]}}
+    np.testing.assert_array_equal(jit(build(tie_embeddings=False).apply)(doubled, batch()), 2 * out)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_in_bfloat16_are_not_rounded(build, tied):
+    model = build(dtype="bfloat16", tie_embeddings=tied)
+    out = jit(lambda key: model.apply(model.init(key), batch()))(KEY)
+    assert np.mean(out != out.astype(jnp.bfloat16)) > 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [
+        ("gelu_tanh", lambda x: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))),
+        ("gelu", lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5))),
+        ("relu", lambda x: np.maximum(x, 0)),
+        ("silu", lambda x: x / (1 + np.exp(-x))),
+    ],
+)
+def test_activations_are_their_formulas(name, formula):
+    x = np.linspace(-4, 4, 41)
+    np.testing.assert_allclose(gpt2.ACTIVATIONS[name](jnp.float32(x)), formula(x), rtol=0, atol=1e-6)
+
+
+def test_activation_width_and_epsilon_are_those_asked_for(build):
+    epsilon, rng = 0.5, np.random.default_rng(0)
+    model = build(num_layers=1, feed_forward_dim=24, activation="relu", norm_epsilon=epsilon)
+    params = jax.tree.map(lambda x: np.zeros(x.shape, np.float32), jax.eval_shape(model.init, KEY))
+    table_VD, fc, proj = params["wte"]["embedding"], params["h"]["mlp"]["c_fc"], params["h"]["mlp"]["c_proj"]
+    for array in (table_VD, fc["kernel"], fc["bias"], proj["kernel"]):  # attention stays zero
+        array += rng.normal(size=array.shape)
+    params["h"]["ln_2"]["scale"] += 1
+    params["ln_f"]["scale"] += 1
+
+    def norm(x):
+        return (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + epsilon)
+
+    x_BTD = table_VD[tokens()]
+    y_BTD = x_BTD + np.maximum(norm(x_BTD) @ fc["kernel"][0] + fc["bias"][0], 0) @ proj["kernel"][0]
+    out = jit(model.apply)(params, {"inputs": tokens()})
+    np.testing.assert_allclose(out, norm(y_BTD) @ table_VD[:V].T, rtol=0, atol=1e-5 * np.abs(out).max())

@@ -1,5 +1,3 @@
-import re
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,88 +5,21 @@ import optax
 import optax.contrib
 import pytest
 
-from jaxlm import config, tree
+from jaxlm import optim, tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain, schedules, transforms
-
-STEPS = 40
-DEFAULT = config.default().optimizer.to_dict()
-KERNELS = {
-    "h": {"attn": {"kernel": True, "bias": False}, "ln_1": {"scale": False, "bias": False}},
-    "wte": {"embedding": False},
-}
-
-
-def tensors(seed, scale=1.0):
-    """A tree of arrays named like the parameters of a one-layer GPT-2."""
-    rng = np.random.default_rng(seed)
-
-    def draw(*shape):
-        return jnp.asarray(scale * rng.normal(size=shape), jnp.float32)
-
-    return {
-        "h": {
-            "attn": {"kernel": draw(1, 4, 6), "bias": draw(1, 6)},
-            "ln_1": {"scale": draw(1, 4), "bias": draw(1, 4)},
-        },
-        "wte": {"embedding": draw(7, 4)},
-    }
-
-
-PARAMS = tensors(0)
-GRADIENTS = [tensors(seed, scale=seed / 4) for seed in range(1, 11)]  # norms on both sides of the clip
-
-
-def run(make, numbers):
-    """Parameters after each of 10 steps of the transformation that `make` builds from traced numbers."""
-
-    @jax.jit
-    def step(numbers, params, state, gradients):
-        updates, state = make(numbers).update(gradients, state, params, value=jnp.float32(0))
-        return optax.apply_updates(params, updates), state
-
-    params, state, out = PARAMS, jax.jit(lambda numbers: make(numbers).init(PARAMS))(numbers), []
-    for gradients in GRADIENTS:
-        params, state = step(numbers, params, state, gradients)
-        out.append(params)
-    return out
-
-
-def split(spec):
-    """The optimizer part of `config.split`: a spec with marks, and its numbers."""
-    cfg = config.default()
-    with cfg.unlocked(), cfg.ignore_type():
-        cfg.optimizer = spec
-    structure, hparams = config.split(config.resolve(cfg))
-    return structure.optimizer.to_dict(), hparams.optimizer
-
-
-def update(spec, gradients=None, steps=STEPS):
-    """The first update of a spec that holds its numbers."""
-    transform = chain.build(spec, None, steps)
-    return transform.update(gradients or GRADIENTS[0], transform.init(PARAMS), PARAMS, value=jnp.float32(0))[0]
-
-
-def assert_same_bits(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def assert_close(a, b, rtol=1e-5):
-    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=rtol, atol=1e-7), a, b)
-
-
-@pytest.fixture
-def module(tmp_path, monkeypatch):
-    """Writes a module of the user's own; each under a name of its own, since imports are kept."""
-    monkeypatch.syspath_prepend(tmp_path)
-
-    def write(name, source):
-        (tmp_path / f"{name}.py").write_text("import jax.numpy as jnp\nimport optax\n\n\n" + source)
-
-    return write
-
-
-# what is built
+from jaxlm.optim import chain, schedules
+from tests.optim.small import (
+    DEFAULT,
+    GRADIENTS,
+    KERNELS,
+    PARAMS,
+    STEPS,
+    assert_close,
+    assert_same_bits,
+    run,
+    split,
+    update,
+)
 
 
 def test_the_default_chain_is_optaxs_to_the_bit():
@@ -210,16 +141,9 @@ def test_a_stage_changes_nothing_outside_its_mask_and_explain_agrees(where):
     spec = {"chain": ("add_decayed_weights",), "add_decayed_weights": {"weight_decay": 0.5, "where": where}}
     changed = jax.tree.map(lambda u, g: bool(jnp.any(u != g)), update(spec), GRADIENTS[0])
     assert changed == tree.mask(PARAMS, where)
-    explained = chain.explain(spec, jax.eval_shape(lambda: PARAMS))
-    assert [bool(names) for names in explained.values()] == jax.tree.leaves(changed)
+    explained = optim.explain(spec, jax.eval_shape(lambda: PARAMS))
+    assert [bool(touched.stages) for touched in explained.values()] == jax.tree.leaves(changed)
     assert list(explained) == tree.paths(PARAMS)
-
-
-def test_decay_is_of_kernels_by_default():
-    explained = chain.explain(DEFAULT, PARAMS)
-    assert explained["h/attn/kernel"] == DEFAULT["chain"]
-    others = tuple(name for name in DEFAULT["chain"] if name != "add_decayed_weights")
-    assert {explained[path] for path in tree.paths(PARAMS) if path != "h/attn/kernel"} == {others}
 
 
 def test_a_masked_stage_with_state_keeps_it_for_its_own_parameters_only():
@@ -234,7 +158,7 @@ def test_a_mask_that_matches_nothing_is_an_error():
     with pytest.raises(ConfigError, match="'^kernel' matches no parameter".replace("^", r"\^")):
         update({"chain": ("scale",), "scale": {"step_size": 1.0, "where": "^kernel"}})
     with pytest.raises(ConfigError, match="matches no parameter"):
-        chain.explain({"chain": ("scale",), "scale": {"step_size": 1.0, "where": "^kernel"}}, PARAMS)
+        optim.explain({"chain": ("scale",), "scale": {"step_size": 1.0, "where": "^kernel"}}, PARAMS)
 
 
 # the learning rate
@@ -269,112 +193,6 @@ def test_a_peak_of_the_users_own_meaning_is_no_learning_rate(module):
     assert chain.learning_rate(spec, None, STEPS, jnp.int32(3)) is None
 
 
-# static arguments
-
-
-def test_the_default_chain_takes_all_its_numbers_traced():
-    assert chain.static_arguments(DEFAULT, PARAMS, STEPS) == frozenset()
-
-
-@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "contrib.ademamix"])
-def test_aliases_take_all_their_numbers_traced(name):
-    table = {"transform": name, "peak": 0.1, "weight_decay": 0.1}
-    assert chain.static_arguments({"chain": ("all_in_one",), "all_in_one": table}, PARAMS, STEPS) == frozenset()
-
-
-PICKY = """
-def picky(strength, threshold, rates=None):
-    if threshold > 0.5:  # Python control flow: a traced number has no truth
-        strength = 2 * strength
-    if rates is not None and rates["inner"] > 0:
-        strength = 2 * strength
-    return optax.scale(strength)
-"""
-
-
-@pytest.mark.parametrize(
-    ("table", "static"),
-    [({}, {"picky.threshold"}), ({"rates": {"inner": 0.5}}, {"picky.threshold", "picky.rates.inner"})],
-)
-def test_a_number_in_pythons_control_flow_is_static(module, table, static):
-    module("jaxlm_test_picky", PICKY)
-    picky = {"transform": "jaxlm_test_picky:picky", "strength": 1.0, "threshold": 0.75, **table}
-    spec = {**DEFAULT, "chain": ("picky", *DEFAULT["chain"]), "picky": picky}
-    assert chain.static_arguments(spec, PARAMS, STEPS) == static
-
-
-def test_a_static_number_still_builds_under_jit(module):
-    module("jaxlm_test_picky2", PICKY)
-    cfg = config.override(
-        config.default(),
-        {
-            "optimizer.chain": "picky",
-            "optimizer.picky": {"transform": "jaxlm_test_picky2:picky", "strength": 1.0, "threshold": 0.75},
-        },
-    )
-    cfg = config.resolve(cfg)
-    static = chain.static_arguments(cfg.optimizer.to_dict(), PARAMS, STEPS)
-    structure, hparams = config.split(cfg, static)
-    after = run(lambda numbers: chain.build(structure.optimizer.to_dict(), numbers, STEPS), hparams.optimizer)
-    assert_close(after[0], jax.tree.map(lambda p, g: p + 2 * g, PARAMS, GRADIENTS[0]))
-
-
-def test_a_chain_that_fails_with_constants_is_an_error(module):
-    module("jaxlm_test_fails", "def fails(x):\n    return optax.stateless(lambda u, p: u['nothing'])\n")
-    with pytest.raises(ConfigError, match="the optimizer can't be built: 'nothing'"):
-        chain.static_arguments({"chain": ("f",), "f": {"transform": "jaxlm_test_fails:fails", "x": 1.0}}, PARAMS, STEPS)
-
-
-# errors
-
-
-@pytest.mark.parametrize(
-    ("spec", "said"),
-    [
-        ({"chain": ()}, "optimizer.chain is empty"),
-        (
-            {"chain": ("clip_by_global_nrom",)},
-            "unknown optimizer transform 'clip_by_global_nrom': did you mean 'clip_by_global_norm'",
-        ),
-        ({"chain": ("contrib.muno",)}, "unknown optimizer transform 'muno': did you mean 'muon'"),
-        ({"chain": ("scale", "scale"), "scale": {"step_size": 1.0}}, "optimizer.chain has 'scale' twice"),
-        (
-            {"chain": ("scale_by_adam",), "scale_by_adam": {"b3": 0.9}},
-            "'scale_by_adam' takes no argument 'b3': known: b1, b2",
-        ),
-        ({"chain": ("scale_by_adam",), "scale_by_adam": {"esp": 0.9}}, "no argument 'esp': did you mean 'eps'"),
-        ({"chain": ("scale_by_adam",), "scale_by_adam": {"wehre": "all"}}, "no argument 'wehre': did you mean 'where'"),
-        ({"chain": ("scale_by_adam",), "scale_by_adam": {"peak": 0.9}}, "'scale_by_adam' takes no argument 'peak': "),
-        ({"chain": ("adamw",), "adamw": {"peak": 0.9, "wramup": 0.9}}, "no argument 'wramup': did you mean 'warmup'"),
-        (
-            {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 1.0, "fianl": 0.1}},
-            "no argument 'fianl': did you mean 'final'",
-        ),
-        ({"chain": ("scale",)}, "lacks its argument 'step_size': set optimizer.scale.step_size"),
-        (
-            {"chain": ("scale_by_learning_rate",)},
-            "lacks its argument 'peak': set optimizer.scale_by_learning_rate.peak",
-        ),
-        ({"chain": ("adamw",), "adamw": {"schedule": "constant"}}, "lacks its argument 'peak'"),
-        ({"chain": ("adamw",)}, "lacks its argument 'learning_rate': set optimizer.adamw.learning_rate"),
-        (
-            {"chain": ("contrib.muon",)},
-            "name the stage freely and give it a table with 'learning_rate' and 'transform'",
-        ),
-        (
-            {"chain": ("adamw",), "adamw": {"peak": 1.0, "schedule": "warmup_cosin"}},
-            "unknown schedule 'warmup_cosin': did you mean 'warmup_cosine'",
-        ),
-        ({"chain": ("scale",), "scale": {"step_size": 1.0, "where": "("}}, "where='(' is neither one of"),
-        ({"chain": ("jaxlm_test_absent:f",)}, "importing 'jaxlm_test_absent' failed: ModuleNotFoundError"),
-        ({"chain": ("scale",), "scale": {"step_size": config.TRACED}}, "optimizer.scale.step_size is marked as traced"),
-    ],
-)
-def test_a_bad_spec_is_refused(spec, said):
-    with pytest.raises(ConfigError, match=re.escape(said)):
-        chain.stages(spec)
-
-
 def test_a_function_that_makes_no_transform_is_refused(module):
     module("jaxlm_test_none", "def nothing(x):\n    return x\n")
     spec = {"chain": ("nothing",), "nothing": {"transform": "jaxlm_test_none:nothing", "x": 1.0}}
@@ -388,13 +206,182 @@ def test_a_functions_own_complaint_is_kept(module):
         chain.build({"chain": ("jaxlm_test_complains:complains",)}, None, STEPS)
 
 
-def test_ours_come_before_optaxs():
-    (stage,) = chain.stages({"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 1.0}})
-    assert stage.function is transforms.scale_by_learning_rate
+# partitions
 
 
-def test_contrib_is_named_or_found_last():
-    table = {"learning_rate": 0.1}
-    for name in ("muon", "contrib.muon"):
-        (stage,) = chain.stages({"chain": ("m",), "m": {"transform": name, **table}})
-        assert stage.function is optax.contrib.muon
+GROUPS = {
+    "chain": ("partition",),
+    "partition": {
+        "matrices": {"where": "kernels", "chain": ("sgd",)},
+        "table": {"where": "^wte", "chain": ()},
+        "others": {"where": "rest", "chain": ("scale_by_lion", "rate")},
+    },
+    "sgd": {"learning_rate": 0.5},
+    "rate": {"transform": "scale_by_learning_rate", "peak": 0.25},
+}
+
+
+def test_a_partition_sends_parameters_through_chains_of_their_own():
+    spec, numbers = split(GROUPS)
+    assert numbers == {"sgd": {"learning_rate": np.float32(0.5)}, "rate": {"peak": np.float32(0.25)}}
+    after = run(lambda numbers: chain.build(spec, numbers, STEPS), numbers)[0]
+    expected = {
+        "h": {
+            "attn": {"kernel": -0.5 * GRADIENTS[0]["h"]["attn"]["kernel"]},
+            "ln_1": jax.tree.map(lambda g: -0.25 * jnp.sign(g), GRADIENTS[0]["h"]["ln_1"]),
+        },
+        "wte": {"embedding": 0.0},
+    }
+    expected["h"]["attn"]["bias"] = -0.25 * jnp.sign(GRADIENTS[0]["h"]["attn"]["bias"])
+    assert_close(after, jax.tree.map(jnp.add, PARAMS, expected))
+
+
+def test_a_frozen_group_uses_no_optimizer_memory():
+    shapes = {leaf.shape for leaf in jax.tree.leaves(chain.build(GROUPS, None, STEPS).init(PARAMS))}
+    assert (7, 4) not in shapes and (1, 6) in shapes  # no embedding, but biases
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [
+        ({"a": {"where": "kernels", "chain": ()}}, "group(s|'s groups) 'a' leave 'h/attn/bias' to no group"),
+        (
+            {"a": {"where": "all", "chain": ()}, "b": {"where": "^wte", "chain": ()}},
+            "groups 'a', 'b' are both to take 'wte/embedding'",
+        ),
+        ({"a": {"where": "all", "chain": ()}, "b": {"where": "rest", "chain": ()}}, "group 'b' takes the 'rest', and"),
+        (
+            {"a": {"where": "rest", "chain": ()}, "b": {"where": "rest", "chain": ()}},
+            "'a' and 'b' both take the 'rest'",
+        ),
+        ({"a": {"where": "kernles", "chain": ()}}, "'kernles' matches no parameter"),
+    ],
+)
+def test_a_partition_covers_each_parameter_once(groups, said):
+    with pytest.raises(ConfigError, match=said):
+        chain.build({"chain": ("partition",), "partition": groups}, None, STEPS).init(PARAMS)
+
+
+def test_each_learning_rate_of_a_partition_is_told():
+    rates = chain.learning_rates(GROUPS, None, STEPS, jnp.int32(0))
+    assert rates == {"sgd": 0.5, "rate": 0.25}
+    assert chain.learning_rate(GROUPS, None, STEPS, jnp.int32(0)) == 0.5
+
+
+# numbers that follow a schedule
+
+
+def test_any_number_may_follow_a_schedule():
+    table = {"peak": 0.5, "schedule": "warmup_linear", "warmup": 0.0, "final": 0.0}
+    spec, numbers = split({"chain": ("scale",), "scale": {"step_size": table}})
+    assert numbers == {"scale": {"step_size": {"peak": 0.5, "warmup": 0.0, "final": 0.0}}}
+    moves = []
+    before = PARAMS
+    for after in run(lambda numbers: chain.build(spec, numbers, 10), numbers):
+        moves.append(float((after["wte"]["embedding"] - before["wte"]["embedding"])[0, 0]))
+        before = after
+    factors = [move / float(g["wte"]["embedding"][0, 0]) for move, g in zip(moves, GRADIENTS)]
+    np.testing.assert_allclose(factors, 0.5 * (1 - np.arange(10) / 10), rtol=1e-3)
+
+
+def test_decay_that_follows_a_constant_schedule_is_constant_decay():
+    decay = {"where": "kernels", "weight_decay": {"peak": 0.1, "schedule": "constant"}}
+    spec, numbers = split({**DEFAULT, "add_decayed_weights": decay})
+    expected, by_hand = split(DEFAULT)
+    assert_same_bits(
+        run(lambda numbers: chain.build(spec, numbers, STEPS), numbers),
+        run(lambda numbers: chain.build(expected, numbers, STEPS), by_hand),
+    )
+
+
+# what stages are given
+
+
+def test_update_gives_all_that_a_stage_may_want(module):
+    module(
+        "jaxlm_test_wants",
+        "def wants():\n"
+        "    def update(updates, state, params=None, *, value, grad, value_fn, obj_fn):\n"
+        "        return grad, (value, value_fn(params), obj_fn(params))\n"
+        "    return optax.GradientTransformationExtraArgs(lambda params: (jnp.float32(0),) * 3, update)\n",
+    )
+    transform = chain.build({"chain": ("scale", "jaxlm_test_wants:wants"), "scale": {"step_size": 0.0}}, None, STEPS)
+
+    def objective(params):
+        return tree.norm(params)
+
+    updates, state = chain.update(transform, GRADIENTS[0], transform.init(PARAMS), PARAMS, objective)
+    assert_same_bits(updates, GRADIENTS[0])
+    assert {float(x) for x in jax.tree.leaves(state[1])} == {float(tree.norm(PARAMS))}
+
+
+# objects of Python
+
+
+def test_a_function_or_a_transform_may_stand_in_a_spec():
+    half = chain.replace(DEFAULT, "scale_by_adam", "mine", transform=optax.scale(0.5))
+    also = chain.replace(DEFAULT, "scale_by_adam", "mine", transform=optax.scale, step_size=0.5)
+    named = chain.replace(DEFAULT, "scale_by_adam", "mine", transform="scale", step_size=0.5)
+    assert_same_bits(update(half), update(named))
+    assert_same_bits(update(also), update(named))
+    with pytest.raises(ConfigError, match="an optimizer stage is a Python object"):
+        chain.to_json(half)
+
+
+# edits
+
+
+def test_edits_give_new_specs_and_leave_the_old_one_alone():
+    before = chain.to_json(DEFAULT)
+    lion = chain.replace(DEFAULT, "scale_by_adam", "scale_by_lion", b1=0.9)
+    assert lion["chain"] == ("clip_by_global_norm", "scale_by_lion", "add_decayed_weights", "scale_by_learning_rate")
+    assert lion["scale_by_lion"] == {"b1": 0.9} and "scale_by_adam" not in lion
+    first = chain.insert_before(DEFAULT, "scale_by_adam", "scale", step_size=2.0)
+    assert first["chain"][1:3] == ("scale", "scale_by_adam") and first["scale"] == {"step_size": 2.0}
+    after = chain.insert_after(DEFAULT, "scale_by_adam", "scale", step_size=2.0)
+    assert after["chain"][1:3] == ("scale_by_adam", "scale")
+    assert chain.drop(DEFAULT, "clip_by_global_norm")["chain"] == DEFAULT["chain"][1:]
+    warm = chain.with_args(DEFAULT, "scale_by_adam", b1=0.8)
+    assert warm["scale_by_adam"] == {**DEFAULT["scale_by_adam"], "b1": 0.8}
+    assert chain.to_json(DEFAULT) == before
+
+
+def test_replacing_and_putting_back_is_the_same_spec():
+    lion = chain.replace(DEFAULT, "scale_by_adam", "scale_by_lion")
+    assert chain.replace(lion, "scale_by_lion", "scale_by_adam", **DEFAULT["scale_by_adam"]) == DEFAULT
+    assert chain.drop(chain.insert_after(DEFAULT, "scale_by_adam", "zero_nans"), "zero_nans") == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda spec: chain.drop(spec, "scale_by_adma"), "no stage 'scale_by_adma' in optimizer.chain: did you mean"),
+        (lambda spec: chain.replace(spec, "scale_by_adam", "scale_by_lino"), "did you mean 'scale_by_lion'"),
+        (lambda spec: chain.insert_after(spec, "scale_by_adam", "scale_by_adam"), "is in optimizer.chain already"),
+        (lambda spec: chain.with_args(spec, "scale_by_adam", beta=0.1), "takes no argument 'beta'"),
+        (lambda spec: chain.insert_after(spec, "scale_by_adam", "scale"), "lacks its argument 'step_size'"),
+    ],
+)
+def test_an_edit_that_makes_no_spec_is_refused(edit, said):
+    with pytest.raises(ConfigError, match=said):
+        edit(DEFAULT)
+
+
+def test_leave_one_out_leaves_the_learning_rate():
+    arms = chain.leave_one_out(DEFAULT)
+    assert list(arms) == ["without clip_by_global_norm", "without scale_by_adam", "without add_decayed_weights"]
+    for name, spec in arms.items():
+        assert set(DEFAULT["chain"]) - set(spec["chain"]) == {name.removeprefix("without ")}
+
+
+@pytest.mark.parametrize("spec", [DEFAULT, GROUPS], ids=["default", "partition"])
+def test_json_gives_a_spec_back_equal(spec):
+    assert chain.from_json(chain.to_json(spec)) == spec
+
+
+def test_a_diff_names_what_differs():
+    assert chain.diff(DEFAULT, DEFAULT) == ""
+    lion = chain.replace(DEFAULT, "scale_by_adam", "scale_by_lion", b1=0.9)
+    changed = [line for line in chain.diff(DEFAULT, lion).splitlines() if line[0] in "+-"]
+    assert changed == ["- scale_by_adam(b1=0.9, b2=0.95, eps=1e-08)", "+ scale_by_lion(b1=0.9)"]
+    assert "matrices, where='kernels'" in chain.diff(DEFAULT, GROUPS)

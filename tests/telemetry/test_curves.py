@@ -103,3 +103,37 @@ def test_smooth_is_a_centred_mean_that_skips_gaps():
     np.testing.assert_allclose(curves._smooth(values, 1), [1, 3, 4, math.nan, 6, 8])
     line = np.arange(30.0)
     np.testing.assert_allclose(curves._smooth(line, 7), line)  # no lag and no bias, ends included
+
+
+def test_draws_schedules_in_a_panel_each(tmp_path, drawn):
+    rates = np.linspace(0, 6e-4, 30)
+    path = curves.draw_schedule({"learning rate": rates, "weight_decay $": [0.1] * 30}, tmp_path / "schedule.png")
+    assert path == tmp_path / "schedule.png" and path.read_bytes().startswith(b"\x89PNG")
+    assert [item.name for item in tmp_path.iterdir()] == ["schedule.png"]
+    first, second = drawn[0].axes
+    assert [axes.get_title(loc="left") for axes in (first, second)] == ["learning rate", "weight_decay $"]
+    np.testing.assert_array_equal(first.lines[0].get_xydata(), np.stack([np.arange(30), rates], axis=1))
+    assert [label.get_text() for label in first.get_yticklabels()] == ["0", "0.0003", "0.0006"]
+    assert second.get_xlabel() == "step" and not first.get_xlabel()
+
+
+@pytest.mark.parametrize("series", [[], [0.0], [0.0, 0.0], [1.0, math.nan]])
+def test_draws_short_and_empty_schedules(tmp_path, series):
+    assert curves.draw_schedule({"rate": series}, tmp_path / "schedule.png")
+
+
+def test_draws_no_schedule_without_one_or_without_matplotlib(tmp_path, monkeypatch):
+    assert curves.draw_schedule({}, tmp_path / "schedule.png") is None
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert curves.draw_schedule({"rate": [1.0]}, tmp_path / "schedule.png") is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sparkline_is_a_line_of_blocks_from_zero_up():
+    assert curves.sparkline(np.arange(8) / 7) == "▁▂▃▄▅▆▇█"
+    assert curves.sparkline([6.0, 7.0]) == "▇█"  # not from the least value up
+    assert curves.sparkline(np.repeat([0.0, 7.0], 500), width=4) == "▁▁██"
+    assert len(curves.sparkline(np.ones(1001))) == 60
+    assert curves.sparkline([0.0, 0.0]) == "▁▁"
+    assert curves.sparkline([math.nan, 1.0, -1.0, math.inf]) == " █▁ "
+    assert curves.sparkline([]) == ""

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from jaxlm import config
-from jaxlm.data.tokenizers import Bytes, build
+from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.training import rundir
 from tests.tiny import resolved
@@ -42,7 +42,7 @@ def test_other_fields_may_not_and_the_old_config_stays(tmp_path, change):
 def test_another_tokenizer_is_refused(tmp_path):
     rundir.prepare(tmp_path, resolved(), Bytes())
     with pytest.raises(DataError, match="differs from the one"):
-        rundir.prepare(tmp_path, resolved(), build("chars", ["abc"]))
+        rundir.prepare(tmp_path, resolved(), Chars("abc"))
 
 
 def test_a_folder_that_is_no_run_and_a_damaged_config_are_named(tmp_path):

@@ -1,0 +1,134 @@
+"""Texts that follow prompts, by a model and its tokenizer: several samples, stop strings, text as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.errors import ConfigError
+from jaxlm.model.decode import EVERY, complete
+from jaxlm.model.gpt2 import Model, PyTree
+from jaxlm.model.sampling import Sampling
+
+SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+
+
+class Request(NamedTuple):
+    """What is asked for each prompt. The numbers in between are those of `sampling.Sampling`."""
+
+    max_tokens: int
+    num_samples: int = 1
+    seed: int = 0  # of the first sample; sample n has seed + n, and depends on nothing else that is asked for
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    stop: Sequence[str] = ()  # a text ends before the first of these strings
+    beyond: str = "slide"  # or "stop", where the context is full: see `decode.complete`
+
+
+class Sample(NamedTuple):
+    prompt: str
+    text: str  # what follows it
+    tokens: list[int]  # of the text; the last one may spell more, where a stop string begins within it
+    logprobs: list[float]  # of the tokens, under the model's own softmax, whatever they were drawn from
+    finish_reason: str  # "length" "end_of_text" "stop"
+    seed: int
+
+
+def check(request: Request) -> None:
+    """Raises ConfigError where a number makes no sense."""
+    r = request
+    rules = {
+        "max_tokens": (r.max_tokens >= 1, "at least 1"),
+        "num_samples": (r.num_samples >= 1, "at least 1"),
+        "seed": (0 <= r.seed <= 2**32 - r.num_samples, "from 0 to 2**32 - num_samples"),
+        "temperature": (0 <= r.temperature <= LARGEST, "zero or more"),
+        "top_k": (0 <= r.top_k < 2**31, "zero or more"),
+        "top_p": (0 < r.top_p <= 1, "above 0 and at most 1"),
+        "repetition_penalty": (SMALLEST <= r.repetition_penalty <= LARGEST, "above 0; 1 is off"),
+        "stop": (all(r.stop), "strings that are not empty"),
+        "beyond": (r.beyond in ("slide", "stop"), "'slide' or 'stop'"),
+    }
+    for name, (kept, expected) in rules.items():
+        if not kept:
+            raise ConfigError(f"--{name} is {getattr(r, name)}; expected {expected}")
+
+
+def samples(
+    model: Model,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    request: Request,
+    context_length: int,
+    show: Callable[[str], None] | None = None,
+) -> list[Sample]:
+    """The samples of each prompt, in the order of prompts. An empty prompt begins with the end of text.
+
+    Args:
+      show: for one prompt and one sample: is given its text as it comes, in pieces that joined are `text`.
+
+    Raises:
+      ConfigError: `request` makes no sense.
+      DataError: a prompt has characters that the tokenizer doesn't know.
+    """
+    check(request)
+    stop = request.stop
+    rows = [(prompt, request.seed + n) for prompt in prompts for n in range(request.num_samples)]
+    shown = 0
+
+    def over(_: int, tokens: list[int]) -> bool:
+        nonlocal shown
+        text = tokenizer.decode(tokens)
+        cut = before(text, stop)
+        if show:
+            certain = cut if len(cut) < len(text) else settled(text, stop)
+            show(certain[shown:])
+            shown = max(shown, len(certain))
+        return len(cut) < len(text)
+
+    completions = complete(
+        model,
+        model.unstack(params),
+        [encode(tokenizer, prompt) for prompt, _ in rows],
+        [seed for _, seed in rows],
+        max_tokens=request.max_tokens,
+        context_length=context_length,
+        vocab_size=tokenizer.vocab_size,
+        end_of_text=tokenizer.end_of_text,
+        sampling=Sampling(*(getattr(request, name) for name in Sampling._fields)),
+        beyond=request.beyond,
+        over=over if stop or show else None,
+        every=1 if show else EVERY,
+    )
+    out = []
+    for (prompt, seed), (tokens, logprobs, finish) in zip(rows, completions, strict=True):
+        text = before(tokenizer.decode(tokens), stop)
+        n = len(tokens)
+        while finish == "stop" and n and tokenizer.decode(tokens[: n - 1]).startswith(text):
+            n -= 1
+        out.append(Sample(prompt, text, tokens[:n], logprobs[:n], finish, seed))
+    if show:
+        show(out[0].text[shown:])
+    return out
+
+
+def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
+    return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+
+
+def before(text: str, stop: Sequence[str]) -> str:
+    """The text up to the stop string that is complete first: then what follows doesn't matter."""
+    found = [(at + len(string), at) for string in stop if (at := text.find(string)) >= 0]
+    return text[: min(found)[1]] if found else text
+
+
+def settled(text: str, stop: Sequence[str]) -> str:
+    """What stays of a text whatever follows: not a character that lacks bytes, nor the beginning of a stop string."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    begun = [n for string in stop for n in range(1, len(string)) if text.endswith(string[:n])]
+    return text[: len(text) - max(begun, default=0)]

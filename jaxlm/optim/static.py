@@ -1,0 +1,58 @@
+"""Which numbers of a spec can't be arguments of the compiled step."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxlm.config import flat
+from jaxlm.errors import ConfigError
+from jaxlm.optim import chain
+from jaxlm.optim.stages import Spec, stages, walk
+
+PyTree = Any
+
+
+def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
+    """Which floats of a spec must stay constants, as "stage.argument": those that their transform can't take traced.
+
+    Found by abstract evaluation of init and update, so it costs no arithmetic and knows no list of exceptions.
+
+    Args:
+      params: arrays or their shapes.
+
+    Raises:
+      ConfigError: a stage fails with constants, too.
+    """
+    names = {stage.name for stage in walk(stages(spec))}
+    numbers = {
+        path: value for path, value in flat(spec).items() if type(value) is float and path.split(".")[0] in names
+    }
+
+    def fails(traced: Mapping[str, float]) -> Exception | None:
+        def run(values: dict[str, jax.Array], params: PyTree) -> PyTree:
+            hparams: dict[str, Any] = {}
+            for path, value in values.items():
+                *tables, argument = path.split(".")
+                functools.reduce(lambda node, key: node.setdefault(key, {}), tables, hparams)[argument] = value
+            transform = chain.build(spec, hparams, steps)
+            return chain.update(transform, params, transform.init(params), params, lambda params: jnp.float32(0))
+
+        try:
+            jax.eval_shape(run, {path: jnp.float32(value) for path, value in traced.items()}, params)
+        except Exception as error:
+            return error
+        return None
+
+    if fails(numbers) is None:
+        return frozenset()
+    error = fails({})
+    if error is not None:
+        raise (
+            error if isinstance(error, ConfigError) else ConfigError(f"the optimizer can't be built: {error}")
+        ) from error
+    return frozenset(path for path, value in numbers.items() if fails({path: value}))

@@ -1,0 +1,256 @@
+"""Wrappers: transforms with a first argument `inner`, which in a chain is all of the stages that come after them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+import optax.contrib
+from jax.typing import ArrayLike
+
+from jaxlm import tree
+from jaxlm.errors import ConfigError
+
+PyTree = Any
+
+
+class LookaheadState(NamedTuple):
+    """One number per parameter, and the inner state."""
+
+    step: jax.Array  # int32[]: steps so far
+    slow: PyTree
+    inner_state: optax.OptState
+
+
+def lookahead(
+    inner: optax.GradientTransformation, sync_period: int = 5, slow_step_size: ArrayLike = 0.5
+) -> optax.GradientTransformationExtraArgs:
+    """Lookahead (Zhang et al. 2019, arXiv:1907.08610): k steps forward, 1 step back.
+
+        p = p + inner's update;  each sync_period steps: slow = slow + slow_step_size (p - slow), p = slow
+
+    The parameters are the fast ones; at each multiple of `sync_period` they are the slow ones too. The inner state
+    goes on at a sync. (optax's wants parameters that are pairs.)
+    """
+    if sync_period < 1:
+        raise ConfigError(f"lookahead: sync_period={sync_period}, but it counts steps: 1 or more")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> LookaheadState:
+        return LookaheadState(jnp.zeros([], jnp.int32), _copied(params), inner.init(params))
+
+    def update(updates: PyTree, state: LookaheadState, params: PyTree, **extra: Any) -> tuple[PyTree, LookaheadState]:
+        updates, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        count = optax.safe_increment(state.step)
+        fast = optax.apply_updates(params, updates)
+        moved = jax.tree.map(lambda s, f: s + (slow_step_size * (f - s)).astype(s.dtype), state.slow, fast)
+        sync = count % sync_period == 0
+        updates = _chosen(sync, jax.tree.map(jnp.subtract, moved, params), updates)
+        return updates, LookaheadState(count, _chosen(sync, moved, state.slow), inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+class SkipNonfiniteState(NamedTuple):
+    """No number per parameter but the inner state's."""
+
+    skipped: jax.Array  # int32[]: steps that changed nothing
+    inner_state: optax.OptState
+
+
+def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Where any number of the gradient, or of inner's update, is NaN or infinite, the step changes nothing but a count.
+
+    Neither parameters nor inner's state change. `optax.apply_if_finite` gives in after a number of such steps; this
+    never does: watch `skipped`.
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SkipNonfiniteState:
+        return SkipNonfiniteState(jnp.zeros([], jnp.int32), inner.init(params))
+
+    def update(
+        updates: PyTree, state: SkipNonfiniteState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, SkipNonfiniteState]:
+        out, inner_state = inner.update(updates, state.inner_state, params, **extra)
+        finite = _finite(updates) & _finite(out)
+        out, inner_state = _chosen(finite, (out, inner_state), (jax.tree.map(jnp.zeros_like, out), state.inner_state))
+        return out, SkipNonfiniteState(state.skipped + ~finite, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
+    """Parameters that match `where` never change and use no optimizer memory; inner sees only the others.
+
+    So a global norm inside is that of the trained parameters, and `value_fn` inside a function of them.
+
+    Args:
+      where: a named mask or a regex over paths.
+
+    Raises:
+      ConfigError: at init and update, `where` matches nothing or everything.
+    """
+
+    def labels(params: PyTree) -> PyTree:
+        frozen = tree.mask(params, where)
+        if all(jax.tree.leaves(frozen)):
+            raise ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
+        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+
+    split = optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        def of_trained(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda trained, *rest: function(_filled(trained, params), *rest)
+
+        extra = {name: of_trained(value) if callable(value) else value for name, value in extra.items()}
+        return split.update(updates, state, params, **extra)
+
+    return optax.GradientTransformationExtraArgs(split.init, update)
+
+
+def schedule_free(
+    inner: optax.GradientTransformation,
+    learning_rate: optax.ScalarOrSchedule,
+    b1: ArrayLike = 0.9,
+    weight_lr_power: ArrayLike = 2.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Schedule-free averaging (Defazio et al. 2024, arXiv:2405.15682): `optax.contrib.schedule_free` around a chain.
+
+        z = z + inner's update at y;  x = (1 - c) x + c z;  y = b1 x + (1 - b1) z
+        c = the step's share in the sum of max(learning_rate so far) ^ weight_lr_power
+
+    The parameters are y, where gradients are taken; x is what to evaluate, see `evaluation_params`. `inner` has no
+    momentum (Adam with b1 = 0, or scale_by_rms) and ends with the same learning rate, with warmup but no decay. One
+    number per parameter, and the inner state.
+    """
+    return optax.contrib.schedule_free(inner, learning_rate, b1, weight_lr_power)
+
+
+def mechanize(
+    inner: optax.GradientTransformation,
+    weight_decay: ArrayLike = 1e-2,
+    eps: ArrayLike = 1e-8,
+    s_init: ArrayLike = 1e-6,
+    num_betas: int = 6,
+) -> optax.GradientTransformationExtraArgs:
+    """Mechanic (Cutkosky et al. 2023, arXiv:2306.00144): `optax.contrib.mechanize` around a chain.
+
+        p = p_0 + s Δ, with Δ the sum of inner's updates, and s > 0 learned: a step size that no one has to tune
+
+    `inner` keeps its schedule, with a peak of 1. One number per parameter (p_0), and the inner state.
+    """
+    mechanic = optax.contrib.mechanize(inner, weight_decay, eps, s_init, num_betas)
+    return optax.GradientTransformationExtraArgs(lambda params: mechanic.init(_copied(params)), mechanic.update)
+
+
+def sam(inner: optax.GradientTransformation, rho: ArrayLike = 0.05) -> optax.GradientTransformationExtraArgs:
+    """Sharpness-aware minimisation (Foret et al. 2020, arXiv:2010.01412).
+
+        g = ∇f(p);  inner is given ∇f(p + rho g / |g|), of the same batch, at p
+
+    Takes a second gradient each step, of the extra argument `value_fn`: stages before this one shape only the
+    direction of the perturbation, so clip after it. No state but inner's. (optax's `sam` takes turns, with the
+    perturbed parameters in between for all to see, or wants a `grad_fn`; and it hands no extra arguments on.)
+    """
+    inner = optax.with_extra_args_support(inner)
+
+    def update(
+        updates: PyTree,
+        state: optax.OptState,
+        params: PyTree,
+        *,
+        value_fn: Callable[[PyTree], jax.Array],
+        **extra: Any,
+    ) -> tuple[PyTree, optax.OptState]:
+        scale = rho / (tree.norm(updates) + 1e-12)
+        perturbed = jax.tree.map(lambda p, g: p + (scale * g).astype(p.dtype), params, updates)
+        gradient = jax.grad(value_fn)(perturbed)
+        return inner.update(gradient, state, params, value_fn=value_fn, **{**extra, "grad": gradient})
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+class EmaOfParamsState(NamedTuple):
+    """One number per parameter. `average` is ready for use at any step: it starts as the initial parameters."""
+
+    step: jax.Array  # int32[]: steps so far
+    average: PyTree  # float32
+
+
+def ema_of_params(decay: ArrayLike = 0.999, debias: bool = True) -> optax.GradientTransformation:
+    """A moving average of the new parameters beside them, see `evaluation_params`; updates pass unchanged.
+
+        average = average + w (p + u - average),  w = 1 - decay, or with debias (1 - decay) / (1 - decayᵗ)
+
+    (Polyak and Juditsky 1992, with exponential weights; debias as in Adam, arXiv:1412.6980: the weights of the
+    parameters after steps 1 to t sum to 1, and those at the start have none.) Comes last in a chain, since it must
+    see the update as it is applied.
+    """
+
+    def init(params: PyTree) -> EmaOfParamsState:
+        average = jax.tree.map(lambda p: jnp.array(p, jnp.float32), params)  # in bfloat16 small weights change nothing
+        return EmaOfParamsState(jnp.zeros([], jnp.int32), average)
+
+    def update(updates: PyTree, state: EmaOfParamsState, params: PyTree) -> tuple[PyTree, EmaOfParamsState]:
+        count = optax.safe_increment(state.step)
+        weight = (1 - decay) / (1 - decay**count) if debias else 1 - decay
+        new = optax.apply_updates(params, updates)
+        return updates, EmaOfParamsState(count, jax.tree.map(lambda a, p: a + weight * (p - a), state.average, new))
+
+    return optax.GradientTransformation(init, update)
+
+
+def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, PyTree]:
+    """What to evaluate, by the name to report it under: "" for what the optimizer means as its result, and more.
+
+    "" is schedule-free's average x where there is one, else `params`; "ema" is the average of `ema_of_params`. Both
+    are found at any depth of the state; what they don't cover, since they stand behind a mask, is as in `params`.
+    """
+    out = {"": params}
+    for state in _states(opt_state, optax.contrib.ScheduleFreeState):
+        b1 = state.b1
+        x = jax.tree.map(
+            lambda z, y, b1=b1: z if _is_masked(z) else (y - (1 - b1) * z) / b1, state.z, params, is_leaf=_is_masked
+        )
+        out[""] = _filled(x, out[""])
+    for state in _states(opt_state, EmaOfParamsState):
+        out["ema"] = _filled(state.average, out.get("ema", out[""]))
+    return out
+
+
+def _states(root: optax.OptState, kind: type) -> list[Any]:
+    """All states of a kind at any depth, the outer ones before those inside of them."""
+    nodes = jax.tree.leaves(root, is_leaf=lambda node: isinstance(node, kind))
+    found: list[Any] = [node for node in nodes if isinstance(node, kind)]
+    return [state for outer in found for state in (outer, *_states(tuple(outer), kind))]
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def _filled(part: PyTree, whole: PyTree) -> PyTree:
+    """`part`, with what is masked in it, and all dtypes, from `whole`."""
+    return jax.tree.map(
+        lambda own, other: other if _is_masked(own) else own.astype(other.dtype), part, whole, is_leaf=_is_masked
+    )
+
+
+def _chosen(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
+
+
+def _finite(updates: PyTree) -> jax.Array:
+    return jnp.all(jnp.array([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(updates)]))
+
+
+def _copied(params: PyTree) -> PyTree:
+    """Buffers of their own: the same buffer twice can't be donated."""
+    return jax.tree.map(jnp.copy, params)

@@ -1,0 +1,60 @@
+"""A model as the folder that Hugging Face's `save_pretrained` writes, for all that reads such folders."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxlm.data import tokenizer_export
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.model import huggingface
+from jaxlm.training import card
+from jaxlm.training.load import load, locate
+
+
+def export(checkpoint: str | Path, out: str | Path) -> Path:
+    """Writes config.json, generation_config.json, model.safetensors, tokenizer files and README.md, a model card.
+
+    Args:
+      checkpoint: as `jaxlm.load` takes it.
+      out: a folder that is not there yet, or is empty. It appears whole or not at all.
+
+    Returns:
+      `out`, absolute.
+
+    Raises:
+      ConfigError: something lies at `out`.
+      DataError: nothing to export is at `checkpoint`, or `out` can't be written.
+    """
+    out = Path(out).expanduser().resolve()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise ConfigError(f"--out={str(out)!r} exists and is not an empty folder; remove it or give another")
+    located = locate(checkpoint)
+    loaded = load(checkpoint)
+    section, tokenizer = loaded.config.model, loaded.tokenizer
+    texts = tokenizer_export.files(tokenizer, section.context_length)
+    texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded)
+    with _folder(out) as folder:
+        huggingface.write(folder, loaded.params, section, end_of_text=tokenizer.end_of_text)
+        for name, text in texts.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    return out
+
+
+@contextlib.contextmanager
+def _folder(out: Path) -> Iterator[Path]:
+    """A folder next to `out` that takes its name when the block ends well, and otherwise goes."""
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        temporary.replace(out)
+    except OSError as error:
+        raise DataError(
+            f"{out} can't be written: {error.strerror or error}; give another --out or make room"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -1,0 +1,51 @@
+"""Where a run stands beside its state, and the calls that are left to its end: functions of the config and the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+from ml_collections import FrozenConfigDict
+
+
+class Best(NamedTuple):
+    """The lowest value of a metric so far, for how many evaluations it has stood, and when it was seen."""
+
+    value: float | None = None
+    stale: int = 0
+    step: int = 0
+
+    def seen(self, value: float, step: int, min_delta: float = 0.0) -> Best:
+        better = math.isfinite(value) and (self.value is None or value < self.value - min_delta)
+        return Best(value, 0, step) if better else self._replace(stale=self.stale + 1)
+
+
+class Position(NamedTuple):
+    """What a checkpoint holds beside the state, as JSON."""
+
+    sequences: int  # training sequences seen
+    tokens: str  # sha256 of the training tokens
+    best: Best = Best()  # of checkpoint.best
+    patience: Best = Best()  # of early_stopping.metric
+    losses: tuple[float, int] = (0.0, 0)  # sum and number of training losses since the last evaluation
+
+
+def of_json(raw: dict[str, Any]) -> Position:
+    """The position of which a checkpoint holds `_asdict()`."""
+    best, patience = Best(*raw["best"]), Best(*raw["patience"])
+    return Position(raw["sequences"], raw["tokens"], best, patience, tuple(raw["losses"]))
+
+
+def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
+    """(first step, number of steps) of each dispatch from `start` to the end of the run.
+
+    Calls end at multiples of steps_per_call, at evaluations and at checkpoints. So they depend on where a run is,
+    not on where it was resumed, and neither do its bits.
+    """
+    out = []
+    while start < cfg.steps:
+        marks = (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every)
+        stop = min([cfg.steps, *((start // every + 1) * every for every in marks if every)])
+        out.append((start, stop - start))
+        start = stop
+    return out

@@ -1,0 +1,122 @@
+import jax
+import pytest
+
+from jaxlm import config, optim, tree
+from jaxlm.errors import ConfigError
+from jaxlm.model import gpt2
+from tests.optim.small import DEFAULT, PARAMS
+
+
+def test_decay_is_of_kernels_by_default():
+    explained = optim.explain(DEFAULT, PARAMS)
+    assert explained["h/attn/kernel"].stages == DEFAULT["chain"]
+    others = tuple(name for name in DEFAULT["chain"] if name != "add_decayed_weights")
+    assert {explained[path].stages for path in tree.paths(PARAMS) if path != "h/attn/kernel"} == {others}
+
+
+def test_explain_tells_decay_multiplier_and_state_bytes():
+    spec = {
+        "chain": ("scale_by_adam", "add_decayed_weights", "slower", "scale_by_learning_rate"),
+        "add_decayed_weights": {"weight_decay": 0.1, "where": "kernels"},
+        "slower": {"transform": "scale", "step_size": 0.25, "where": "embeddings"},
+        "scale_by_learning_rate": {"peak": 1e-3},
+    }
+    explained = optim.explain(spec, PARAMS)
+    kernel, embedding = explained["h/attn/kernel"], explained["wte/embedding"]
+    assert (kernel.decay, kernel.multiplier, kernel.state_bytes) == (0.1, 1.0, 2 * 4 * 24)
+    assert (embedding.decay, embedding.multiplier, embedding.state_bytes) == (0.0, 0.25, 2 * 4 * 28)
+
+
+def test_explain_goes_through_partitions():
+    spec = {
+        "chain": ("clip_by_global_norm", "partition"),
+        "clip_by_global_norm": {"max_norm": 1.0},
+        "partition": {
+            "matrices": {"where": "kernels", "chain": ("sgd",)},
+            "table": {"where": "embeddings", "chain": ()},
+            "others": {"where": "rest", "chain": ("adamw",)},
+        },
+        "sgd": {"learning_rate": 0.5, "momentum": 0.9},
+        "adamw": {"peak": 0.25, "weight_decay": 0.0},
+    }
+    explained = optim.explain(spec, PARAMS)
+    assert explained["h/attn/kernel"] == (("clip_by_global_norm", "sgd"), 0.0, 1.0, 4 * 24)
+    assert explained["wte/embedding"] == (("clip_by_global_norm",), 0.0, 1.0, 0)
+    assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 2 * 4 * 4)
+
+
+def test_explain_needs_shapes_only_also_of_gpt2():
+    c = config.override(
+        config.default(),
+        {"model.num_layers": 12, "model.num_heads": 12, "model.embed_dim": 768, "model.vocab_size": 50257},
+    )
+    shapes = jax.eval_shape(gpt2.build(config.resolve(c).model).init, jax.random.key(0))
+    explained = optim.explain(DEFAULT, shapes)
+    assert sum(touched.state_bytes for touched in explained.values()) == 2 * 4 * tree.size(shapes)
+
+
+# check
+
+ADAM, DECAY = {"b1": 0.9}, {"weight_decay": 0.1, "where": "kernels"}
+RATE = {"peak": 1e-3, "schedule": "warmup_cosine"}
+TABLES = {"add_decayed_weights": DECAY, "scale_by_learning_rate": RATE, "clip_by_global_norm": {"max_norm": 1.0}}
+
+
+def found(*names, **tables):
+    return {finding.rule for finding in optim.check({"chain": names, **TABLES, **tables}, PARAMS)}
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        DEFAULT,
+        {"chain": ("adamw",), "adamw": {**RATE, "weight_decay": 0.0}},
+        {"chain": ("sgd",), "sgd": {"learning_rate": 0.1}},
+        {"chain": ("prodigy",)},  # with a learning rate of its own
+        {
+            "chain": ("l2", "scale_by_adam", "scale_by_learning_rate"),
+            "l2": {"transform": "add_decayed_weights", "weight_decay": 0.1, "where": "kernels"},
+            "scale_by_learning_rate": RATE,
+        },
+        {"chain": ("scale_by_adam", "scale"), "scale": {"step_size": -0.1}},
+    ],
+    ids=lambda spec: "-".join(spec["chain"]),
+)
+def test_a_sound_spec_raises_no_doubt(spec):
+    assert optim.check(spec, PARAMS, strict=True) == []
+
+
+@pytest.mark.parametrize(
+    ("rule", "names", "tables"),
+    [
+        ("no learning rate", ("scale_by_adam",), {}),
+        ("no learning rate", ("scale_by_adam", "scale"), {"scale": {"step_size": 0.1}}),
+        ("two learning rates", ("adam", "scale_by_learning_rate"), {"adam": RATE}),
+        ("clipping after scaling", ("scale_by_adam", "clip_by_global_norm", "scale_by_learning_rate"), {}),
+        (
+            "decay of biases or norms",
+            ("scale_by_adam", "add_decayed_weights", "scale_by_learning_rate"),
+            {"add_decayed_weights": {"weight_decay": 0.1}},
+        ),
+        ("decay of biases or norms", ("adamw",), {"adamw": RATE}),
+        ("decay before scaling", ("add_decayed_weights", "scale_by_adam", "scale_by_learning_rate"), {}),
+        ("decay after the learning rate", ("scale_by_adam", "scale_by_learning_rate", "add_decayed_weights"), {}),
+        ("Muon on embeddings", ("contrib.scale_by_muon", "scale_by_learning_rate"), {}),
+        ("Muon on embeddings", ("m",), {"m": {"transform": "contrib.muon", "weight_decay": 0.0, **RATE}}),
+        ("schedule-free with a schedule", ("schedule_free_adamw",), {"schedule_free_adamw": RATE}),
+    ],
+)
+def test_what_is_almost_surely_wrong_is_found(rule, names, tables):
+    assert found(*names, **tables) == {rule}
+    with pytest.raises(ConfigError, match="optimizer stage '"):
+        optim.check({"chain": names, **TABLES, **tables}, PARAMS, strict=True)
+
+
+def test_a_users_own_transform_may_hold_the_learning_rate(module):
+    module("jaxlm_test_mine", "def mine():\n    return optax.scale(-0.1)\n")
+    assert found("jaxlm_test_mine:mine") == set()
+
+
+def test_groups_with_a_learning_rate_each_are_no_two_rates():
+    groups = {"a": {"where": "kernels", "chain": ("sgd",)}, "b": {"where": "rest", "chain": ("adam",)}}
+    assert found("partition", partition=groups, sgd={"learning_rate": 0.1}, adam={"learning_rate": 0.1}) == set()

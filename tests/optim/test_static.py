@@ -1,0 +1,61 @@
+import jax
+import pytest
+
+from jaxlm import config
+from jaxlm.errors import ConfigError
+from jaxlm.optim import chain
+from jaxlm.optim.static import static_arguments
+from tests.optim.small import DEFAULT, GRADIENTS, PARAMS, STEPS, assert_close, run
+
+
+def test_the_default_chain_takes_all_its_numbers_traced():
+    assert static_arguments(DEFAULT, PARAMS, STEPS) == frozenset()
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion", "muon", "contrib.ademamix"])
+def test_aliases_take_all_their_numbers_traced(name):
+    table = {"transform": name, "peak": 0.1, "weight_decay": 0.1}
+    assert static_arguments({"chain": ("all_in_one",), "all_in_one": table}, PARAMS, STEPS) == frozenset()
+
+
+PICKY = """
+def picky(strength, threshold, rates=None):
+    if threshold > 0.5:  # Python control flow: a traced number has no truth
+        strength = 2 * strength
+    if rates is not None and rates["inner"] > 0:
+        strength = 2 * strength
+    return optax.scale(strength)
+"""
+
+
+@pytest.mark.parametrize(
+    ("table", "static"),
+    [({}, {"picky.threshold"}), ({"rates": {"inner": 0.5}}, {"picky.threshold", "picky.rates.inner"})],
+)
+def test_a_number_in_pythons_control_flow_is_static(module, table, static):
+    module("jaxlm_test_picky", PICKY)
+    picky = {"transform": "jaxlm_test_picky:picky", "strength": 1.0, "threshold": 0.75, **table}
+    spec = {**DEFAULT, "chain": ("picky", *DEFAULT["chain"]), "picky": picky}
+    assert static_arguments(spec, PARAMS, STEPS) == static
+
+
+def test_a_static_number_still_builds_under_jit(module):
+    module("jaxlm_test_picky2", PICKY)
+    cfg = config.override(
+        config.default(),
+        {
+            "optimizer.chain": "picky",
+            "optimizer.picky": {"transform": "jaxlm_test_picky2:picky", "strength": 1.0, "threshold": 0.75},
+        },
+    )
+    cfg = config.resolve(cfg)
+    static = static_arguments(cfg.optimizer.to_dict(), PARAMS, STEPS)
+    structure, hparams = config.split(cfg, static)
+    after = run(lambda numbers: chain.build(structure.optimizer.to_dict(), numbers, STEPS), hparams.optimizer)
+    assert_close(after[0], jax.tree.map(lambda p, g: p + 2 * g, PARAMS, GRADIENTS[0]))
+
+
+def test_a_chain_that_fails_with_constants_is_an_error(module):
+    module("jaxlm_test_fails", "def fails(x):\n    return optax.stateless(lambda u, p: u['nothing'])\n")
+    with pytest.raises(ConfigError, match="the optimizer can't be built: 'nothing'"):
+        static_arguments({"chain": ("f",), "f": {"transform": "jaxlm_test_fails:fails", "x": 1.0}}, PARAMS, STEPS)

@@ -1,0 +1,171 @@
+"""Models from where they lie: what is found, what it computes, and what is said where nothing is."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.data import tokenizer_export
+from jaxlm.data.tokenizers import Bytes, Chars
+from jaxlm.errors import DataError
+from jaxlm.training.export import export
+from jaxlm.training.load import Located, locate
+from tests.test_hub import cached
+from tests.tiny import assert_same_bits
+
+TOKENS = np.array([[104, 101, 108, 108, 111, 32, 119]], np.int32)
+
+
+@pytest.fixture(scope="module")
+def folder(trained, tmp_path_factory):
+    """`trained` as a Hugging Face directory."""
+    return export(trained, tmp_path_factory.mktemp("exported") / "model")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "model")
+
+
+def logits(loaded):
+    return np.asarray(jax.jit(loaded.model.apply)(loaded.params, {"inputs": TOKENS}))
+
+
+def test_a_run_directory_is_its_latest_step(trained):
+    assert locate(trained) == Located(trained, 40)
+    model, params, tokenizer, cfg = jaxlm.load(trained)
+    assert_same_bits(params, jaxlm.load(trained / "checkpoints" / "40").params)
+    assert isinstance(tokenizer, Bytes) and cfg.steps == 40
+    assert model.apply(params, {"inputs": TOKENS}).shape == (1, 7, 257)
+
+
+def test_a_step_is_that_step(trained):
+    older = jaxlm.load(str(trained / "checkpoints" / "20"))
+    assert locate(trained / "checkpoints" / "20") == Located(trained, 20)
+    assert np.any(logits(older) != logits(jaxlm.load(trained)))
+
+
+def test_parameters_are_on_a_device(trained, folder):
+    for spec in (trained, folder):
+        assert all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(jaxlm.load(spec).params))
+
+
+def test_a_hugging_face_directory_is_the_same_model(trained, folder):
+    assert locate(folder) == Located(folder, None)
+    ours, theirs = jaxlm.load(trained), jaxlm.load(folder)
+    assert_same_bits(theirs.params, ours.params)
+    np.testing.assert_array_equal(logits(theirs), logits(ours))
+    np.testing.assert_array_equal(theirs.tokenizer.encode("é x\n"), ours.tokenizer.encode("é x\n"))
+    assert theirs.config.data.tokenizer == str(folder)
+    assert theirs.config.model.context_length == 16
+
+
+def test_what_transformers_saved_computes_what_transformers_computes(tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    shape = dict(n_layer=2, n_head=2, n_embd=16, n_positions=16, n_inner=40, vocab_size=300, tie_word_embeddings=False)
+    theirs = GPT2LMHeadModel(GPT2Config(**shape, activation_function="relu", scale_attn_by_inverse_layer_idx=True))
+    theirs.eval().save_pretrained(tmp_path)
+    for name, text in tokenizer_export.files(Bytes(), 16).items():
+        (tmp_path / name).write_text(text)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(TOKENS, dtype=torch.long)).logits.numpy()
+    found = logits(jaxlm.load(tmp_path))
+    assert np.abs(found - expected).max() <= 2e-4 * np.abs(expected).max()
+
+
+def test_a_hub_id_is_found_in_the_cache_without_a_network(folder, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    snapshot = cached(tmp_path, "owner/tiny")
+    shutil.copytree(folder, snapshot, dirs_exist_ok=True)
+    found = jaxlm.load("owner/tiny")
+    assert_same_bits(found.params, jaxlm.load(folder).params)
+    assert found.config.data.tokenizer == "owner/tiny"
+    (snapshot / "model.safetensors").rename(snapshot / "pytorch_model.bin")
+    with pytest.raises(DataError, match="pytorch_model.bin is a pickle.*save_pretrained"):
+        jaxlm.load("owner/tiny")
+    with pytest.raises(DataError, match="As a hub id: 'owner/other' is not in the local Hugging Face cache.*HF_HOME"):
+        jaxlm.load("owner/other")
+
+
+def test_a_mistyped_path_names_the_nearest_and_is_not_looked_for_in_the_hub(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxlm.hub.snapshot", lambda *_, **__: pytest.fail("asked the hub"))
+    monkeypatch.chdir(trained.parent.parent)
+    relative = f"{trained.parent.name}/rum"  # could be owner/name, but for the folder that is here
+    for spec in (trained.with_name("rum"), relative, trained.with_name("rum") / "checkpoints" / "20"):
+        with pytest.raises(DataError, match=r"no checkpoint at .*rum.*did you mean .*/run\?.*a run directory"):
+            locate(spec)
+    with pytest.raises(DataError, match="no checkpoint at 'no such model'.*expected"):
+        locate("no such model")
+
+
+def test_a_name_that_is_neither_here_nor_in_the_hub_says_both(trained, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    with pytest.raises(DataError, match=r"no checkpoint at 'rum'.*did you mean run\?.*As a hub id: 'rum' is not in"):
+        locate("rum")
+
+
+def test_a_step_or_checkpoints_that_are_not_there_are_named(trained, tmp_path):
+    with pytest.raises(DataError, match="no checkpoint of step 30 in .*there are: 20, 40"):
+        locate(trained / "checkpoints" / "30")
+    shutil.copy(trained / "config.json", tmp_path)
+    with pytest.raises(DataError, match="has no checkpoints yet"):
+        locate(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(DataError, match="no checkpoint in .*there are: none"):
+        locate(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["checkpoints", ".."])
+def test_a_folder_beside_the_right_one_names_that(trained, place):
+    with pytest.raises(DataError, match=r"has no config.json.*Did you mean '.*run'\?"):
+        locate((trained / place).resolve())
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\udce9", '{"architectures": ["GPT2LMHeadModel"]}'])
+def test_a_folder_whose_config_is_not_one_is_refused(tmp_path, text):
+    (tmp_path / "config.json").write_text(text, errors="surrogateescape")
+    with pytest.raises(DataError, match=r"config\.json"):
+        locate(tmp_path)
+
+
+def test_a_file_is_no_checkpoint(copy):
+    with pytest.raises(DataError, match="is not a folder; expected"):
+        locate(copy / "model.safetensors")
+
+
+def test_a_directory_without_a_tokenizer_is_refused(copy):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    with pytest.raises(DataError, match="has no tokenizer; put the tokenizer.json there"):
+        jaxlm.load(copy)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(copy):
+    for name, text in tokenizer_export.files(Chars("".join(map(chr, range(1000, 1400)))), 16).items():
+        (copy / name).write_text(text)
+    with pytest.raises(DataError, match="401 ids, its model only 257"):
+        jaxlm.load(copy)
+
+
+def test_an_architecture_that_is_not_gpt2_is_refused(copy):
+    raw = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(raw | {"model_type": "llama"}))
+    with pytest.raises(DataError, match="llama"):
+        jaxlm.load(copy)
+
+
+def test_a_damaged_step_is_an_error_that_names_it(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    for file in (run / "checkpoints" / "40" / "state").rglob("*"):
+        if file.is_file() and file.stat().st_size > 1000:
+            file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(DataError, match="checkpoints/40.*damaged"):
+        jaxlm.load(run)
