@@ -55,8 +55,13 @@ def update(
       objective: params -> the loss on this step's batch; differentiable.
       value: the objective at `params`; computed where it isn't given.
     """
+
+    def value_fn(params: PyTree, obj_fn: Any = None) -> jax.Array:
+        del obj_fn  # named, since line searches refuse what their function does not take
+        return objective(params)
+
     value = objective(params) if value is None else value
-    return transform.update(grads, state, params, value=value, grad=grads, value_fn=objective, obj_fn=objective)
+    return transform.update(grads, state, params, value=value, grad=grads, value_fn=value_fn, obj_fn=objective)
 
 
 def _chained(found: tuple[Stage, ...], steps: int, rate: Any) -> Transform:

@@ -189,7 +189,7 @@ def _accumulate(factors: PyTree, gradients: PyTree, decay: ArrayLike) -> PyTree:
 
 def _eigenvectors(factors: PyTree) -> PyTree:
     """Columns, the one of the largest eigenvalue first."""
-    return jax.tree.map(lambda factor: jnp.flip(jnp.linalg.eigh(factor)[1], axis=-1), factors)
+    return jax.tree.map(lambda factor: jnp.flip(_one_by_one(_eigh, factor)[1], axis=-1), factors)
 
 
 def _power_iteration(factors: PyTree, bases: PyTree, nu: PyTree) -> tuple[PyTree, PyTree]:
@@ -200,7 +200,7 @@ def _power_iteration(factors: PyTree, bases: PyTree, nu: PyTree) -> tuple[PyTree
         for side, q in basis.items():
             product = sides[side] @ q
             order = jnp.argsort(jnp.sum(q * product, axis=-2), axis=-1, descending=True)
-            out[side] = jnp.linalg.qr(jnp.take_along_axis(product, order[..., None, :], axis=-1))[0]
+            out[side] = _one_by_one(_qr, jnp.take_along_axis(product, order[..., None, :], axis=-1))
             v = jnp.take_along_axis(v, order[..., :, None] if side == "left" else order[..., None, :], axis=AXES[side])
         return v, out
 
@@ -213,7 +213,7 @@ def _inverse_roots(factors: PyTree, correction: ArrayLike, matrix_eps: ArrayLike
     """Of one side the power -1/2, of two sides -1/4 each."""
 
     def root(factor: jax.Array, power: float) -> jax.Array:
-        values, vectors = jnp.linalg.eigh(factor / correction)
+        values, vectors = _one_by_one(_eigh, factor / correction)
         values = jnp.maximum(values, 0) + matrix_eps * jnp.maximum(values[..., -1:], 0) + TINY
         return (vectors * values[..., None, :] ** power) @ vectors.mT
 
@@ -221,6 +221,27 @@ def _inverse_roots(factors: PyTree, correction: ArrayLike, matrix_eps: ArrayLike
         return {side: root(factor, -1 / (2 * len(sides))) for side, factor in sides.items()}
 
     return jax.tree.map(roots, factors, is_leaf=lambda node: isinstance(node, dict) and set(node) <= set(AXES))
+
+
+def _one_by_one(decompose: Callable[[jax.Array], Any], x: jax.Array) -> Any:
+    """Of each matrix in [..., n, n].
+
+    Not as a batch, which on the CPU is shared out over XLA's threads by a call that blocks one of them: several such
+    calls at a time wait for each other forever (jaxlib 0.10.2, ParallelBatchMap in lapack_kernels.cc).
+    """
+    out = jax.lax.map(decompose, x.reshape(-1, *x.shape[-2:]))
+    return jax.tree.map(lambda y: y.reshape(*x.shape[:-2], *y.shape[1:]), out)
+
+
+@jax.custom_batching.sequential_vmap
+def _eigh(matrix: jax.Array) -> tuple[jax.Array, jax.Array]:
+    values, vectors = jnp.linalg.eigh(matrix)
+    return values, vectors
+
+
+@jax.custom_batching.sequential_vmap
+def _qr(matrix: jax.Array) -> jax.Array:
+    return jnp.linalg.qr(matrix)[0]
 
 
 def _when(due: jax.Array, compute: Callable[[], PyTree], old: PyTree) -> PyTree:

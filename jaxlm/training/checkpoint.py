@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import checkpoint_managers, options
@@ -95,7 +96,7 @@ class Checkpoints:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),
+                    state=ocp.args.StandardSave(jax.tree.map(_storable, state)),
                     data=ocp.args.JsonSave(data),
                     config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
                 ),
@@ -110,11 +111,13 @@ class Checkpoints:
         """
         step = self.step(step)
         with self._reading(step):
-            self._check(like, self._manager.item_metadata(step).state.tree, step)
+            stored = jax.tree.map(_storable, like)
+            self._check(stored, self._manager.item_metadata(step).state.tree, step)
             items = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(like), data=ocp.args.JsonRestore())
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore())
             )
-        return Restored(State(*items.state), items.data)
+        whole = lambda x, own: x if own.size else jnp.zeros(own.shape, own.dtype)  # noqa: E731
+        return Restored(jax.tree.map(whole, State(*items.state), like), items.data)
 
     def params(self, like: PyTree, step: int | None = None) -> PyTree:
         """The parameters alone of a step, as `restore` gives them; nothing else of it is read.
@@ -231,6 +234,15 @@ def _collect() -> None:
     hook, sys.unraisablehook = sys.unraisablehook, lambda _: None
     gc.collect()
     sys.unraisablehook = hook
+
+
+def _storable(leaf: Any) -> Any:
+    """An array or its shape; of one without elements, which Orbax can't store, one with a single zero."""
+    if leaf.size:
+        return leaf
+    if isinstance(leaf, jax.ShapeDtypeStruct):
+        return jax.ShapeDtypeStruct((1,), leaf.dtype, sharding=leaf.sharding)
+    return jnp.zeros(1, leaf.dtype)
 
 
 def _kind(leaf: Any) -> str:

@@ -33,8 +33,8 @@ jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_lev
 
 class Case(NamedTuple):
     arguments: dict[str, Any] = {}
-    rate: float | None = None  # of a `scale_by_learning_rate` after it; None: it has its own
-    constants: float = 1e-5  # how near the chain with constants is
+    rate: float | None = None  # of a `scale_by_learning_rate` after it; None: it needs none
+    lanes: float = 1e-4  # how near the lanes are to their solo runs, relative to the norm
 
 
 def own(learning_rate, **arguments):
@@ -59,9 +59,8 @@ ALIASES = {
     "lion": own(1e-3, weight_decay=0.1),
     "nadam": own(1e-2),
     "nadamw": own(1e-2, weight_decay=0.1),
-    "noisy_sgd": own(0.5, eta=1e-4, gamma=0.55, seed=0),
+    "noisy_sgd": own(0.5, eta=1e-4, gamma=0.55, key=0),
     "novograd": own(1e-2),
-    "optimistic_adam": own(1e-2),
     "optimistic_adam_v2": own(1e-2),
     "optimistic_gradient_descent": own(0.5),
     "polyak_sgd": Case({"max_learning_rate": 1.0, "scaling": 0.5}),
@@ -73,7 +72,7 @@ ALIASES = {
     "signum": own(1e-3),
     "sm3": own(1e-1),
     "yogi": own(1e-2),
-    "contrib.acprop": own(1e-2),
+    "contrib.acprop": own(1e-2, eps=1e-2),
     "contrib.ademamix": own(1e-2),
     "contrib.adopt": own(1e-2),
     "contrib.cocob": Case(),
@@ -95,7 +94,7 @@ ALIASES = {
 STAGES = {
     "adaptive_grad_clip": Case({"clipping": 0.5}, 0.5),
     "add_decayed_weights": Case({"weight_decay": 0.1, "where": "kernels"}, 0.5),
-    "add_noise": Case({"eta": 1e-4, "gamma": 0.55, "seed": 0}, 0.5),
+    "add_noise": Case({"eta": 1e-4, "gamma": 0.55, "key": 0}, 0.5),
     "apply_every": Case({"k": 2}, 0.5),
     "cautious": Case({}, 0.5),
     "centralize": Case({}, 0.5),
@@ -119,14 +118,14 @@ STAGES = {
     "scale_by_muon": Case({"where": "kernels"}, 1e-2),
     "scale_by_novograd": Case({}, 1e-2),
     "scale_by_optimistic_gradient": Case({}, 0.5),
-    "scale_by_param_block_norm": Case({}, 0.5),
+    "scale_by_param_block_norm": Case({}, 1e-2),
     "scale_by_param_block_rms": Case({}, 0.5),
     "scale_by_polyak": Case({}, 0.5),
     "scale_by_radam": Case({}, 1e-2),
     "scale_by_rms": Case({"decay": 0.9}, 1e-2),
     "scale_by_rprop": Case({"learning_rate": 1e-3}, 1.0),
     "scale_by_rss": Case({}, 1e-1),
-    "scale_by_shampoo": Case({}, 1e-2),
+    "scale_by_shampoo": Case({"matrix_eps": 1e-2}, 1e-2, lanes=1e-3),
     "scale_by_sign": Case({}, 1e-3),
     "scale_by_sm3": Case({}, 1e-1),
     "scale_by_soap": Case({}, 1e-2),
@@ -137,12 +136,12 @@ STAGES = {
     "zero_nans": Case({}, 0.5),
     "contrib.normalize": Case({}, 0.5),
     "contrib.reduce_on_plateau": Case({"patience": 2}, 0.5),
-    "contrib.scale_by_acprop": Case({}, 1e-2),
+    "contrib.scale_by_acprop": Case({"eps": 1e-2}, 1e-2),
     "contrib.scale_by_ademamix": Case({}, 1e-2),
     "contrib.scale_by_adopt": Case({}, 1e-2),
-    "contrib.scale_by_cocob": Case({}, 1.0),
+    "contrib.scale_by_cocob": Case(),
     "contrib.scale_by_galore": Case({"rank": 4}, 1e-2),
-    "contrib.scale_by_madgrad": Case({"learning_rate": 1e-2}, 1.0),
+    "contrib.scale_by_madgrad": Case({"learning_rate": 1e-2}),
     "contrib.scale_by_simplified_ademamix": Case({}, 1e-3),
 }
 
@@ -150,7 +149,7 @@ WRAPPERS = {
     "freeze": Case({"where": "embeddings"}),
     "lookahead": Case({"sync_period": 3}),
     "mechanize": Case(),
-    "sam": Case(),
+    "sam": Case(lanes=2e-3),  # a second gradient, and Adam of it
     "schedule_free": Case(),
     "skip_nonfinite": Case(),
 }
@@ -171,6 +170,8 @@ NOT_STAGES = {
     # want another kind of gradient: one for each example, or complex numbers
     *("per_example_global_norm_clip", "per_example_layer_norm_clip", "contrib.dpsgd", "microbatch"),
     *("contrib.differentially_private_aggregate", "contrib.split_real_and_imaginary"),
+    # deprecated in optax
+    "optimistic_adam",
     # parts of others, measurements, and what makes no transform
     *("scale_by_backtracking_linesearch", "scale_by_zoom_linesearch", "contrib.hutchinson_estimator_diag_hessian"),
     *("contrib.schedule_free_eval_params", "measure_with_ema", "monitor", "snapshot", "identity", "set_to_zero"),
@@ -220,7 +221,7 @@ def spec_of(name, case):
     if name in ALIASES:
         return {"chain": ("it",), **table}
     if name in STAGES:
-        return {"chain": ("it", "rate"), **table, **rate}
+        return {"chain": ("it", "rate"), **table, **rate} if case.rate else {"chain": ("it",), **table}
     order = ("scale_by_adam", "rate", "it") if name in LAST else ("it", "scale_by_adam", "rate")
     return {"chain": order, **table, **rate}
 
@@ -240,11 +241,13 @@ def by_hand(name, case, numbers):
         transform = function(**arguments)
         if where == "kernels":
             transform = optax.masked(transform, KERNELS)
-        return optax.chain(transform, rate)
+        return optax.chain(transform, rate) if rate else transform
     if name in LAST:
         if name == "proximal_l1":
             arguments["learning_rate"] = numbers["rate"]["peak"]
         return optax.chain(optax.scale_by_adam(), rate, function(**arguments))
+    if name == "schedule_free":
+        arguments["learning_rate"] = numbers["rate"]["peak"]
     return function(optax.chain(optax.scale_by_adam(), rate), **arguments)
 
 
@@ -304,7 +307,7 @@ def test_a_transform_as_a_stage(name, case, start, gradient, tmp_path):
 
     params, states, found = follow(update, numbers, makers, start, gradient)
     assert_same_bits(params["ours"], params["hand"])
-    assert_near(params["ours"], params["constants"], case.constants)
+    assert_near(params["ours"], params["constants"], 1e-5)
     assert np.isfinite(found["ours"]).all() and found["ours"][-1] < found["ours"][0]
 
     # lanes: as it is, and with all numbers 20% lower
@@ -325,7 +328,7 @@ def test_a_transform_as_a_stage(name, case, start, gradient, tmp_path):
         value, grads = jax.tree.map(lambda a, b: jnp.stack([a, b]), *parts)
         lanes, state = update_lanes(stacked, value, grads, state, lanes)
     for i in range(2):
-        assert_near(jax.tree.map(lambda x, i=i: x[i], lanes), solo[i], 1e-4)
+        assert_near(jax.tree.map(lambda x, i=i: x[i], lanes), solo[i], case.lanes)
 
     saved = State(jnp.int32(STEPS), params["ours"], states["ours"], jax.random.key(0))
     with Checkpoints(tmp_path) as checkpoints:
