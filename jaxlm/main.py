@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.explain:
             from jaxlm.training.explain import explain
 
-            print(explain(cfg))
+            print(explain(cfg, Path(workdir)))
             return 0
         from jaxlm.training.host import keep_memory
         from jaxlm.training.loop import train

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
@@ -289,14 +290,16 @@ def from_json(text: str) -> dict[str, Any]:
     return _plain(json.loads(text))
 
 
-def lines(spec: Spec) -> list[str]:
-    """One line a stage: name(argument=value, ...)."""
+def lines(spec: Spec, numbered: bool = False) -> list[str]:
+    """One line a stage, name(argument=value, ...), and one for each group of a partition before its own."""
+    numbers = itertools.count(1)
 
     def line(stage: Stage, depth: int) -> list[str]:
         shown = dict(stage.arguments) | ({"where": stage.where} if stage.where else {})
         transform = (dict(spec.get(stage.name) or {})).get("transform")
         head = f"{stage.name}: {transform if isinstance(transform, str) else 'Python'}" if transform else stage.name
-        out = ["  " * depth + f"{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
+        number = f"{next(numbers)}. " if numbered else ""
+        out = ["  " * depth + f"{number}{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
         for name, group in stage.groups.items():
             out.append("  " * (depth + 1) + f"{name}, where={group.where!r}" + ("" if group.stages else ": frozen"))
             out += [text for inner in group.stages for text in line(inner, depth + 2)]

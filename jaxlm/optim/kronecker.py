@@ -58,7 +58,7 @@ def scale_by_soap(
     optax's Adam, after the bias correction: with no sides this is Adam, one step late.
 
     Args:
-      max_precond_dim: longer sides are the identity.
+      max_precond_dim: longer sides are the identity. A vocabulary V below it has a left side of V² numbers.
     """
     _check_frequency(precondition_frequency)
 
@@ -129,7 +129,7 @@ def scale_by_shampoo(
             nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
             factors = _accumulate(state.factors, gradients, b2)
             due = state.step % precondition_frequency == 0
-            roots = _when(due, lambda: _inverse_roots(factors, 1 - b2**count, matrix_eps), state.bases)
+            roots = _when(due, lambda: _inverse_roots(mu, factors, 1 - b2**count, matrix_eps), state.bases)
             out = jax.tree.map(step, mu, nu, roots)
         return _like(out, updates), KroneckerState(count, mu, nu, factors, roots)
 
@@ -209,18 +209,18 @@ def _power_iteration(factors: PyTree, bases: PyTree, nu: PyTree) -> tuple[PyTree
     return new_bases, new_nu
 
 
-def _inverse_roots(factors: PyTree, correction: ArrayLike, matrix_eps: ArrayLike) -> PyTree:
-    """Of one side the power -1/2, of two sides -1/4 each."""
+def _inverse_roots(like: PyTree, factors: PyTree, correction: ArrayLike, matrix_eps: ArrayLike) -> PyTree:
+    """Of one side the power -1/2, of two sides -1/4 each. `like`: a tree of the parameters' form."""
 
     def root(factor: jax.Array, power: float) -> jax.Array:
         values, vectors = _one_by_one(_eigh, factor / correction)
         values = jnp.maximum(values, 0) + matrix_eps * jnp.maximum(values[..., -1:], 0) + TINY
         return (vectors * values[..., None, :] ** power) @ vectors.mT
 
-    def roots(sides: Sides) -> Sides:
+    def roots(_: jax.Array, sides: Sides) -> Sides:
         return {side: root(factor, -1 / (2 * len(sides))) for side, factor in sides.items()}
 
-    return jax.tree.map(roots, factors, is_leaf=lambda node: isinstance(node, dict) and set(node) <= set(AXES))
+    return jax.tree.map(roots, like, factors)
 
 
 def _one_by_one(decompose: Callable[[jax.Array], Any], x: jax.Array) -> Any:

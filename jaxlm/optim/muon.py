@@ -32,7 +32,6 @@ def scale_by_muon(
     beta: ArrayLike = 0.95,
     eps: ArrayLike = 1e-8,
     nesterov: bool = True,
-    adaptive: bool = False,
     preconditioning: Preconditioning = "frobenius",
     consistent_rms: ArrayLike | None = None,
     split_attention: bool = True,
@@ -43,10 +42,12 @@ def scale_by_muon(
         ns_steps times: X = a X + b (X Xᵀ) X + c (X Xᵀ)² X, with ns_coeffs = (a, b, c)
         u = X sqrt(max(1, out / in)), or X sqrt(max(in, out)) consistent_rms (Liu et al. 2025, arXiv:2502.16982)
 
-    The arguments are those of `optax.contrib.scale_by_muon`, which does the work, without the last line. The momentum
-    takes 1 number per parameter.
+    `optax.contrib.scale_by_muon` does the work but for the last line. Its argument `adaptive` is not here: its norm
+    would be that of all layers together. The momentum takes 1 number per parameter.
 
     Args:
+      preconditioning: what X is divided by at first, see optax. "spectral" is an SVD, and can hang on the CPU as
+        described in `kronecker._one_by_one`.
       consistent_rms: the root mean square of an update; 0.2 makes learning rates and decays those of Adam.
       split_attention: whether c_attn [D, 3D] is three matrices, of queries, keys and values, as the author does it
         (github.com/KellerJordan/modded-nanogpt); else one. The state keeps it as it is used: [3, L, D, D].
@@ -60,7 +61,6 @@ def scale_by_muon(
         beta=beta,
         eps=eps,
         nesterov=nesterov,
-        adaptive=adaptive,
         preconditioning=preconditioning,
         weight_dimension_numbers=lambda updates: jax.tree.map(
             lambda _: optax.contrib.MuonDimensionNumbers(reduction_axis=-2, output_axis=-1), updates
@@ -109,7 +109,6 @@ def muon(
     eps: ArrayLike = 1e-8,
     weight_decay: ArrayLike = 0.0,
     nesterov: bool = True,
-    adaptive: bool = False,
     preconditioning: Preconditioning = "frobenius",
     consistent_rms: ArrayLike | None = None,
     split_attention: bool = True,
@@ -133,9 +132,7 @@ def muon(
         return _matching(params, HIDDEN, lambda hidden: "muon" if hidden else "adam")
 
     orthogonal = optax.chain(
-        scale_by_muon(
-            ns_coeffs, ns_steps, beta, eps, nesterov, adaptive, preconditioning, consistent_rms, split_attention
-        ),
+        scale_by_muon(ns_coeffs, ns_steps, beta, eps, nesterov, preconditioning, consistent_rms, split_attention),
         optax.add_decayed_weights(weight_decay),
         optax.scale_by_learning_rate(learning_rate),
     )

@@ -78,14 +78,13 @@ def cautious() -> optax.GradientTransformation:
         del params, extra
 
         def masked(key_path: tuple[Any, ...], u: Any, g: Any) -> Any:
-            if isinstance(u, optax.MaskedNode):
+            if _is_masked(u):
                 return u
             mask = (u * g > 0).astype(u.dtype)
             share = jnp.mean(mask, axis=range(1 if _is_layered(key_path) else 0, u.ndim), keepdims=True)
             return u * mask / jnp.maximum(share, 1e-3)
 
-        is_masked = lambda node: isinstance(node, optax.MaskedNode)  # noqa: E731
-        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=is_masked), state
+        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=_is_masked), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -153,3 +152,7 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
 def _is_layered(key_path: tuple[Any, ...]) -> bool:
     """Whether axis 0 of a parameter counts layers."""
     return tree.path_of(key_path).startswith("h/")
+
+
+def _is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -11,15 +12,19 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxlm import config, optim, tree
 from jaxlm.optim import chain
 from jaxlm.optim.stages import stages, walk
+from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
 from jaxlm.training import step
 from jaxlm.training.loop import prepare
 
 
-def explain(cfg: ConfigDict | FrozenConfigDict) -> str:
+def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> str:
     """The resolved config, a table of parameters with the stages that touch each, FLOPs and memory, as text.
 
     No parameter is allocated or read: shapes are enough. The data is opened, since the vocabulary may come from it.
+
+    Args:
+      workdir: where schedule.png goes, the learning rate over the run; None: nowhere.
 
     Raises:
       ConfigError, DataError: as `jaxlm.train`.
@@ -33,6 +38,7 @@ def explain(cfg: ConfigDict | FrozenConfigDict) -> str:
             *(["initial parameters\n" + "\n".join(f"  {line}" for line in source.said)] if source else []),
             "parameters\n" + parameters(cfg, state.params),
             "optimizer\n" + optimizer(cfg, state.params),
+            "learning rate\n" + schedule(cfg, workdir),
             "costs\n" + costs(cfg, state, opened.train.num_tokens),
         ]
     )
@@ -59,16 +65,26 @@ def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
 
 
 def optimizer(cfg: FrozenConfigDict, params: step.PyTree) -> str:
-    """The chain in order, with arguments; the learning rate over the run; and what is doubtful."""
+    """The chain in order, with arguments, and what is doubtful in it."""
     spec = cfg.optimizer.to_dict()
-    out = [f"  {i}. {line}" for i, line in enumerate(chain.lines(spec), 1)]
-    marks = sorted({0, cfg.steps // 100, cfg.steps // 10, cfg.steps // 2, cfg.steps - 1})
-    rates = [chain.learning_rates(spec, None, cfg.steps, jnp.int32(mark)) for mark in marks]
-    for name in rates[0]:
-        listed = ", ".join(f"{rate[name]:.3g} at step {mark}" for mark, rate in zip(marks, rates, strict=True))
-        out.append(f"  learning rate ({name}): {listed}")
+    out = [f"  {line}" for line in chain.lines(spec, numbered=True)]
     out += [f"  doubt: {stage}: {reason}" for _, stage, reason in optim.check(spec, params)]
     return "\n".join(out)
+
+
+def schedule(cfg: FrozenConfigDict, workdir: Path | None) -> str:
+    """The learning rate of each stage that has one, over the run: drawn in a line of text, and in schedule.png."""
+    rates = jax.vmap(lambda n: chain.learning_rates(cfg.optimizer.to_dict(), None, cfg.steps, n))(jnp.arange(cfg.steps))
+    out = []
+    for name, values in rates.items():
+        first, highest, last = values[0], values.max(), values[-1]
+        out.append(f"  {name}: {first:.3g}, at most {highest:.3g}, {last:.3g} at the end")
+        out.append(f"  {curves.sparkline(values)}")
+    if workdir is not None and rates:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if picture := curves.draw_schedule(rates, workdir / "schedule.png"):
+            out.append(f"  {picture}")
+    return "\n".join(out or ["  none"])
 
 
 def costs(cfg: FrozenConfigDict, state: step.State, num_tokens: int) -> str:
