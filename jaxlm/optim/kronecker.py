@@ -80,7 +80,7 @@ def scale_by_soap(
             nu = jax.tree.map(lambda v, g, q: average(b2, v, _into(g, q) ** 2), state.nu, gradients, state.bases)
             out = jax.tree.map(step, mu, nu, state.bases)
             factors = _accumulate(state.factors, gradients, b2)
-            bases = _when(count == 0, lambda: _eigenvectors(factors), state.bases)
+            bases = _when(count == 0, lambda: jax.tree.map(lambda f: _one_by_one(_eigh, f)[1], factors), state.bases)
             due = started & (count % precondition_frequency == 0)
             bases, nu = _when(due, lambda: _power_iteration(factors, bases, nu), (bases, nu))
         return _like(out, updates), KroneckerState(optax.safe_increment(count), mu, nu, factors, bases)
@@ -102,10 +102,10 @@ def scale_by_shampoo(
         S = L^(-1/4) M R^(-1/4);  one side only: L^(-1/2) M
         u = S |A| / |S|, A = Adam's update of the same matrix
 
-    Moving averages, momentum and bias corrections as in Shi et al. 2023, arXiv:2309.06497; the norm taken from Adam
-    (grafting, Agarwal et al. 2020, arXiv:2002.11803) per layer. The roots are computed by eigh at the first step and
-    every `precondition_frequency` steps, of L + matrix_eps λ_max(L) I (Anil et al. 2020, arXiv:2002.09018). One
-    machine's algorithm: no blocks of large matrices, no roots shared out over devices.
+    Moving averages and momentum as in Shi et al. 2023, arXiv:2309.06497; the norm taken from Adam (grafting, Agarwal
+    et al. 2020, arXiv:2002.11803) per layer, which makes their bias corrections cancel. The roots are computed by
+    eigh at the first step and every `precondition_frequency` steps, of L + matrix_eps λ_max(L) I (Anil et al. 2020,
+    arXiv:2002.09018). One machine's algorithm: no blocks of large matrices, no roots shared out over devices.
 
     Args:
       max_precond_dim: longer sides are the identity.
@@ -121,7 +121,7 @@ def scale_by_shampoo(
             adam = m_hat / (jnp.sqrt(v_hat) + eps)
             if not root:
                 return adam
-            direction = _multiply(m_hat, root)
+            direction = _multiply(m, root)
             return direction * (_norm(adam) / (_norm(direction) + TINY))
 
         with jax.default_matmul_precision("highest"):
@@ -129,7 +129,7 @@ def scale_by_shampoo(
             nu = jax.tree.map(lambda v, g: b2 * v + (1 - b2) * g**2, state.nu, gradients)
             factors = _accumulate(state.factors, gradients, b2)
             due = state.step % precondition_frequency == 0
-            roots = _when(due, lambda: _inverse_roots(mu, factors, 1 - b2**count, matrix_eps), state.bases)
+            roots = _when(due, lambda: _inverse_roots(mu, factors, matrix_eps), state.bases)
             out = jax.tree.map(step, mu, nu, roots)
         return _like(out, updates), KroneckerState(count, mu, nu, factors, roots)
 
@@ -187,11 +187,6 @@ def _accumulate(factors: PyTree, gradients: PyTree, decay: ArrayLike) -> PyTree:
     return jax.tree.map(average, gradients, factors)
 
 
-def _eigenvectors(factors: PyTree) -> PyTree:
-    """Columns, the one of the largest eigenvalue first."""
-    return jax.tree.map(lambda factor: jnp.flip(_one_by_one(_eigh, factor)[1], axis=-1), factors)
-
-
 def _power_iteration(factors: PyTree, bases: PyTree, nu: PyTree) -> tuple[PyTree, PyTree]:
     """The next eigenvectors from the last ones, and second moments in their order."""
 
@@ -209,11 +204,11 @@ def _power_iteration(factors: PyTree, bases: PyTree, nu: PyTree) -> tuple[PyTree
     return new_bases, new_nu
 
 
-def _inverse_roots(like: PyTree, factors: PyTree, correction: ArrayLike, matrix_eps: ArrayLike) -> PyTree:
+def _inverse_roots(like: PyTree, factors: PyTree, matrix_eps: ArrayLike) -> PyTree:
     """Of one side the power -1/2, of two sides -1/4 each. `like`: a tree of the parameters' form."""
 
     def root(factor: jax.Array, power: float) -> jax.Array:
-        values, vectors = _one_by_one(_eigh, factor / correction)
+        values, vectors = _one_by_one(_eigh, factor)
         values = jnp.maximum(values, 0) + matrix_eps * jnp.maximum(values[..., -1:], 0) + TINY
         return (vectors * values[..., None, :] ** power) @ vectors.mT
 
