@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import cases, decode, load, machine, report, step
+from experiments.bench import cases, decode, load, machine, optimizer, report, step
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import interleave, spread
@@ -245,6 +245,22 @@ def test_the_data_suite(tmp_path):
     assert bench.main(["--quick", "--suite", "data", "--out", str(tmp_path)]) == 0
     rows = json.loads((tmp_path / "cpu-data-quick.json").read_text())["rows"]
     assert {"encoding, bytes", "encoding, chars", "encoding, bpe:2048"} <= {row["figure"] for row in rows}
+
+
+@pytest.mark.slow
+def test_the_optimizer_suite():
+    rows = optimizer.measure(cases.NANO, rounds=2)  # which compares the sides' parameters first
+    assert [row.peer for row in rows] == (
+        ["PyTorch's AdamW, fused", "PyTorch's AdamW, foreach"] if machine.has("torch") else [""]
+    )
+
+
+@needs_torch
+def test_the_optimizer_suite_refuses_to_time_what_differs():
+    ours = {"wte/embedding": np.zeros(4, np.float32)}
+    optimizer.agree(ours, {"wte/embedding": np.full(4, 1e-7, np.float32)}, "fused")
+    with pytest.raises(step.Disagreement, match=r"differ by 0.0006 after 3 updates"):
+        optimizer.agree(ours, {"wte/embedding": np.full(4, 6e-4, np.float32)}, "fused")
 
 
 DECODING = cases.NANO._replace(context_length=128)

@@ -22,7 +22,7 @@ def some(tree):
     """Enough for each kind of leaf: a decomposition is slow to compile."""
     return {
         "wte": tree["wte"],
-        "h": {"attn": {"c_proj": tree["h"]["attn"]["c_proj"]}, "mlp": tree["h"]["mlp"]},
+        "h": {"attn": {"c_proj": tree["h"]["attn"]["c_proj"]}, "mlp": {"c_fc": tree["h"]["mlp"]["c_fc"]}},
         "ln_f": tree["ln_f"],
     }
 

@@ -12,19 +12,14 @@ from jaxlm.errors import ConfigError
 from jaxlm.optim import transforms
 from tests.optim.trajectory import GRADIENTS, PARAMS, STEPS, assert_close, checked, leaf, trajectory
 
-HIDDEN = ["h/attn/c_attn/kernel", "h/attn/c_proj/kernel", "h/mlp/c_fc/kernel"]
+HIDDEN = ["h/attn/c_attn/kernel", "h/attn/c_proj/kernel", "h/mlp/c_fc/kernel", "h/mlp/c_proj/kernel"]
 NUMBERS = {"beta": 0.9, "eps": 1e-6}
 
 
 def kernels(params):
     """The part of a tree that `scale_by_muon` takes."""
-    h = params["h"]
-    return {
-        "h": {
-            "attn": {name: {"kernel": h["attn"][name]["kernel"]} for name in h["attn"]},
-            "mlp": {"c_fc": {"kernel": h["mlp"]["c_fc"]["kernel"]}},
-        }
-    }
+    parts = {part: params["h"][part] for part in ("attn", "mlp")}
+    return {"h": {part: {name: {"kernel": parts[part][name]["kernel"]} for name in parts[part]} for part in parts}}
 
 
 def newton_schulz(x, eps, steps=5):

@@ -20,7 +20,7 @@ def draw(seed, leading=()):
         "h": {
             "ln_1": {"bias": array(2, 4)},
             "attn": {"c_attn": {"kernel": array(2, 4, 12)}, "c_proj": {"kernel": array(2, 4, 4)}},
-            "mlp": {"c_fc": {"kernel": array(2, 4, 6), "bias": array(2, 6)}},
+            "mlp": {"c_fc": {"kernel": array(2, 4, 6), "bias": array(2, 6)}, "c_proj": {"kernel": array(2, 6, 4)}},
         },
         "ln_f": {"scale": array(4)},
         "lm_head": {"kernel": array(4, 10)},
