@@ -96,11 +96,16 @@ def test_skip_nonfinite_never_gives_in():
     assert int(state.skipped) == 20
 
 
-def test_skip_nonfinite_skips_what_only_the_inner_update_makes_infinite():
+def test_skip_nonfinite_skips_what_only_the_inner_update_makes_infinite_and_what_it_only_hides():
     overflow = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * 1e38 * 1e38, updates))
     _, params, state = trajectory(wrappers.skip_nonfinite(overflow))
     assert_close(at(params, -1), PARAMS, rtol=0, atol=0)
     assert int(state.skipped) == STEPS
+
+    hides = wrappers.skip_nonfinite(optax.chain(optax.trace(0.9), optax.zero_nans()))
+    nan = jax.tree.map(lambda g: jnp.full_like(g, jnp.nan), GRADIENTS)
+    _, _, state = trajectory(hides, nan)
+    assert int(state.skipped) == STEPS and all(np.isfinite(x).all() for x in jax.tree.leaves(state))
 
 
 def test_skip_nonfinite_holds_back_only_the_lane_that_is_hit():
