@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxlm.main", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("--config", required=True, help="a Python file with get_config(arg), as path[:arg]")
     parser.add_argument("--workdir", help="run directory; default runs/<config name>")
-    parser.add_argument("--explain", action="store_true", help="print what the config means, draw its schedule.png, and exit")
+    parser.add_argument(
+        "--explain", action="store_true", help="print what the config means, draw its schedule.png, and exit"
+    )
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
