@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from jaxlm import generate
@@ -38,7 +39,7 @@ def test_json_has_a_line_for_each_prompt_with_its_tokens(objects, tmp_path):
         assert len(line["tokens"]) == len(line["logprobs"]) <= 8
         assert line["text"] == Bytes().decode(line["tokens"])
         assert line["finish_reason"] == "length" and all(value < 0 for value in line["logprobs"])
-    assert found[0] == found[3]
+    assert_same(found[0], found[3])
 
 
 def test_a_seed_gives_the_same_text_and_another_seed_another(trained, capsys):
@@ -49,10 +50,18 @@ def test_a_seed_gives_the_same_text_and_another_seed_another(trained, capsys):
     assert texts[0] == texts[1] != texts[2]
 
 
+def assert_same(one: dict, other: dict) -> None:
+    """Equal but for rounding: rows of another batch, or of another place in it, may be summed in another order."""
+    assert one.keys() == other.keys()
+    assert all(one[key] == other[key] for key in one if key != "logprobs")
+    np.testing.assert_allclose(one["logprobs"], other["logprobs"], rtol=1e-5)
+
+
 def test_samples_have_seeds_that_draw_them_again(objects):
     first, second = objects("--prompt=def ", "--num_samples=2", "--seed=7", "--max_tokens=8")
     assert (first["seed"], second["seed"]) == (7, 8) and first["text"] != second["text"]
-    assert objects("--prompt=def ", "--seed=8", "--max_tokens=8") == [second]
+    (again,) = objects("--prompt=def ", "--seed=8", "--max_tokens=8")
+    assert_same(again, second)
 
 
 def test_it_goes_on_beyond_the_context_or_stops(objects):
