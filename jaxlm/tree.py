@@ -36,14 +36,14 @@ def paths(tree: PyTree) -> list[str]:
 
 
 def pattern(where: str) -> re.Pattern[str]:
-    """A named mask of `GROUPS`, or a regex to be searched for in paths.
+    """A named mask of `GROUPS`, or a regex to be searched for in paths; alternatives, a|b, may be names too.
 
     Raises:
       ConfigError: the regex does not compile.
     """
     try:
-        return re.compile(GROUPS.get(where, where))
-    except (re.error, TypeError) as error:
+        return re.compile("|".join(GROUPS.get(part, part) for part in where.split("|")))
+    except (re.error, TypeError, AttributeError) as error:
         raise ConfigError(f"where={where!r} is neither one of {', '.join(GROUPS)} nor a regex: {error}") from error
 
 
@@ -52,7 +52,7 @@ def mask(tree: PyTree, where: str) -> PyTree:
 
     Args:
       tree: parameters, or anything shaped like them.
-      where: a name of `GROUPS` or a regex.
+      where: as `pattern` takes it.
 
     Raises:
       ConfigError: nothing matches, or the regex does not compile.

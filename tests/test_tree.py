@@ -49,6 +49,7 @@ def test_kernels_are_the_matrices_and_nothing_else_that_is_stacked():
         ("biases", {f"h/{name}/bias" for name in ("attn/c_attn", "attn/c_proj", "mlp/c_fc", "mlp/c_proj")}),
         ("mlp/.*kernel", {"h/mlp/c_fc/kernel", "h/mlp/c_proj/kernel"}),
         ("^wte", {"wte/embedding"}),
+        ("embeddings|^ln_f", {"wte/embedding", "wpe/embedding", "ln_f/scale", "ln_f/bias"}),
     ],
 )
 def test_a_mask_matches_by_path(where, paths):

@@ -20,6 +20,7 @@ from jaxlm import tree
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.optim import transforms
 from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, stages, walk
+from jaxlm.optim.wrappers import of_part
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
@@ -79,7 +80,7 @@ def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Trans
     if stage.groups:
         groups = stage.groups
         chains = {name: _frozen_or_chained(group, steps, rate) for name, group in groups.items()}
-        return optax.partition(chains, lambda params: labels(groups, params))
+        return of_part(optax.partition(chains, lambda params: labels(groups, params), mask_compatible_extra_args=True))
     arguments = dict(stage.arguments)
     parameters = stage.parameters
     if "learning_rate" in parameters:
@@ -108,8 +109,9 @@ def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Trans
     transform = _following(make, {key: _schedule(value, steps) for key, value in scheduled.items()})
     if stage.where is not None and "where" not in parameters:
         where = stage.where
-        transform = optax.masked(transform, lambda params: tree.mask(params, where))
-    return optax.with_extra_args_support(transform)
+        masked = optax.masked(transform, lambda params: tree.mask(params, where), mask_compatible_extra_args=True)
+        return of_part(masked)
+    return transform
 
 
 def _required(parameter: inspect.Parameter) -> bool:

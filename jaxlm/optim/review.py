@@ -19,6 +19,22 @@ from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages
 PyTree = Any
 
 
+_LINEAR, _NORM, _TABLE = {"bias": 2, "kernel": 3}, {"bias": 2, "scale": 2}, {"embedding": 2}
+_RANKS = {
+    "h": {
+        "attn": {"c_attn": _LINEAR, "c_proj": _LINEAR},
+        "ln_1": _NORM,
+        "ln_2": _NORM,
+        "mlp": {"c_fc": _LINEAR, "c_proj": _LINEAR},
+    },
+    "ln_f": {"bias": 1, "scale": 1},
+    "wpe": _TABLE,
+    "wte": _TABLE,
+}
+PARAMS = jax.tree.map(lambda rank: jax.ShapeDtypeStruct((8,) * rank, np.float32), _RANKS)
+"""Parameters with GPT-2's paths and ranks, for a look at a spec without a model."""
+
+
 class Touched(NamedTuple):
     """What the optimizer does to one parameter."""
 
@@ -118,6 +134,9 @@ def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
 # Check
 
 
+NO_LEARNING_RATE = "no learning rate"
+"""The rule of a finding that no training bears."""
+
 CLIPPING = (optax.clip, optax.clip_by_global_norm, optax.clip_by_block_rms, optax.adaptive_grad_clip)
 NOT_SCALING = (
     *CLIPPING,
@@ -126,11 +145,11 @@ NOT_SCALING = (
 )
 
 
-def check(spec: Spec, params: PyTree, *, strict: bool = False) -> list[Finding]:
+def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[Finding]:
     """What is almost surely wrong in a spec, with reasons; [] for one without doubts.
 
     Args:
-      params: arrays or their shapes.
+      params: arrays or their shapes; by default a small GPT-2's.
       strict: raise instead.
 
     Raises:
@@ -148,11 +167,12 @@ Reached = Sequence[tuple[Stage, list[bool]]]
 
 
 def _no_learning_rate(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    theirs = any(not _known(stage) for stage, _ in reached)
-    sets = any(_has_rate(stage) for stage, _ in reached)
-    if reached and not sets and not theirs:
-        reason = "nothing multiplies the updates by a negative learning rate, so training climbs: end with one"
-        yield Finding("no learning rate", reached[-1][0].name, reason)
+    for i, path in enumerate(paths):
+        here = [stage for stage, on in reached if on[i]]
+        if here and not any(_has_rate(stage) or not _known(stage) for stage in here):
+            reason = f"nothing multiplies the updates of {path!r} by a negative learning rate, so training climbs: "
+            yield Finding(NO_LEARNING_RATE, here[-1].name, reason + "end with scale_by_learning_rate")
+            return
 
 
 def _two_learning_rates(reached: Reached, paths: list[str]) -> Iterator[Finding]:
@@ -243,7 +263,8 @@ def _has_rate(stage: Stage) -> bool:
         return (_argument(stage, "step_size") or 0) < 0
     names = {"learning_rate", "max_learning_rate"}
     rated = bool(names & set(stage.parameters)) and not stage.wraps
-    return stage.rate is not None or rated or stage.function is optax.scale_by_schedule
+    bets = stage.function is optax.contrib.scale_by_cocob  # coin betting finds its step and its direction
+    return stage.rate is not None or rated or bets or stage.function is optax.scale_by_schedule
 
 
 def _scales(stage: Stage) -> bool:

@@ -202,6 +202,11 @@ def _check_arguments(stage: Stage, follows: bool) -> None:
     if stage.groups:
         return
     name, arguments, parameters = stage.name, stage.arguments, dict(stage.parameters)
+    if stage.wraps and stage.where is not None and "where" not in parameters:
+        raise ConfigError(
+            f"optimizer.{name}.where={stage.where!r}: a wrapper holds all stages after it, and without them the other "
+            "parameters climb; put it into a group of a partition"
+        )
     for given in ("steps", "inner"):  # by `chain.build`
         parameters.pop(given, None)
     known = {key for key, p in parameters.items() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}

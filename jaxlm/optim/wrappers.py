@@ -101,18 +101,28 @@ def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTra
             raise ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
         return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
 
-    split = optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
+    return of_part(
+        optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
+    )
+
+
+def of_part(masked: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """What shows a part of the parameters to those inside of it: functions of all are made functions of the part.
+
+    So `value_fn` of `optax.masked` and `optax.partition` may be called inside: the others stand as they are.
+    """
+    masked = optax.with_extra_args_support(masked)
 
     def update(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
-        def of_trained(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda trained, *rest: function(_filled(trained, params), *rest)
+        def partial(function: Callable[..., Any]) -> Callable[..., Any]:
+            return lambda part, *rest: function(_filled(part, params), *rest)
 
-        extra = {name: of_trained(value) if callable(value) else value for name, value in extra.items()}
-        return split.update(updates, state, params, **extra)
+        extra = {name: partial(value) if callable(value) else value for name, value in extra.items()}
+        return masked.update(updates, state, params, **extra)
 
-    return optax.GradientTransformationExtraArgs(split.init, update)
+    return optax.GradientTransformationExtraArgs(masked.init, update)
 
 
 def schedule_free(

@@ -12,6 +12,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import config, tree
 from jaxlm.config import TRACED, Hparams
+from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, review
@@ -59,10 +60,12 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     """What is almost surely wrong in the optimizer, as lines to say.
 
     Raises:
-      ConfigError: there is something, and the config is strict.
+      ConfigError: there is something and the config is strict, or nothing sets a learning rate.
     """
     params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
     found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
+    if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
+        raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     return [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
 
 

@@ -315,6 +315,24 @@ def test_update_gives_all_that_a_stage_may_want(module):
     assert {float(x) for x in jax.tree.leaves(state[1])} == {float(tree.norm(PARAMS))}
 
 
+def test_in_a_part_of_the_parameters_value_fn_is_a_function_of_the_part():
+    def value_fn(params):
+        return sum(jnp.sum(leaf**3) for leaf in jax.tree.leaves(params))
+
+    groups = {"a": {"where": "kernels", "chain": ("sam", "sgd")}, "b": {"where": "rest", "chain": ()}}
+    spec = {"chain": ("partition",), "partition": groups, "sam": {"rho": 0.1}, "sgd": {"learning_rate": 0.1}}
+    kernels = jax.tree.map(lambda leaf, on: leaf if on else None, PARAMS, tree.mask(PARAMS, "kernels"))
+
+    def updates(spec, params):
+        transform = chain.build(spec, None, STEPS)
+        out, _ = chain.update(transform, jax.grad(value_fn)(params), transform.init(params), params, value_fn)
+        return dict(zip(tree.paths(out), jax.tree.leaves(out), strict=True))
+
+    found, alone = updates(spec, PARAMS), updates({**spec, "chain": ("sam", "sgd")}, kernels)
+    for path, leaf in found.items():
+        np.testing.assert_allclose(leaf, alone.get(path, jnp.zeros_like(leaf)), rtol=1e-6)
+
+
 # objects of Python
 
 

@@ -4,7 +4,9 @@ import pytest
 from jaxlm import config, optim, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
+from jaxlm.optim import review
 from tests.optim.small import DEFAULT, PARAMS
+from tests.tiny import resolved
 
 
 def test_decay_is_of_kernels_by_default():
@@ -91,6 +93,7 @@ def test_a_sound_spec_raises_no_doubt(spec):
     [
         ("no learning rate", ("scale_by_adam",), {}),
         ("no learning rate", ("scale_by_adam", "scale"), {"scale": {"step_size": 0.1}}),
+        ("no learning rate", ("scale_by_adam", "sgd"), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
         ("two learning rates", ("adam", "scale_by_learning_rate"), {"adam": RATE}),
         ("clipping after scaling", ("scale_by_adam", "clip_by_global_norm", "scale_by_learning_rate"), {}),
         (
@@ -115,6 +118,14 @@ def test_what_is_almost_surely_wrong_is_found(rule, names, tables):
 def test_a_users_own_transform_may_hold_the_learning_rate(module):
     module("jaxlm_test_mine", "def mine():\n    return optax.scale(-0.1)\n")
     assert found("jaxlm_test_mine:mine") == set()
+
+
+def test_a_look_at_a_spec_takes_no_model():
+    assert optim.check({"chain": ("scale_by_cocob",)}) == []
+    assert [finding.rule for finding in optim.check({"chain": ("scale_by_lion",)})] == ["no learning rate"]
+    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    assert tree.paths(review.PARAMS) == tree.paths(model)
+    assert [x.ndim for x in jax.tree.leaves(review.PARAMS)] == [x.ndim for x in jax.tree.leaves(model)]
 
 
 def test_groups_with_a_learning_rate_each_are_no_two_rates():

@@ -32,6 +32,10 @@ from jaxlm.optim.stages import stages
             {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 1.0, "fianl": 0.1}},
             "no argument 'fianl': did you mean 'final'",
         ),
+        (
+            {"chain": ("lookahead", "sgd"), "lookahead": {"where": "kernels"}, "sgd": {"learning_rate": 0.1}},
+            "optimizer.lookahead.where='kernels': a wrapper holds all stages after it",
+        ),
         ({"chain": ("scale",)}, "lacks its argument 'step_size': set optimizer.scale.step_size"),
         (
             {"chain": ("scale_by_learning_rate",)},

@@ -299,6 +299,12 @@ def test_a_doubtful_optimizer_is_warned_of_and_refused_where_strict(tmp_path, ca
     assert not (tmp_path / "refused").exists()
 
 
+def test_an_optimizer_without_a_learning_rate_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no learning rate: nothing multiplies the updates of 'h/attn/c_attn/bias'"):
+        jaxlm.train(with_optimizer("scale_by_adam"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_transform_of_a_notebook_trains_and_is_named_in_the_saved_config(tmp_path):
     cfg = with_optimizer("mine", "scale_by_learning_rate", steps=2, mine={"transform": optax.scale_by_lion, "b1": 0.8})
     jaxlm.train(cfg, tmp_path)
