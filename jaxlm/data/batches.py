@@ -17,6 +17,7 @@ from typing import TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from jaxlm.data import mapped
 from jaxlm.errors import ConfigError, DataError
 
 Batch = dict[str, np.ndarray]
@@ -33,7 +34,7 @@ class Batches:
     """Batches without end: `batches[n]` for n = 0, 1, ...
 
     Args:
-      tokens: [N] of an integer type, such as the memmap of a token file.
+      tokens: [N] of an integer type, such as those of a token file.
       batch_size: B.
       context_length: T.
       seed: of the order and the cuts.
@@ -48,7 +49,7 @@ class Batches:
                 f"text of {len(tokens)} tokens is shorter than one window of {context_length + 1}; "
                 "lower model.context_length or give more text"
             )
-        self._tokens = np.asarray(tokens)  # a plain view of a memmap: its own indexing is slower
+        self._tokens = np.asarray(tokens)  # a plain view, if they are a numpy.memmap: its own indexing is slower
         self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)
         self._seed_key = _mix(np.array([seed % 2**64], np.uint64))
         self.batch_size = batch_size
@@ -67,14 +68,17 @@ class Batches:
 
         Raises:
           IndexError: `first` is negative.
+          DataError: the token file was cut short or written over since it was opened, or holds ids that it can't.
         """
         if first < 0:
             raise IndexError(f"sequence {first}: they count from 0")
         starts = self._starts(np.arange(first, first + count, dtype=np.uint64))
+        mapped.check_unchanged(self._tokens)
         if int(starts.max(initial=0)) < len(self._windows):
             windows = self._windows[starts]
         else:  # some row runs over the seam
             windows = np.take(self._tokens, starts[:, None] + np.arange(self.context_length + 1), mode="wrap")
+        mapped.check_ids(self._tokens, windows, starts)
         return {
             "inputs": windows[:, :-1].astype(np.int32),
             "targets": windows[:, 1:].astype(np.int32),
@@ -153,7 +157,7 @@ def evaluation(
 
     Raises:
       ConfigError: the stride is negative, or skips tokens.
-      DataError: fewer than two tokens.
+      DataError: fewer than two tokens; and as `Batches.rows`, when a batch is read.
     """
     if not 0 <= stride <= context_length:
         raise ConfigError(
@@ -189,7 +193,9 @@ class _Evaluation(Sequence[Batch]):
         T, stride = self._context_length, self._stride
         first = self._chosen[n] * self._batch_size * stride
         span = (self._batch_size - 1) * stride + T + 1
+        mapped.check_unchanged(self._tokens)
         part = self._tokens[first : first + span]
+        mapped.check_ids(self._tokens, part[None], [first])
 
         def windows(values: np.ndarray | float, dtype: type) -> np.ndarray:
             """[B, T + 1], filled with zeros."""

@@ -1,7 +1,7 @@
 """The documents of one file, by its kind: all of a text file, or the rows of a .jsonl, .csv or .parquet file.
 
-Nothing is guessed about text: it is UTF-8 or an error that says where it isn't; line ends stay as they are; a byte
-order mark is dropped.
+Nothing is guessed about text: it is UTF-8 or an error that says where it isn't; line ends (CRLF too) and NULs stay as
+they are; a byte order mark at the start of a file is dropped.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxlm.errors import DataError, nearest
+
+_BYTE_ORDER_MARK = codecs.BOM_UTF8.decode()
 
 
 class Document(NamedTuple):
@@ -44,11 +46,14 @@ def read(file: File, text_field: str, errors: str) -> Iterator[Document]:
 def _text(file: File, text_field: str, errors: str) -> Iterator[Document]:
     with reading(file.path):
         raw = file.path.read_bytes()
-    if errors == "skip":
-        with contextlib.suppress(DataError):
-            yield from document(file.name, _decode(raw, file.path, "strict"))
-    else:
-        yield from document(file.name, _decode(raw, file.path, errors))
+    try:
+        text = _decode(raw, file.path, "strict" if errors == "skip" else errors)
+    except DataError:
+        if errors != "skip":
+            raise
+        return
+    del raw  # as large as the text, for as long as that is in use
+    yield from document(file.name, text.removeprefix(_BYTE_ORDER_MARK))
 
 
 def _jsonl(file: File, text_field: str, errors: str) -> Iterator[Document]:
@@ -155,20 +160,20 @@ def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
     position = 0
     with reading(path), path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            yield number, _decode(line, path, errors, position)
+            text = _decode(line, path, errors, position)
+            yield number, text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
             position += len(line)
 
 
 def _decode(raw: bytes, where: object, errors: str, position: int = 0) -> str:
     """UTF-8 text of bytes that stand at `position` of their file."""
     try:
-        text = raw.decode("utf-8", errors)
+        return raw.decode("utf-8", errors)
     except UnicodeDecodeError as error:
         raise DataError(
             f"{where} is not UTF-8 text: byte 0x{raw[error.start]:02x} at position {position + error.start}. "
             'data.errors="replace" goes on with U+FFFD in its place'
         ) from error
-    return text.removeprefix(codecs.BOM_UTF8.decode()) if position == 0 else text
 
 
 @contextlib.contextmanager

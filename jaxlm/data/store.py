@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.data import heldout, sources, tokenizer_specs, tokenizers
+from jaxlm.data import heldout, mapped, sources, tokenizer_specs, tokenizers
+from jaxlm.data.cache import cache_dir
 from jaxlm.data.readers import Document
 from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
@@ -135,13 +135,6 @@ def _through_cache(
     return cached()
 
 
-def cache_dir(setting: str = "") -> Path:
-    """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory."""
-    if setting or os.environ.get("JAXLM_CACHE"):
-        return Path(setting or os.environ["JAXLM_CACHE"]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
-
-
 def _build(
     entry: Path, section: Section, text: Source, other: Source | None, share: float | None, progress: bool
 ) -> None:
@@ -240,6 +233,7 @@ def _parted(file: TokenFile, share: float, tokenizer: Tokenizer) -> tuple[TokenF
     num_bytes = num_documents = 0
     for first in range(0, len(held), _CHUNK):
         part = held[first : first + _CHUNK]
+        mapped.check_ids(held, part[None], [first])
         num_bytes += int(tokenizer.byte_lengths[part].sum(dtype=np.int64))
         num_documents += int(np.count_nonzero(part == tokenizer.end_of_text))
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import os
-import secrets
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.data import sources, tokenizers
+from jaxlm.data import mapped, readers, sources, tokenizers
+from jaxlm.data.cache import atomic
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
 
@@ -88,19 +87,14 @@ def open_tokens(path: str | Path) -> TokenFile:
     path = Path(path).expanduser()
     meta = _metadata(path)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error
-    if size != meta["num_tokens"] * dtype.itemsize:
-        raise DataError(
-            f"{path} holds {size} bytes; its metadata {path.with_suffix('.json')} says {meta['num_tokens']} tokens of "
-            f"{dtype.itemsize} bytes. It was truncated, or is still being written"
-        )
-    try:
-        tokens = np.memmap(path, dtype, mode="r")
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    with readers.reading(path), path.open("rb") as opened:
+        size = os.fstat(opened.fileno()).st_size
+        if size != meta["num_tokens"] * dtype.itemsize:
+            raise DataError(
+                f"{path} holds {size} bytes; its metadata {path.with_suffix('.json')} says {meta['num_tokens']} tokens "
+                f"of {dtype.itemsize} bytes. It was truncated, or is still being written"
+            )
+        tokens = mapped.map_tokens(opened, path, dtype, meta["max_id"], meta["sha256"])
     fields = {name: meta[name] for name in TokenFile._fields if name not in ("path", "tokens")}
     file = TokenFile(path=path, tokens=tokens, **fields)
     if size < _HASHED:
@@ -114,9 +108,7 @@ def verify(file: TokenFile) -> None:
     Raises:
       DataError: the tokens are not those that were written.
     """
-    actual = hashlib.sha256(np.asarray(file.tokens).data).hexdigest()
-    if actual != file.sha256:
-        raise DataError(f"{file.path} is damaged: sha256 is {actual[:16]}..., was {file.sha256[:16]}... when written")
+    mapped.verify(file.path, file.sha256)
 
 
 def tokenizer_of(path: str | Path) -> Tokenizer:
@@ -125,7 +117,15 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
     Raises:
       DataError: it is missing or damaged.
     """
-    return tokenizers.from_json(json.dumps(_metadata(Path(path).expanduser())["tokenizer_json"]))
+    path = Path(path).expanduser()
+    meta = _metadata(path)
+    try:
+        tokenizer = tokenizers.from_json(json.dumps(meta["tokenizer_json"]))
+    except DataError as error:
+        raise DataError(f"the tokenizer in {path.with_suffix('.json')}: {error}") from error
+    if (tokenizer.fingerprint, tokenizer.vocab_size) != (meta["tokenizer"], meta["vocab_size"]):
+        raise DataError(f"the tokenizer in {path.with_suffix('.json')} is not the one that its metadata describes")
+    return tokenizer
 
 
 def _metadata(path: Path) -> dict[str, Any]:
@@ -139,13 +139,26 @@ def _metadata(path: Path) -> dict[str, Any]:
         )
     try:
         meta = json.loads(beside.read_bytes())
+        whole = isinstance(meta, dict) and meta.pop("check", None) == _check(meta)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"can't read the metadata {beside}: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise DataError(f"{beside} is not metadata of a token file: no format {FORMAT!r}")
-    if meta.pop("check", None) != _check(meta):
-        raise DataError(f"the metadata {beside} is damaged, or was edited: write it with jaxlm.data.write_tokens")
-    return meta
+    match meta:
+        case {
+            "dtype": "uint16" | "uint32",
+            "num_tokens": int(num_tokens),
+            "num_bytes": int(),
+            "num_documents": int(),
+            "max_id": int(max_id),
+            "vocab_size": int(vocab_size),
+            "sha256": str(),
+            "tokenizer": str(),
+            "source": str(),
+            "tokenizer_json": dict(),
+        } if whole and num_tokens > 0 and 0 <= max_id < vocab_size:
+            return meta
+    raise DataError(f"the metadata {beside} is damaged, or was edited: write it with jaxlm.data.write_tokens")
 
 
 def _check(meta: dict[str, Any]) -> str:
@@ -157,7 +170,7 @@ def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str
     """NAME.bin, then NAME.json; each appears whole or not at all. Two writers of the same tokens do no harm."""
     total, max_id, num_bytes, num_documents = 0, 0, 0, 0
     digest = hashlib.sha256()
-    with _atomic(path) as file:
+    with atomic(path) as file:
         for chunk in chunks:
             max_id = max(max_id, _check_range(chunk.ids, tokenizer))
             ids = np.ascontiguousarray(chunk.ids, tokenizer.dtype)  # in range, so nothing wraps
@@ -181,7 +194,7 @@ def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str
         "source": source,
         "tokenizer_json": json.loads(tokenizer.to_json()),
     }
-    with _atomic(path.with_suffix(".json")) as file:
+    with atomic(path.with_suffix(".json")) as file:
         file.write(json.dumps({**meta, "check": _check(meta)}).encode())
 
 
@@ -192,17 +205,3 @@ def _check_range(ids: np.ndarray, tokenizer: Tokenizer) -> int:
         bad = low if low < 0 else high
         raise DataError(f"token id {bad} is outside of the tokenizer's vocabulary of {tokenizer.vocab_size}")
     return high
-
-
-@contextlib.contextmanager
-def _atomic(path: Path) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends well, on disk by then; otherwise nothing is left."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

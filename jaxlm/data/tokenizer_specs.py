@@ -17,18 +17,18 @@ import numpy as np
 
 from jaxlm import hub
 from jaxlm.data import sources
+from jaxlm.data.library import load, panics, trial
 from jaxlm.data.tokenizers import (
     CODE_POINTS,
     END_OF_TEXT,
+    WORDS,
     Bytes,
     Chars,
     HuggingFace,
     Tokenizer,
     code_points,
-    cut_at_lines,
+    cut,
     from_json,
-    library_tokenizer,
-    panics,
 )
 from jaxlm.errors import ConfigError, DataError
 
@@ -126,7 +126,7 @@ def _bpe(size: int, corpus: Iterable[str]) -> HuggingFace:
     )
     try:
         with panics(f"can't train bpe:{size} on this text"):
-            tokenizer.train_from_iterator((piece for text in corpus for piece in cut_at_lines(text)), trainer)
+            tokenizer.train_from_iterator((piece for text in corpus for piece in cut(text, WORDS)), trainer)
     except UnicodeEncodeError as error:
         raise DataError(f"the text has a lone surrogate at character {error.start}") from error
     actual = tokenizer.get_vocab_size()
@@ -159,21 +159,23 @@ def _end_token(folder: Path) -> str | None:
                 match json.loads(_read(folder / name)):
                     case {"eos_token": str(token)} | {"eos_token": {"content": str(token)}}:
                         return token
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise DataError(f"{folder / name} is not JSON: {error}") from error
     return None
 
 
 def _from_transformers(spec: str) -> HuggingFace:
     """A hub id, or a directory in an older layout, through transformers. Never runs code that comes with it."""
-    from transformers import AutoTokenizer
 
-    def load(local: bool) -> Any:
-        return AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False, local_files_only=local)
+    def from_pretrained(local: bool) -> Any:
+        from transformers import AutoTokenizer
 
-    try:
         with panics(f"can't load the tokenizer {spec!r}"):
-            loaded = load(local=True)
+            return AutoTokenizer.from_pretrained(spec, use_fast=True, trust_remote_code=False, local_files_only=local)
+
+    _try_of_hub(spec, local=True)
+    try:
+        loaded = from_pretrained(local=True)
     except DataError as error:
         if os.path.isdir(spec):
             raise
@@ -182,18 +184,32 @@ def _from_transformers(spec: str) -> HuggingFace:
                 f"tokenizer {spec!r} is not in the local Hugging Face cache, and {reason}. Give data.tokenizer "
                 "a folder or tokenizer.json on this machine, or set HF_HOME to a cache that has it"
             ) from error
-        with panics(f"can't load the tokenizer {spec!r}"):
-            loaded = load(local=False)
+        _try_of_hub(spec, local=False)
+        loaded = from_pretrained(local=False)
     live = getattr(loaded, "backend_tokenizer", None)
     if live is None:
         raise DataError(f"tokenizer {spec!r} has no fast (tokenizers library) form; jaxlm needs one")
-    return _with_end(live.to_str(), loaded.eos_token, spec)
+    return _with_end(_json(live), loaded.eos_token, spec)
+
+
+def _try_of_hub(spec: str, local: bool) -> None:
+    """The trial of the tokenizer.json that transformers will load."""
+    from huggingface_hub import hf_hub_download
+
+    text = ""
+    with contextlib.suppress(Exception):  # a folder or a repository in an older layout, or no repository
+        text = Path(hf_hub_download(spec, "tokenizer.json", local_files_only=local)).read_text("utf-8")
+    if text:
+        trial(text, f"can't load the tokenizer {spec!r}")
 
 
 def _with_end(text: str, end_token: str | None, name: str) -> HuggingFace:
-    with panics(f"{name} is not a tokenizer.json"):
-        live = library_tokenizer(text)
-    known = [token for token in (end_token, END_OF_TEXT) if token is not None and live.token_to_id(token) is not None]
+    what = f"{name} is not a tokenizer.json"
+    trial(text, what)
+    with panics(what):
+        live = load(text)
+    vocabulary = live.get_vocab(with_added_tokens=True)
+    known = [token for token in (end_token or END_OF_TEXT, END_OF_TEXT) if token in vocabulary]
     if not known:
         raise DataError(
             f"tokenizer {name} has no token to end a text with: neither an eos token nor {END_OF_TEXT}. "

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from jaxlm.data.library import load, panics, trial
 from jaxlm.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ CODE_POINTS = 0x110000  # of Unicode
 
 _PIECE = 2**18  # characters handed to the tokenizers library at once: it takes some 100 bytes of memory for each token
 _GROUP = 2**23  # characters encoded in parallel
+_LONGEST = 2**20  # characters of a piece, even where that changes a token
 
 
 class Tokenizer(ABC):
@@ -181,7 +183,7 @@ class HuggingFace(Tokenizer):
 
     @cached_property
     def _live(self) -> tokenizers.Tokenizer:
-        return library_tokenizer(self.tokenizer_json)
+        return load(self.tokenizer_json)
 
     @cached_property
     def vocab_size(self) -> int:
@@ -200,13 +202,15 @@ class HuggingFace(Tokenizer):
         return '"ByteLevel"' in json.dumps(json.loads(self.tokenizer_json).get("decoder"))
 
     @cached_property
-    def _can_cut(self) -> bool:
-        """Whether tokens never cross from a line to the next one and a text's start is not treated specially."""
+    def _places(self) -> re.Pattern[str] | None:
+        """Where a text may be cut: no token crosses it, and a text's start is not treated specially."""
         parts = json.loads(self.tokenizer_json)
         before = json.dumps(parts.get("pre_tokenizer"))
-        regex = '"use_regex": true' in before or '"Split"' in before
-        plain = parts.get("normalizer") is None and '"add_prefix_space": true' not in before
-        return self._byte_level and plain and regex
+        if not self._byte_level or parts.get("normalizer") is not None or '"add_prefix_space": true' in before:
+            return None
+        if '"use_regex": true' in before and parts["pre_tokenizer"]["type"] == "ByteLevel":
+            return WORDS
+        return LINES if '"use_regex": true' in before or '"Split"' in before else None
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -222,7 +226,7 @@ class HuggingFace(Tokenizer):
         return out
 
     def pieces(self, text: str) -> Iterator[str]:
-        return cut_at_lines(text) if self._can_cut else iter([text])
+        return cut(text, self._places) if self._places else iter([text])
 
     def encode(self, text: str) -> np.ndarray:
         groups = grouped(self.pieces(text), len, _GROUP)
@@ -256,41 +260,17 @@ def from_json(text: str) -> Tokenizer:
             case {"kind": "bytes"}:
                 return Bytes()
             case {"kind": "chars", "characters": str(characters)}:
+                code_points(characters)  # fails now, not at the first use
                 return Chars(characters)
             case {"kind": "hf", "end_of_text": str(end_token), "tokenizer": dict(parts)}:
                 tokenizer = HuggingFace(json.dumps(parts), end_token)
+                trial(tokenizer.tokenizer_json, "not a tokenizer")
                 with panics("not a tokenizer"):
-                    _ = tokenizer.end_of_text  # fails now, not at the first use
+                    _ = tokenizer.end_of_text
                 return tokenizer
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not a tokenizer of jaxlm: {error}") from error
     raise DataError("not a tokenizer of jaxlm: no kind 'bytes', 'chars' or 'hf'")
-
-
-def library_tokenizer(text: str) -> tokenizers.Tokenizer:
-    """Of a tokenizer.json's text, made to encode text as it is."""
-    import tokenizers
-
-    live = tokenizers.Tokenizer.from_str(text)
-    live.encode_special_tokens = True
-    live.no_padding()
-    live.no_truncation()
-    if getattr(live.model, "dropout", None) is not None:
-        live.model.dropout = None
-    return live
-
-
-@contextlib.contextmanager
-def panics(what: str) -> Iterator[None]:
-    """Whatever the tokenizers library raises as a DataError: on crafted files it panics, with a BaseException."""
-    try:
-        yield
-    except (DataError, UnicodeEncodeError):
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-            raise
-        raise DataError(f"{what}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
 
 
 @contextlib.contextmanager
@@ -321,20 +301,24 @@ def grouped(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> I
         yield group
 
 
-def cut_at_lines(text: str) -> Iterator[str]:
-    """Cuts a long text after line ends where it can't change the tokens: "x\\n" | "y", never among white space.
+LINES = re.compile(r"(?<=\S\n)(?=\S)")
+WORDS = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
+"""Where a text can be cut and its tokens stay: "x\\n" | "y", "x" | " y", never among white space.
 
-    The pre-tokenizers of GPT-2 and its kin take a run of white space as one token or more, depending on what follows;
-    a single line end between two other characters is always the end of a token.
-    """
+The pre-tokenizers of GPT-2 and its kin take a run of white space as one token or more, depending on what follows; a
+single line end between two other characters is always the end of a token, and with GPT-2's own a single space is always
+the start of one.
+"""
+
+
+def cut(text: str, places: re.Pattern[str]) -> Iterator[str]:
+    """Parts of a long text, cut where `places` matches; anywhere, if it does not for a million characters."""
     start = 0
     while len(text) - start > _PIECE:
-        cut = _CUT.search(text, start + _PIECE)
-        if cut is None:
+        found = places.search(text, start + _PIECE, start + _LONGEST)
+        if found is None and len(text) - start <= _LONGEST:
             break
-        yield text[start : cut.end()]
-        start = cut.end()
+        stop = found.end() if found else start + _LONGEST
+        yield text[start:stop]
+        start = stop
     yield text[start:]
-
-
-_CUT = re.compile(r"(?<=\S)\n(?=\S)")

@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from jaxlm.data import readers
 from jaxlm.errors import DataError
@@ -79,6 +81,40 @@ def test_byte_order_mark_is_dropped_at_the_start_only(tmp_path: Path) -> None:
     assert texts(tmp_path / "a.txt") == ["a\ufeffb"]
     (tmp_path / "a.csv").write_bytes('\ufefftext\n"a\n\ufeffb"\n'.encode())
     assert texts(tmp_path / "a.csv") == ["a\n\ufeffb"]
+    pq.write_table(pa.table({"text": ["\ufeffa"]}), tmp_path / "a.parquet")
+    assert texts(tmp_path / "a.parquet") == ["\ufeffa"]
+
+
+@pytest.mark.parametrize("text", ["a\r\nb\r\n", "a\rb\n", "\0a\0\0b", "x" * 2**20])
+def test_a_text_is_the_same_from_each_kind_of_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.txt").write_bytes(text.encode())
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": text}) + "\r\n", newline="")
+    (tmp_path / "a.csv").write_text(f'text\r\n"{text}"\r\n', newline="")
+    pq.write_table(pa.table({"text": [text]}), tmp_path / "a.parquet")
+    for name in ("a.txt", "a.jsonl", "a.csv", "a.parquet"):
+        assert texts(tmp_path / name) == [text]
+
+
+JUNK = st.lists(
+    st.sampled_from([*'{}[]":,\\ntux0 \n\r\0', "text", '{"text": "', "\\ud800", "\ufeff", "é", "1e999", "9" * 5000])
+    | st.binary(max_size=3)
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(junk=JUNK)
+@example(junk=["text\n\0", "\r\n", '"a""'])
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("errors", ["strict", "replace"])
+def test_junk_is_text_or_an_error(tmp_path: Path, name: str, errors: str, junk: list[str | bytes]) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"".join(part if isinstance(part, bytes) else part.encode() for part in junk))
+    try:
+        found = texts(path, errors=errors)
+    except DataError as error:
+        assert str(path) in str(error) and "\n" not in str(error)
+    else:
+        assert all(text.encode() for text in found)
 
 
 @pytest.mark.parametrize(

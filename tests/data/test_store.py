@@ -7,6 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from jaxlm import data
 from jaxlm.data import store, tokenfile, tokenizer_specs, tokenizers
@@ -178,16 +180,6 @@ def test_failure_leaves_nothing_behind(section, tmp_path: Path) -> None:
     assert list(entries(tmp_path)[0].iterdir()) == []
 
 
-def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store.cache_dir("~/x") == Path.home() / "x"
-    assert store.cache_dir() == tmp_path / "cache"
-    monkeypatch.delenv("JAXLM_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
-    assert store.cache_dir() == Path("/xdg/jaxlm")
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert store.cache_dir() == Path.home() / ".cache/jaxlm"
-
-
 def _open_in_process(args: tuple) -> tuple[str, str]:
     wanted, cache = args
     os.environ["JAXLM_CACHE"] = cache
@@ -308,6 +300,50 @@ def test_damaged_metadata_is_an_error(section, token_file: data.TokenFile) -> No
     path.write_text("[" * 100_000)
     with pytest.raises(DataError, match="can't read the metadata"):
         data.open(section(token_file.path))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+)
+FIELDS = ("format", "dtype", "num_tokens", "num_bytes", "num_documents", "max_id", "vocab_size", "sha256")
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    given_fields=st.dictionaries(st.sampled_from([*FIELDS, "tokenizer", "source", "tokenizer_json"]), JSON, min_size=1)
+)
+def test_crafted_metadata_is_an_error(section, token_file: data.TokenFile, given_fields: dict[str, object]) -> None:
+    """Its own check fits, as a stranger can make it fit."""
+    path = token_file.path.with_suffix(".json")
+    whole = path.read_bytes()
+    meta = {name: value for name, value in json.loads(whole).items() if name != "check"} | given_fields
+    path.write_text(json.dumps({**meta, "check": tokenfile._check(meta)}))
+    try:
+        opened = data.open(section(token_file.path))
+    except DataError as error:
+        assert "my." in str(error) and "\n" not in str(error)
+    else:
+        assert opened.tokenizer == Bytes() and opened.train.max_id < 257
+    finally:
+        path.write_bytes(whole)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(at=st.integers(0, 10_000), junk=st.binary(min_size=1, max_size=3), cut=st.booleans())
+def test_damaged_bytes_of_metadata_are_an_error(token_file: data.TokenFile, at: int, junk: bytes, cut: bool) -> None:
+    path = token_file.path.with_suffix(".json")
+    whole = path.read_bytes()
+    at %= len(whole)
+    path.write_bytes(whole[:at] + junk + (b"" if cut else whole[at + len(junk) :]))
+    try:
+        opened = data.open_tokens(token_file.path)
+    except DataError as error:
+        assert "my.json" in str(error) and "\n" not in str(error)
+    else:
+        assert opened._replace(tokens=token_file.tokens) == token_file, "only what means nothing in JSON has changed"
+    finally:
+        path.write_bytes(whole)
 
 
 def test_token_file_as_source(section, token_file: data.TokenFile, tmp_path: Path) -> None:

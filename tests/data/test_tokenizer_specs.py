@@ -88,9 +88,12 @@ def test_end_of_text_is_the_eos_token(bpe: Tokenizer, tmp_path: Path, eos: objec
     assert tokenizer.end_of_text == 300 and tokenizer.vocab_size == 301
     assert 300 not in tokenizer.encode("a</s>b")
 
-    (tmp_path / "tokenizer_config.json").write_text("{")
-    with pytest.raises(DataError, match="tokenizer_config.json is not JSON"):
-        build(str(path))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "\\ud800"}')
+    assert build(str(path)).end_of_text == bpe.end_of_text
+    for broken in ("{", "[" * 100_000):
+        (tmp_path / "tokenizer_config.json").write_text(broken)
+        with pytest.raises(DataError, match="tokenizer_config.json is not JSON"):
+            build(str(path))
 
 
 def test_no_end_of_text(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from jaxlm.data.cache import atomic, cache_dir
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cache_dir("~/x") == Path.home() / "x"
+    assert cache_dir() == tmp_path / "cache"
+    monkeypatch.delenv("JAXLM_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    assert cache_dir() == Path("/xdg/jaxlm")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_dir() == Path.home() / ".cache/jaxlm"
+
+
+def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    with pytest.raises(ZeroDivisionError), atomic(path) as file:
+        file.write(b"half")
+        _ = 1 / 0
+    assert list(tmp_path.iterdir()) == []
+    with atomic(path) as file:
+        file.write(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
