@@ -15,6 +15,7 @@ ROOT = Path(__file__).parents[1]
 # (floor, room) of every file and folder directly in jaxlm/. A new one needs a place here and in the design.
 HOUSE = {
     "errors": (0, "errors"),
+    "redact": (0, "redact"),
     "config": (1, "config"),
     "config_file": (1, "config"),
     "config_rules": (1, "config"),

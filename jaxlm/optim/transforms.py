@@ -19,7 +19,16 @@ from jaxlm.errors import ConfigError
 from jaxlm.optim import lookup, schedules  # not their functions: a function in this module is a transform
 from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
 from jaxlm.optim.muon import muon, scale_by_muon
-from jaxlm.optim.wrappers import ema_of_params, freeze, lookahead, mechanize, sam, schedule_free, skip_nonfinite
+from jaxlm.optim.wrappers import (
+    ema_of_params,
+    freeze,
+    lookahead,
+    mechanize,
+    sam,
+    schedule_free,
+    skip_nonfinite,
+    skip_spikes,
+)
 
 PyTree = Any
 
@@ -40,6 +49,7 @@ __all__ = [
     "scale_by_soap",
     "schedule_free",
     "skip_nonfinite",
+    "skip_spikes",
 ]
 
 

@@ -83,6 +83,58 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+class SkipSpikesState(NamedTuple):
+    """`window` numbers and the inner state's."""
+
+    losses: jax.Array  # float32[window]: a ring of the accepted ones
+    accepted: jax.Array  # int32[]: since the window was last empty
+    in_a_row: jax.Array  # int32[]: steps skipped right before this one
+    skipped: jax.Array  # int32[]: steps that changed nothing
+    inner_state: optax.OptState
+
+
+def skip_spikes(
+    inner: optax.GradientTransformation, window: int = 100, z: ArrayLike = 6.0
+) -> optax.GradientTransformationExtraArgs:
+    """Where the loss is far above the last ones, the step changes nothing but counts: neither parameters nor inner.
+
+        skip where value > m + z s,  m and s the mean and the standard deviation (over n) of the last n = window losses
+
+    The z-score rule. Only accepted losses are in the window, and until it is full all are accepted. A loss that is not
+    finite is skipped at any time. The window-th skip in a row is taken for a change of regime: it empties the window,
+    which then fills with what comes.
+
+    It holds back batches that are bad, not what an update did before: PaLM (arXiv:2204.02311, 5.1) goes back to a
+    checkpoint for that, and leaves the batches out. ZClip (arXiv:2504.02507) clips by the z-score of gradient norms.
+
+    Args:
+      window: at least 2.
+    """
+    if window < 2:
+        raise ConfigError(f"skip_spikes: window={window}, but a deviation takes losses: 2 or more")
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> SkipSpikesState:
+        zeros = jnp.zeros(3, jnp.int32)  # of which each count is a copy: the same buffer thrice can't be donated
+        return SkipSpikesState(jnp.zeros(window, jnp.float32), zeros[0], zeros[1], zeros[2], inner.init(params))
+
+    def update(
+        updates: PyTree, state: SkipSpikesState, params: PyTree | None = None, *, value: jax.Array, **extra: Any
+    ) -> tuple[PyTree, SkipSpikesState]:
+        out, inner_state = inner.update(updates, state.inner_state, params, value=value, **extra)
+        losses, accepted = state.losses, state.accepted
+        spike = (accepted >= window) & (value > losses.mean() + z * losses.std())
+        skip = spike | ~jnp.isfinite(value)
+        in_a_row = jnp.where(skip, (state.in_a_row + 1) % window, 0)
+        held = (jax.tree.map(jnp.zeros_like, out), losses, state.inner_state)
+        moved = (out, losses.at[accepted % window].set(value), inner_state)
+        out, losses, inner_state = _chosen(skip, held, moved)
+        accepted = jnp.where(skip & (in_a_row == 0), 0, accepted + ~skip)
+        return out, SkipSpikesState(losses, accepted, in_a_row, state.skipped + skip, inner_state)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
 def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
     """Parameters that match `where` never change and use no optimizer memory; inner sees only the others.
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxlm import redact
 from jaxlm.config import flat
 from jaxlm.errors import ConfigError, DataError, JaxlmError, nearest
 
@@ -71,7 +72,7 @@ def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any],
 
     Args:
       workdir: the run directory; created if missing.
-      config: the resolved config, shown with the run where a writer can.
+      config: the resolved config, shown with the run where a writer can, less its secrets.
       resume_step: completed steps of the checkpoint that the run continues from, 0 for none. Rows of later steps are
         dropped, or hidden where they can't be.
 
@@ -86,6 +87,7 @@ def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any],
         if name not in kinds:
             raise ConfigError(f"unknown writer {name!r} in log.writers: {nearest(name, kinds)}")
     workdir.mkdir(parents=True, exist_ok=True)
+    config = redact.fields(config)
     opened: dict[str, Writer] = {}
     for name in names:
         try:

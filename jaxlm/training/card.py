@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import __version__, config, hub, tree
+from jaxlm import __version__, config, hub, redact, tree
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 from jaxlm.training.load import Loaded, Located
 
@@ -31,13 +31,13 @@ class Latest(NamedTuple):
 
 
 def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
-    """Markdown with YAML front matter.
+    """Markdown with YAML front matter, without secrets.
 
     Args:
       name: the model's, as its folder is called.
       source: what was exported: a run, a folder or a hub id.
     """
-    cfg, of_run = loaded.config, located.step is not None
+    cfg, of_run = FrozenConfigDict(redact.fields(loaded.config)), located.step is not None
     base = cfg.init_from if of_run else source
     trained = ", trained with jaxlm" if of_run else f", copied from {_code(base)}" if _is_hub_id(base) else ""
     parts = [
@@ -52,7 +52,7 @@ def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
     if of_run:
         parts += ["## Config", _AGAIN, _fold("config.json of jaxlm", config.to_json(cfg))]
     parts += [f"Written with {_versions()}."]
-    return "\n\n".join(parts) + "\n"
+    return redact.text("\n\n".join(parts) + "\n")
 
 
 def _front_matter(base: str) -> str:

@@ -116,6 +116,78 @@ def test_skip_nonfinite_holds_back_only_the_lane_that_is_hit():
     assert not any(u[0].any() for u in jax.tree.leaves(updates))
 
 
+# skip_spikes
+
+
+VALUES = np.random.default_rng(3).normal(3.0, 0.1, 40).astype(np.float32)
+VALUES[[1, 9, 14, 20]] = np.nan, 9.0, np.inf, 4.0  # before the window is full too
+VALUES[26:] += 2  # another regime
+
+
+def held_back(z, values=VALUES, window=5):
+    """Parameters after each step of momentum, of the gradient 1, and the last state."""
+    transform = wrappers.skip_spikes(optax.sgd(0.1, momentum=0.9), window, z)
+
+    def step(carry, value):
+        params, state = carry
+        updates, state = transform.update(jnp.float32(1), state, params, value=value)
+        params = optax.apply_updates(params, updates)
+        return (params, state), params
+
+    (_, state), params = jax.lax.scan(step, (jnp.float32(0), transform.init(jnp.float32(0))), values)
+    return params, state
+
+
+def held_back_in_numpy(z, values=VALUES, window=5):
+    last, in_a_row, skipped, momentum, p, out = [], 0, [], 0.0, 0.0, []
+    for i, value in enumerate(values):
+        if not np.isfinite(value) or (len(last) == window and value > np.mean(last) + z * np.std(last)):
+            skipped.append(i)
+            in_a_row += 1
+            if in_a_row == window:
+                last, in_a_row = [], 0
+        else:
+            last, in_a_row = [*last, value][-window:], 0
+            momentum = 0.9 * momentum + 1
+            p -= 0.1 * momentum
+        out.append(p)
+    return np.array(out), skipped, last
+
+
+@pytest.mark.parametrize("z", [6.0, 1.0, 100.0])
+def test_skip_spikes_is_its_rule(z):
+    expected, skipped, last = held_back_in_numpy(z)
+    params, state = jax.jit(held_back)(z)
+    np.testing.assert_allclose(params, expected, rtol=1e-5)
+    assert int(state.skipped) == len(skipped) and sorted(state.losses.tolist()) == sorted(last)
+    if z == 6.0:
+        assert skipped == [1, 9, 14, 20, 26, 27, 28, 29, 30]
+
+
+@pytest.mark.parametrize(("value", "skipped"), [(5.9, 0), (6.1, 1)])
+def test_skip_spikes_counts_in_deviations_over_n(value, skipped):
+    assert int(held_back(2.0, jnp.float32([3, 5, value]), window=2)[1].skipped) == skipped
+
+
+def test_skip_spikes_has_a_z_for_each_lane():
+    z = jnp.float32([1.0, 6.0, 100.0])
+    together = jax.jit(jax.vmap(held_back))(z)
+    assert len(set(together[1].skipped.tolist())) == 3
+    for i in range(3):
+        assert_close(at(together, i), jax.jit(held_back)(z[i]))
+
+
+def test_skip_spikes_is_not_poisoned_and_never_takes_what_is_not_finite():
+    params, state = held_back(6.0, jnp.full(12, jnp.nan))
+    assert not params.any() and int(state.skipped) == 12
+    assert np.isfinite(state.losses).all()
+
+
+def test_skip_spikes_refuses_a_window_without_a_deviation():
+    with pytest.raises(ConfigError, match="window=1, but a deviation takes losses"):
+        wrappers.skip_spikes(optax.sgd(0.1), window=1)
+
+
 # freeze
 
 

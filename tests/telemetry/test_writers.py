@@ -207,6 +207,14 @@ class TestWandb:
         with open_writers(["wandb"], tmp_path, CONFIG, 1):
             assert wandb.run.id == first
 
+    def test_it_is_shown_no_secrets(self, tmp_path, monkeypatch):
+        wandb = pytest.importorskip("wandb")
+        shown = {}
+        monkeypatch.setattr(wandb, "init", lambda config, **_: shown.update(config))
+        source = "https://me:canary@example.com/x"
+        open_writers(["wandb"], tmp_path, {"data": {"source": source, "api_key": "canary"}, "steps": 3}, 0)
+        assert shown == {"data.source": "https://<redacted>@example.com/x", "data.api_key": "<redacted>", "steps": 3}
+
     def test_rows_that_an_earlier_process_logged_are_not_logged_again(self, tmp_path, monkeypatch):
         wandb = pytest.importorskip("wandb")
         logged = []

@@ -106,6 +106,15 @@ def test_the_config_in_it_is_the_run_s_and_names_no_other_path(trained, loaded):
     assert set(paths) == {loaded.config.data.source}
 
 
+def test_it_holds_no_secrets(loaded, tmp_path, monkeypatch):
+    monkeypatch.setenv("MY_TOKEN", "a|canary|in the environment")
+    fields = {"data.source": "https://me:canary@example.com/x", "init_from": "a|canary|in the environment"}
+    found = card(NAME, "run", Located(tmp_path, 40), with_config(loaded, **fields))
+    assert "canary" not in found and table(found)["data"] == ["`https://<redacted>@example.com/x`"]
+    block = re.search(r"```json\n(.*?)\n```", found, re.DOTALL)[1]
+    assert config.from_json(block).init_from == "<redacted>"
+
+
 def test_its_python_is_python_that_runs(trained, loaded, tmp_path, monkeypatch):
     found = card(NAME, str(trained), locate(trained), loaded)
     blocks = re.findall(r"```python\n(.*?)\n```", found, re.DOTALL)
