@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
+from jaxlm import redact
 from jaxlm.config_rules import checked, finite, is_object, storable
 from jaxlm.errors import ConfigError, DataError, nearest
 
@@ -101,11 +102,20 @@ def default() -> ConfigDict:
     c.checkpoint.every = 500  # steps between checkpoints, and one at the end; 0: never, not at the end either
     c.checkpoint.keep = 2  # so many of the latest stay
     c.checkpoint.best = "eval/loss"  # and the one with the lowest value of this metric; "": none
+    c.checkpoint.max_failures = 3  # so many saves that fail one after another stop the run; fewer are warned of
 
     c.early_stopping = ConfigDict()
     c.early_stopping.metric = "eval/loss"
     c.early_stopping.patience = 0  # stop after so many evaluations without improvement; 0: never
     c.early_stopping.min_delta = 0.0  # how much lower counts as an improvement
+
+    c.divergence = ConfigDict()  # a step whose loss, gradient or update is not finite changes no parameter
+    c.divergence.max_bad_steps = 10  # so many of them in a row stop the run, with exit code 3
+    # A loss so many standard deviations above the mean of the `window` losses before it sends the run back to its
+    # latest checkpoint, to go on with the batches after that loss's; 0: never. (To skip such steps: skip_spikes.)
+    c.divergence.rollback_z = 0.0
+    c.divergence.window = 100
+    c.divergence.max_rollbacks = 3  # one more stops the run, with exit code 3
 
     c.parallel = ConfigDict()
     c.parallel.mode = "jit"
@@ -261,14 +271,14 @@ def _literal(path: str, text: str, old: Any) -> Any:
 
 
 def to_json(cfg: ConfigDict | FrozenConfigDict) -> str:
-    """The config as JSON text; `from_json` gives it back equal, but for the names of `objects`."""
+    """The config as JSON text, less its secrets; `from_json` gives it back equal, but for these and for `objects`."""
 
     def named(value: Any, path: str) -> Any:
         if isinstance(value, dict):
             return {key: named(item, f"{path}.{key}") for key, item in value.items()}
         return _name(value) if is_object(path, value) else value
 
-    return json.dumps(named(_plain(cfg), ""), indent=2)
+    return json.dumps(redact.fields(named(_plain(cfg), "")), indent=2)
 
 
 def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:

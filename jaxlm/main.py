@@ -10,6 +10,7 @@ from pathlib import Path
 
 from jaxlm import config, config_file
 from jaxlm.errors import ConfigError, exit_code
+from jaxlm.training import lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -20,15 +21,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--explain", action="store_true", help="print what the config means, draw its schedule.png, and exit"
     )
+    parser.add_argument(
+        "--verify_resume",
+        nargs="?",
+        type=int,
+        const=20,
+        metavar="STEPS",
+        help="train STEPS steps (20) straight, and again with kills on the way, and compare all bits; no workdir",
+    )
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
+        workdir = Path(args.workdir or f"runs/{name(args.config)}")
+        if not args.explain and args.verify_resume is None:
+            lock.check(workdir)  # before anything slow
         cfg = config.override(config_file.load(args.config), overrides(rest))
-        workdir = args.workdir or f"runs/{name(args.config)}"
         if args.explain:
             from jaxlm.training.explain import explain
 
-            print(explain(cfg, Path(workdir)))
+            print(explain(cfg, workdir))
+            return 0
+        if args.verify_resume is not None:
+            from jaxlm.training.verify import verify_resume
+
+            print(verify_resume(cfg, args.verify_resume))
             return 0
         from jaxlm.training.host import keep_memory
         from jaxlm.training.loop import train

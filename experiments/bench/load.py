@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from experiments.bench import machine
-from experiments.bench.cases import BABY, GPT2, Case, settings
+from experiments.bench.cases import BABY, GPT2, Case
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row
+from experiments.bench.save import state_of
 from experiments.bench.timing import Spread, interleave, spread
 
 LIMIT = Limit("value", "<=", 2.5)
@@ -90,23 +91,16 @@ class Jaxlm:
 
     def make(self, case: Case, run: str, folder: str) -> None:
         """A run directory with one step, of initial parameters and moments that don't compress; and its export."""
-        import jax
-
-        from jaxlm import config
         from jaxlm.data.tokenizers import Bytes
-        from jaxlm.training import rundir, step
+        from jaxlm.training import rundir
         from jaxlm.training.checkpoint import Checkpoints
         from jaxlm.training.export import export
 
-        cfg = config.resolve(settings(case))
-        structure, hparams = step.split(cfg)
-        state = jax.jit(step.build(structure).init)(jax.random.key(0), hparams)
-        moments = jax.tree.map(
-            lambda x: 1e-3 * jax.random.normal(jax.random.key(x.size), x.shape) if x.ndim else x, state.opt_state
-        )
+        cfg, state = state_of(case)
+        Path(run).mkdir()
         rundir.prepare(Path(run), cfg, Bytes())
         with Checkpoints(Path(run) / "checkpoints") as checkpoints:
-            checkpoints.save(state._replace(opt_state=moments), {}, cfg, {})
+            checkpoints.save(state, {}, cfg, {})
         export(run, folder)
 
 

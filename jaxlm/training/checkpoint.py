@@ -1,6 +1,7 @@
-"""Checkpoints by Orbax: checkpoints/<step>/{state,data,config}, written while training goes on.
+"""Checkpoints by Orbax: checkpoints/<step>/{params,state,data,config,manifest.json}, written while training goes on.
 
-A step's directory counts only once its commit file is there; half-written ones are removed at the next start.
+A step counts only once its manifest is there, which is written last. A step that does not match it is never used: it
+is moved to <run>/damaged, and the one before it is taken.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import math
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -22,16 +24,20 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from ml_collections import FrozenConfigDict
-from orbax.checkpoint import checkpoint_managers, options
+from orbax.checkpoint import options
 
 from jaxlm import config, tree
 from jaxlm.errors import DataError
+from jaxlm.training import manifest
 from jaxlm.training.step import PyTree, State
+
+_COMMITTED = "commit_success.txt"
 
 
 class Restored(NamedTuple):
     state: State
-    data: dict[str, Any]  # where the data stands, and of what data; see `loop`
+    data: dict[str, Any]  # where the data stands, and of what data; see `position`
+    config: FrozenConfigDict  # of the run when it was saved
 
 
 class Checkpoints:
@@ -41,86 +47,191 @@ class Checkpoints:
       directory: the run's `checkpoints` directory; made when writing.
       keep: so many of the latest stay.
       best: and the one with the lowest value of this metric; "" for none.
-      writable: False for reading only: makes nothing, removes nothing.
+      writable: False for reading only: makes nothing, moves nothing, removes nothing.
+
+    Attributes:
+      told: what was found damaged, as lines to say.
+      failures: saves that failed since the last that did not.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1, best: str = "", writable: bool = True):
-        self.directory = directory.absolute()
+        self.directory, self._keep, self._best, self._writable = directory.absolute(), keep, best, writable
+        self.told: list[str] = []
+        self.failures = 0
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._finishing: Future[None] | None = None
         logging.getLogger("absl").addFilter(_unheard)
-        policies: list[Any] = [checkpoint_managers.LatestN(keep)]
-        if best:
-            policies.append(
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: (
-                        -metrics.get(best, math.inf),
-                        -metrics["step"],
-                    ),  # the first of equals
-                    n=1,
-                    keep_checkpoints_without_metrics=False,
-                )
-            )
-        self._manager = ocp.CheckpointManager(
+        if writable:
+            self._tidy()
+        self._manager = self._open()
+
+    def _open(self) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
             item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
                 "state": ocp.StandardCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
                 "config": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 atomicity_options=options.AtomicityOptions(mode=options.AtomicityMode.COMMIT_FILE),
-                create=writable,
-                cleanup_tmp_directories=writable,
+                create=self._writable,
+                cleanup_tmp_directories=self._writable,
             ),
         )
 
-    def steps(self) -> list[int]:
-        """The whole checkpoints, oldest first."""
-        return sorted(self._manager.all_steps())
+    def _tidy(self) -> None:
+        """Removes what was being written or removed; moves aside what was a checkpoint, or became one unchecked."""
+        for folder in self.directory.glob("*.removed"):
+            shutil.rmtree(folder, ignore_errors=True)
+        for step in self._folders():
+            listed, committed = (self._folder(step) / name for name in (manifest.NAME, _COMMITTED))
+            if listed.exists() != committed.exists():
+                missing = _COMMITTED if listed.exists() else manifest.NAME
+                self._set_aside(step, f"{missing} is missing")
+            elif not listed.exists():
+                shutil.rmtree(self._folder(step), ignore_errors=True)
 
-    def save(self, state: State, data: dict[str, Any], cfg: FrozenConfigDict, metrics: dict[str, float]) -> None:
+    def _folders(self) -> list[int]:
+        if not self.directory.is_dir():
+            return []
+        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
+
+    def steps(self) -> list[int]:
+        """The finished checkpoints, oldest first. Whether they are whole still, `whole` tells."""
+        return [step for step in self._folders() if (self._folder(step) / manifest.NAME).exists()]
+
+    def whole(self, wanted: int | None = None, item: str = "") -> int | None:
+        """`wanted`, or the latest step that is whole; None where there is none.
+
+        Args:
+          item: look only at this part of it, "params" or "state".
+
+        Raises:
+          DataError: the step that is wanted is not there, or damaged.
+        """
+        steps = self.steps()
+        if wanted is not None and wanted not in steps:
+            there = ", ".join(map(str, steps)) or "none"
+            raise DataError(f"no checkpoint of step {wanted} in {self.directory}; there are: {there}")
+        for step in reversed(steps) if wanted is None else [wanted]:
+            try:
+                manifest.verify(self._folder(step), item)
+                return step
+            except ValueError as error:
+                if wanted is not None:
+                    raise self._damaged(step, str(error)) from error
+                self._set_aside(step, str(error))
+        return None
+
+    def _set_aside(self, step: int, reason: str) -> None:
+        aside, where = self.directory.parent / "damaged" / str(step), "is not used"
+        if self._writable:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.parent.mkdir(exist_ok=True)
+            self._folder(step).rename(aside)
+            where = f"was moved to {aside}"
+        self.told.append(f"warning: checkpoint {self._folder(step)} is damaged ({reason}) and {where}")
+
+    def _damaged(self, step: int, reason: str) -> DataError:
+        others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
+        return DataError(f"checkpoint {self._folder(step)} is damaged ({reason}); others that are there: {others}")
+
+    def save(self, state: State, data: Mapping[str, Any], cfg: FrozenConfigDict, metrics: Mapping[str, float]) -> None:
         """Starts a save of the state under its step; a step that is there already is left as it is.
 
         Args:
           data: JSON values.
           metrics: what `best` is looked up in; empty where nothing was evaluated at this step.
-        """
-        step = int(state.step)
-        if step in self._manager.all_steps():
-            return
-        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
-        free = shutil.disk_usage(self.directory).free
-        if free < needed:
-            raise self._failed(f"step {step} needs {needed / 1e6:,.0f} MB")
-        with self._writing():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(jax.tree.map(_storable, state)),
-                    data=ocp.args.JsonSave(data),
-                    config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
-                ),
-                metrics={name: value for name, value in metrics.items() if math.isfinite(value)} | {"step": step},
-            )
-
-    def restore(self, like: State, step: int | None = None) -> Restored:
-        """The state of a step, the latest by default, with the shapes, dtypes and shardings of `like`.
 
         Raises:
-          DataError: no such step, or a damaged one, or other parameters than `like` has.
+          DataError: the save, or the one before, failed; nothing is left of it, and others are whole.
         """
-        step = self.step(step)
-        with self._reading(step):
-            stored = jax.tree.map(_storable, like)
-            self._check(stored, self._manager.item_metadata(step).state.tree, step)
-            items = self._manager.restore(
-                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(stored), data=ocp.args.JsonRestore())
+        step = int(state.step)
+        self.wait()
+        if step in self.steps():
+            return
+        needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        with self._writing():
+            if shutil.disk_usage(self.directory).free < needed:
+                raise OSError(f"step {step} needs {needed / 1e6:,.0f} MB")
+            self._manager.reload()  # others may have gone
+            storable = jax.tree.map(_storable, state)
+            self._manager.save(
+                step,
+                force=True,  # also below a step that is there
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(storable.params),
+                    state=ocp.args.StandardSave(_rest(storable)),
+                    data=ocp.args.JsonSave(dict(data)),
+                    config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
+                ),
             )
-        whole = lambda x, own: x if own.size else jnp.zeros(own.shape, own.dtype)  # noqa: E731
-        return Restored(jax.tree.map(whole, State(*items.state), like), items.data)
+        value = metrics.get(self._best, math.nan)
+        self._finishing = self._thread.submit(self._finish, step, value if math.isfinite(value) else None)
 
-    def params(self, like: PyTree, step: int | None = None) -> PyTree:
-        """The parameters alone of a step, as `restore` gives them; nothing else of it is read.
+    def _finish(self, step: int, metric: float | None) -> None:
+        """In a thread of its own: waits until the files are written, lists them, and lets go of older steps."""
+        self._manager.wait_until_finished()
+        manifest.write(self._folder(step), step=step, metric=metric)
+        for old in set(self.steps()) - self._kept():
+            removed = self._folder(old).rename(self.directory / f"{old}.removed")
+            shutil.rmtree(removed, ignore_errors=True)
+        self.failures = 0
+
+    def _kept(self) -> set[int]:
+        steps, ranked = self.steps(), []
+        for step in steps:
+            with contextlib.suppress(ValueError):  # what is damaged is no one's best
+                if (metric := manifest.read(self._folder(step))["metric"]) is not None:
+                    ranked.append((metric, step))
+        return {*steps[-self._keep :], *([min(ranked)[1]] if ranked and self._best else [])}
+
+    def done(self) -> bool:
+        """Whether no save is under way; if so, `wait` does not block."""
+        return self._finishing is None or self._finishing.done()
+
+    def wait(self) -> None:
+        """Blocks until all that was saved is whole.
+
+        Raises:
+          DataError: a save failed; nothing is left of it, and those before it are whole.
+        """
+        finishing, self._finishing = self._finishing, None
+        if finishing is not None:
+            with self._writing():
+                finishing.result()
+
+    def restore(self, like: State, step: int) -> Restored:
+        """The state of a step of `whole`, with the shapes, dtypes and shardings of `like`.
+
+        Raises:
+          DataError: it holds other parameters than `like` has, or can't be read.
+        """
+        stored = jax.tree.map(_storable, like)
+        with self._reading(step):
+            saved = self._manager.item_metadata(step)
+            self._check({"params": stored.params}, {"params": saved.params.tree}, step)
+            self._check(_rest(stored), saved.state.tree, step)
+            items = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(stored.params),
+                    state=ocp.args.StandardRestore(_rest(stored)),
+                    data=ocp.args.JsonRestore(),
+                    config=ocp.args.JsonRestore(),
+                ),
+            )
+        state = State(params=items.params, **items.state)
+        sized = jax.tree.map(lambda x, own: x if own.size else jnp.zeros(own.shape, own.dtype), state, like)
+        return Restored(sized, items.data, config.from_json(json.dumps(items.config)))
+
+    def params(self, like: PyTree, step: int) -> PyTree:
+        """The parameters alone of a step of `whole`, as `restore` gives them; nothing else of it is read.
 
         Args:
           like: parameters, or their shapes; where they have no sharding, the result lies on the first device.
@@ -128,44 +239,21 @@ class Checkpoints:
         Raises:
           DataError: as `restore`.
         """
-        step = self.step(step)
         first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), like)
-        part = {"params": placed}
-        with self._reading(step), contextlib.closing(ocp.PyTreeCheckpointHandler()) as handler:
-            self._check(part, {"params": self._manager.item_metadata(step).state.tree["params"]}, step)
-            how = ocp.checkpoint_utils.construct_restore_args(part)
-            return handler.restore(
-                self.directory / str(step) / "state",
-                args=ocp.args.PyTreeRestore(part, restore_args=how, partial_restore=True),
-            )["params"]
+        with self._reading(step):
+            self._check({"params": placed}, {"params": self._manager.item_metadata(step).params.tree}, step)
+            return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed))).params
 
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
-        """Turns whatever Orbax raises of files that are truncated or missing into a clear error."""
+        """Turns whatever Orbax raises into a clear error."""
         try:
             yield
         except DataError:
             raise
         except Exception as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            others = ", ".join(str(other) for other in self.steps() if other != step)
-            raise DataError(
-                f"checkpoint {self.directory / str(step)} is damaged, or can't be read ({reason}); "
-                f"others that are there: {others or 'none'}"
-            ) from error
-
-    def step(self, wanted: int | None = None) -> int:
-        """`wanted`, or the latest step.
-
-        Raises:
-          DataError: there is no such checkpoint; names those that there are.
-        """
-        steps = self.steps()
-        if not steps or (wanted is not None and wanted not in steps):
-            asked = "no checkpoint" if wanted is None else f"no checkpoint of step {wanted}"
-            raise DataError(f"{asked} in {self.directory}; there are: {', '.join(map(str, steps)) or 'none'}")
-        return steps[-1] if wanted is None else wanted
+            raise self._damaged(step, f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
 
     def _check(self, like: PyTree, saved: PyTree, step: int) -> None:
         """Orbax casts another dtype silently and words other shapes badly."""
@@ -174,43 +262,41 @@ class Checkpoints:
         for path in sorted(found | wanted):
             if found.get(path) != wanted.get(path):
                 raise DataError(
-                    f"checkpoint {self.directory / str(step)} holds {found.get(path, 'nothing')} as {path!r}; "
+                    f"checkpoint {self._folder(step)} holds {found.get(path, 'nothing')} as {path!r}; "
                     f"this config expects {wanted.get(path, 'nothing')}"
                 )
-
-    def wait(self) -> None:
-        """Blocks until all that was saved is whole.
-
-        Raises:
-          DataError: a save failed; the checkpoints before it are whole.
-        """
-        with self._writing():
-            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits, and lets go of the directory. Raises as `wait`."""
         try:
-            with self._writing():
-                self._manager.close()
+            self.wait()
         finally:
+            self._thread.shutdown()
+            with contextlib.suppress(Exception):
+                self._manager.close()
             logging.getLogger("absl").removeFilter(_unheard)
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Turns what a failed save raises, here or of an earlier save, into one clear error."""
+        """Turns what a failed save raises, here or of an earlier save, into one clear error; clears the rest away."""
         reason = None
         try:
             yield
         except Exception as error:
             cause = re.search(r"[^:]+ \[os_error_code[^\]]*\]", str(error))  # as the storage library puts it
-            reason = (cause[0].strip() if cause else f"{type(error).__name__}: {error}".splitlines()[0])[:300]
-        if reason is not None:
-            _collect()
-            raise self._failed(reason)
-
-    def _failed(self, reason: str) -> DataError:
+            named = str(error) if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            reason = (cause[0] if cause else named.splitlines()[0]).strip()[:300]
+        if reason is None:
+            return
+        self.failures += 1
+        _collect()
         free = shutil.disk_usage(self.directory).free / 1e6
-        return DataError(
+        with contextlib.suppress(Exception):
+            self._manager.close()
+        for step in set(self._folders()) - set(self.steps()):
+            shutil.rmtree(self._folder(step), ignore_errors=True)
+        self._manager = self._open()
+        raise DataError(
             f"a checkpoint can't be written to {self.directory} ({free:,.0f} MB free): {reason}. "
             "Those before it are kept; make room and run the same command again"
         )
@@ -222,6 +308,11 @@ class Checkpoints:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _rest(state: State) -> dict[str, Any]:
+    """What is saved beside the parameters, which may then be read alone."""
+    return {name: part for name, part in state._asdict().items() if name != "params"}
 
 
 def _unheard(record: logging.LogRecord) -> bool:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, optim, tree
+from jaxlm import config, optim, redact, tree
 from jaxlm.optim import chain
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
-from jaxlm.training import step
+from jaxlm.training import memory, step
 from jaxlm.training.loop import prepare
 
 
 def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> str:
-    """The resolved config, a table of parameters with the stages that touch each, FLOPs and memory, as text.
+    """The resolved config, a table of parameters with the stages that touch each, FLOPs and memory, as text without
+    secrets.
 
     No parameter is allocated or read: shapes are enough. The data is opened, since the vocabulary may come from it.
 
@@ -32,9 +32,10 @@ def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
     cfg, opened, source = prepare(cfg)
     structure, hparams = step.split(cfg)
     state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
-    return "\n\n".join(
+    shown = config.items(redact.fields(cfg))
+    text = "\n\n".join(
         [
-            "config\n" + "\n".join(f"  {path} = {value!r}" for path, value in config.items(cfg)),
+            "config\n" + "\n".join(f"  {path} = {value!r}" for path, value in shown),
             *(["initial parameters\n" + "\n".join(f"  {line}" for line in source.said)] if source else []),
             "parameters\n" + parameters(cfg, state.params),
             "optimizer\n" + optimizer(cfg, state.params),
@@ -42,6 +43,7 @@ def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
             "costs\n" + costs(cfg, state, opened.train.num_tokens),
         ]
     )
+    return redact.text(text)
 
 
 def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
@@ -88,19 +90,14 @@ def schedule(cfg: FrozenConfigDict, workdir: Path | None) -> str:
 
 
 def costs(cfg: FrozenConfigDict, state: step.State, num_tokens: int) -> str:
-    """FLOPs of the run and bytes of the state; activations depend on the compiler and are not in it."""
+    """FLOPs of the run and memory of a step."""
     model, T = cfg.model, cfg.model.context_length
     per_token = flops_per_token(tree.matmul_size(state.params), model.num_layers, T, model.embed_dim)
     tokens = cfg.steps * cfg.data.batch_size * T
-
-    def size(part: step.PyTree) -> str:
-        return f"{sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part)) / 1e6:,.1f} MB"
-
     return "\n".join(
         [
             f"  training tokens   {tokens:,} in {cfg.steps:,} steps, {tokens / num_tokens:.2f} times {num_tokens:,}",
             f"  FLOPs             {per_token:,} a token, {per_token * tokens:.3g} in all",
-            f"  memory            parameters {size(state.params)}, optimizer {size(state.opt_state)}, "
-            f"gradients {size(state.params)}",
+            f"  memory            about: {memory.shown(memory.estimate(cfg))}",
         ]
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -72,10 +73,14 @@ def locate(spec: str | Path) -> Located:
         return Located(folder, None)
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
-    if not (folder / "checkpoints").is_dir():
-        raise DataError(f"run directory {str(folder)!r} has no checkpoints yet")
     with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
-        return Located(folder, checkpoints.step(wanted))
+        found = checkpoints.whole(wanted, "params")
+    for line in checkpoints.told:
+        print(line, file=sys.stderr)
+    if found is None:
+        what = "no whole checkpoint" if checkpoints.told else "no checkpoints yet"
+        raise DataError(f"run directory {str(folder)!r} has {what}")
+    return Located(folder, found)
 
 
 def read_config(spec: str | Path, located: Located) -> FrozenConfigDict:

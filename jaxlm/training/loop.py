@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, data, tree
+from jaxlm import config, data, redact, tree
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.evals import perplexity
 from jaxlm.optim import chain
@@ -21,9 +21,9 @@ from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
 from jaxlm.telemetry.progress import Progress
 from jaxlm.telemetry.writers import open_writers
-from jaxlm.training import initial, parallel, position, rundir, step
+from jaxlm.training import initial, lock, memory, parallel, position, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.recorder import Recorder
+from jaxlm.training.recorder import Recorder, Spike
 from jaxlm.training.signals import Signals
 from jaxlm.training.step import State
 
@@ -53,17 +53,19 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
       DivergedError: the loss became non-finite; the checkpoints from before are kept.
     """
     workdir = Path(workdir)
-    cfg, opened, source = prepare(cfg)
-    first: step.PyTree | None = None
-    told: list[str] = []
-    if source:
-        with Checkpoints(workdir / "checkpoints", writable=False) as before:
-            if not before.steps():  # read them before anything is written: they may be damaged
-                first, told = initial.params(cfg, source, opened.tokenizer)
-    doubts = step.doubts(cfg)
-    changed = rundir.prepare(workdir, cfg, opened.tokenizer)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
+        cfg, opened, source = prepare(cfg)
+        stack.enter_context(memory.explained(cfg))
+        first: step.PyTree | None = None
+        told: list[str] = []
+        if source:
+            with Checkpoints(workdir / "checkpoints", writable=False) as before:
+                if before.whole() is None:  # read them before anything is written: they may be damaged
+                    first, told = initial.params(cfg, source, opened.tokenizer)
+        told += step.doubts(cfg)
+        stack.enter_context(lock.held(workdir))
+        told += rundir.prepare(workdir, cfg, opened.tokenizer)
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
         run = _Run(cfg, workdir, opened, checkpoints, signals, first)
@@ -75,20 +77,25 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
         stack.enter_context(progress)
 
         def say(text: str) -> None:
+            text = redact.text(text)
             progress.say(text)
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=log, flush=True)
 
         rundir.write_status(workdir, "running", run.done)
-        for line in [*changed, *told, *doubts]:
+        for line in [*told, *checkpoints.told]:
             say(line)
         try:
-            with open_writers(cfg.log.writers, workdir, cfg, run.done) as writers:
-                status = run.go(run.recorder(writers, progress), say)
+            ended = ""
+            while not ended:
+                try:
+                    with open_writers(cfg.log.writers, workdir, cfg, run.done) as writers:
+                        ended = run.go(run.recorder(writers, progress, say), say)
+                except Spike as spike:
+                    run.roll_back(spike, say)
+            checkpoints.wait()
+            status = ended
         except DivergedError:
             status = "diverged"
-            raise
-        except KeyboardInterrupt:
-            status = "interrupted"
             raise
         if status == "stopped early":
             run.return_to_best(say)
@@ -157,8 +164,9 @@ class _Run:
             for name in jax.eval_shape(evaluation_params, shapes.opt_state, shapes.params)
         }
         self.position = position.Position(0, opened.train.sha256)
-        if checkpoints.steps():
-            restored = checkpoints.restore(self.like)
+        if (latest := checkpoints.whole()) is not None:
+            restored = checkpoints.restore(self.like, latest)
+            rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
             self.state = restored.state
             self.position = position.of_json(restored.data)
             if self.position.tokens != opened.train.sha256:
@@ -168,31 +176,34 @@ class _Run:
                 )
         else:
             self.state = init(key, self.hparams, jax.device_put(params, parallel.replicated(self.mesh)))
-        self.done = int(self.state.step)
+        self.done = self.started = int(self.state.step)
 
-    def recorder(self, writers: Any, progress: Progress) -> Recorder:
+    def recorder(self, writers: Any, progress: Progress, say: Callable[[str], None]) -> Recorder:
         model, T = self.cfg.model, self.cfg.model.context_length
         return Recorder(
             writers,
             progress,
+            say,
             every=self.cfg.log.every,
             tokens_per_step=self.cfg.data.batch_size * T,
             tokens_before=self.position.sequences * T,
-            losses=self.position.losses,
+            position=self.position,
+            divergence=self.cfg.divergence,
             flops_per_token=flops_per_token(tree.matmul_size(self.state.params), model.num_layers, T, model.embed_dim),
             dtype=model.dtype,
         )
 
     def go(self, recorder: Recorder, say: Callable[[str], None]) -> str:
         """Trains to the end, or to the first reason to stop; returns the status."""
-        cfg, started = self.cfg, self.done
+        cfg = self.cfg
         say(self.describe())
-        if started >= cfg.steps:
-            say(f"already at step {started} of {cfg.steps}; raise --config.steps to go on")
+        if self.done >= cfg.steps:
+            say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
             return "done"
+        self.signals.stepping = True
         compiled: set[int] = set()
-        plan = position.calls(started, cfg)
-        with data.prefetch(lambda i: self.batch(started, *plan[i]), 0, len(plan)) as batches:
+        plan = position.calls(self.done, cfg)
+        with data.prefetch(lambda i: self.batch(*plan[i]), 0, len(plan)) as batches:
             for (first, count), batch in zip(plan, batches, strict=True):
                 begin = time.perf_counter()
                 advance = self.one if count == 1 else self.many
@@ -202,11 +213,11 @@ class _Run:
                     say(f"compiled the step in {time.perf_counter() - begin:.1f} s")
                 recorder.take(first, count, metrics)
                 self.done = first + count
-                if status := self.between_steps(recorder, say, started):
+                if status := self.between_steps(recorder, say):
                     return status
         return "done"
 
-    def between_steps(self, recorder: Recorder, say: Callable[[str], None], started: int) -> str:
+    def between_steps(self, recorder: Recorder, say: Callable[[str], None]) -> str:
         """Evaluates and saves where it is time to; returns why to stop, or ""."""
         cfg, done = self.cfg, self.done
         last = done == cfg.steps
@@ -214,10 +225,12 @@ class _Run:
         def due(every: int) -> bool:
             return every > 0 and (last or done % every == 0)
 
+        if self.checkpoints.done():
+            self.saving(self.checkpoints.wait, say)
         evaluate, save, stop = due(cfg.eval.every) and self.validation, due(cfg.checkpoint.every), ""
         if not (evaluate or save or last or self.signals.caught):
             return ""
-        recorder.flush()  # raises if the loss is not finite: such a state is neither evaluated nor saved
+        recorder.flush()
         metrics: dict[str, float] = {}
         if evaluate:
             metrics = self.metrics = self.evaluate()
@@ -238,19 +251,35 @@ class _Run:
             save, stop = True, "interrupted" if self.signals.exit_code == 130 else "preempted"
             say(f"{self.signals.caught.name} at step {done}: saving; run the same command again to go on")
         if save or (stop and cfg.checkpoint.every):
-            now = self.position._replace(sequences=self.sequences(started, done), losses=recorder.losses)
-            self.checkpoints.save(self.state, now._asdict(), cfg, metrics)
+            final = last or bool(stop)
+            self.saving(self.checkpoints.wait, say, final)
+            now = self.position._replace(
+                sequences=self.sequences(done),
+                losses=recorder.losses,
+                skipped=recorder.skipped,
+                recent=recorder.recent,
+            )
+            self.saving(lambda: self.checkpoints.save(self.state, now._asdict(), cfg, metrics), say, final)
             rundir.write_status(self.workdir, "running", done)
         return stop
 
-    def sequences(self, started: int, now: int) -> int:
-        """Training sequences seen at a step: those before this process, and a batch a step since."""
-        return self.position.sequences + (now - started) * self.cfg.data.batch_size
+    def saving(self, act: Callable[[], None], say: Callable[[str], None], final: bool = False) -> None:
+        """Does a part of a save. A failure is said, and raised where it is one too many or no save comes after it."""
+        try:
+            act()
+        except DataError as error:
+            if final or self.checkpoints.failures >= self.cfg.checkpoint.max_failures:
+                raise
+            say(f"warning: {error}")
 
-    def batch(self, started: int, first: int, count: int) -> dict[str, jax.Array]:
+    def sequences(self, now: int) -> int:
+        """Training sequences seen at a step: those before it started, and a batch a step since."""
+        return self.position.sequences + (now - self.started) * self.cfg.data.batch_size
+
+    def batch(self, first: int, count: int) -> dict[str, jax.Array]:
         """The batch of a call, on the devices: [B, T], or [count, B, T]."""
         B = self.cfg.data.batch_size
-        rows = self.batches.rows(self.sequences(started, first), count * B)
+        rows = self.batches.rows(self.sequences(first), count * B)
         if count > 1:
             rows = {name: x.reshape(count, B, -1) for name, x in rows.items()}
         return parallel.put(rows, self.mesh)
@@ -266,11 +295,29 @@ class _Run:
             out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in found.items()}
         return out
 
+    def roll_back(self, spike: Spike, say: Callable[[str], None]) -> None:
+        """To the latest checkpoint, from where the batches after the spike's come next.
+
+        Raises:
+          DivergedError: there is no checkpoint, or that happened too often.
+        """
+        self.saving(self.checkpoints.wait, say)
+        latest = self.checkpoints.whole()
+        if latest is None or self.position.rollbacks >= self.cfg.divergence.max_rollbacks:
+            times = f"after {self.position.rollbacks} rollbacks (divergence.max_rollbacks)"
+            raise DivergedError(f"{spike}, {'with no checkpoint to go back to' if latest is None else times}")
+        past, rollbacks = self.sequences(spike.step), self.position.rollbacks + 1
+        restored = self.checkpoints.restore(self.like, latest)
+        self.state, self.done, self.started = restored.state, latest, latest
+        self.position = position.of_json(restored.data)._replace(sequences=past, rollbacks=rollbacks)
+        say(f"warning: {spike}; back to step {latest}, to go on with sequence {past:,}")
+
     def return_to_best(self, say: Callable[[str], None]) -> None:
         """After an early stop: the state of the best checkpoint, if one was kept."""
         best = self.position.best
         self.checkpoints.wait()
         if best.step in self.checkpoints.steps():
+            self.checkpoints.whole(best.step)
             self.state = self.checkpoints.restore(self.like, best.step).state
             say(f"back to the best: step {best.step}, with {self.cfg.checkpoint.best} {best.value:.4f}")
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -28,12 +30,23 @@ class Position(NamedTuple):
     best: Best = Best()  # of checkpoint.best
     patience: Best = Best()  # of early_stopping.metric
     losses: tuple[float, int] = (0.0, 0)  # sum and number of training losses since the last evaluation
+    skipped: tuple[int, int] = (0, 0)  # steps without an update: in all, and the last ones in a row
+    recent: tuple[float, ...] = ()  # the latest training losses, where spikes are looked for
+    rollbacks: int = 0
 
 
 def of_json(raw: dict[str, Any]) -> Position:
     """The position of which a checkpoint holds `_asdict()`."""
-    best, patience = Best(*raw["best"]), Best(*raw["patience"])
-    return Position(raw["sequences"], raw["tokens"], best, patience, tuple(raw["losses"]))
+    tuples = {name: tuple(raw[name]) for name in ("losses", "skipped", "recent")}
+    return Position(**raw | tuples | {name: Best(*raw[name]) for name in ("best", "patience")})
+
+
+def is_spike(loss: float, recent: Sequence[float], window: int, z: float) -> bool:
+    """Whether a loss lies more than z standard deviations above the mean of the `window` losses before it.
+
+    Never while fewer are known, and never with z = 0.
+    """
+    return z > 0 and len(recent) == window and loss > statistics.fmean(recent) + z * statistics.pstdev(recent)
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:

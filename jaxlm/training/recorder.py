@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +15,25 @@ from jaxlm.errors import DivergedError
 from jaxlm.telemetry.flops import mfu
 from jaxlm.telemetry.progress import Progress
 from jaxlm.telemetry.writers import Writers
+from jaxlm.training.position import Position, is_spike
+
+
+class Spike(Exception):
+    """A loss far above those before it, at completed step `step`."""
+
+    def __init__(self, step: int, loss: float):
+        super().__init__(f"the loss of step {step} is a spike: {loss:.4g}")
+        self.step = step
 
 
 class Recorder:
     """Takes the metrics of each call of the step, writes every `every`-th step's as a row.
 
     Args:
+      say: takes a line for people.
       tokens_per_step: in a batch, over all devices.
-      losses: sum and number of the training losses since the last evaluation.
+      position: where the run stands; the recorder goes on with its `losses`, `skipped` and `recent`.
+      divergence: that section of the config.
       flops_per_token: of forward and backward pass, for the MFU.
       dtype: of the computation.
     """
@@ -30,22 +42,25 @@ class Recorder:
         self,
         writers: Writers,
         progress: Progress,
+        say: Callable[[str], None],
         *,
         every: int,
         tokens_per_step: int,
         tokens_before: int,
-        losses: tuple[float, int],
+        position: Position,
+        divergence: Any,
         flops_per_token: int,
         dtype: str,
     ):
-        self._writers, self._progress, self._every = writers, progress, every
+        self._writers, self._progress, self._say, self._every = writers, progress, say, every
         self._tokens_per_step, self._tokens, self._flops_per_token, self._dtype = (
             tokens_per_step,
             tokens_before,
             flops_per_token,
             dtype,
         )
-        self.losses = losses
+        self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
+        self._divergence = divergence
         self._pending: tuple[int, int, Any] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
         self._mark: float | None = None
@@ -61,8 +76,9 @@ class Recorder:
     def flush(self) -> None:
         """Writes what is held; the clock stands still until the next `take`.
 
-        Raises:
-          DivergedError: a loss is not finite.
+          Raises:
+            DivergedError: too many steps in a row were skipped.
+        Spike: a loss is one, and the config asks for a way back.
         """
         if self._pending:
             self._write(*self._pending)
@@ -85,22 +101,39 @@ class Recorder:
         if self._mark is not None:
             self._durations.append((now - self._mark) / count)
         self._mark = now
-        bad = np.flatnonzero(~np.isfinite(host["train/objective"]))
-        for i in range(int(bad[0]) + 1 if bad.size else count):
-            step = first + i + 1
+        for i in range(count):
+            step, values = first + i + 1, {name: float(values[i]) for name, values in host.items()}
             self._tokens += self._tokens_per_step
-            self.losses = (self.losses[0] + float(host["train/loss"][i]), self.losses[1] + 1)
-            if bad.size and i == bad[0]:
-                self.write(step, {name: float(values[i]) for name, values in host.items()})
-                raise DivergedError(
-                    f"the loss of step {step} is {host['train/objective'][i]}; lower the peak learning rate, "
-                    "clip gradients or lengthen the warmup. Checkpoints from before are kept"
+            if bad := values["optim/skipped"] > 0:
+                self.skipped = (self.skipped[0] + 1, self.skipped[1] + 1)
+                self._say(
+                    f"warning: step {step}, of batch {step - 1}, changes nothing: its loss is "
+                    f"{values['train/objective']:.4g}, the norm of its gradient {values['optim/grad_norm']:.4g}, "
+                    f"of its update {values['optim/update_norm']:.4g}"
                 )
-            if self._every and step % self._every == 0:
-                row = {name: float(values[i]) for name, values in host.items()}
-                self.write(step, row | {"data/tokens": float(self._tokens)} | self._throughput())
+            else:
+                self.skipped = (self.skipped[0], 0)
+                self.losses = (self.losses[0] + values["train/loss"], self.losses[1] + 1)
+            if bad or (self._every and step % self._every == 0):
+                values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}
+                self.write(step, values | self._throughput())
             else:
                 self._progress.update(step)
+            if not bad:
+                self._look_for_spikes(step, values["train/loss"])
+            if self.skipped[1] >= self._divergence.max_bad_steps:
+                raise DivergedError(
+                    f"steps {step - self.skipped[1] + 1} to {step} had no finite loss, gradient or update "
+                    "(divergence.max_bad_steps); lower the peak learning rate, clip gradients or lengthen the warmup. "
+                    "Checkpoints from before are kept"
+                )
+
+    def _look_for_spikes(self, step: int, loss: float) -> None:
+        window, z = self._divergence.window, self._divergence.rollback_z
+        if is_spike(loss, self.recent, window, z):
+            raise Spike(step, loss)
+        if z:
+            self.recent = (*self.recent, loss)[-window:]
 
     def _throughput(self) -> dict[str, float]:
         if not self._durations:

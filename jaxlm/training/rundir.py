@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config
+from jaxlm import config, redact
 from jaxlm.data import tokenizers
 from jaxlm.errors import ConfigError, DataError
 
@@ -23,6 +23,7 @@ FREE = (
     "strict",
     "eval.",
     "checkpoint.",
+    "divergence.",
     "early_stopping.",
     "log.",
     "parallel.",
@@ -37,7 +38,7 @@ FREE = (
 
 
 def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenizer) -> list[str]:
-    """Makes the run directory, or checks that this config may go on with the run in it. Writes config and tokenizer.
+    """Checks that this config may go on with the run in a directory, if one is there. Writes config and tokenizer.
 
     Returns:
       what changed since the last time, as lines to say.
@@ -46,32 +47,37 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
       ConfigError: another run lives there; names the fields and how to go on.
       DataError: the tokenizer is another, or the directory can't be written.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"run directory {workdir} can't be made: {error.strerror}; give another --workdir") from error
     changed = []
     if (workdir / "config.json").exists():
-        old = read_config(workdir)
-        differing = config.differences(old, config.from_json(config.to_json(cfg)))
-        fixed = {path: values for path, values in differing.items() if not path.startswith(FREE)}
-        if fixed:
-            listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
-            raise ConfigError(
-                f"run directory {str(workdir)!r} holds a run of another config: {listed}. "
-                "Give another --workdir for a new run, or leave these as they were to go on with that one"
-            )
+        changed = check(read_config(workdir), cfg, f"run directory {str(workdir)!r}")
         if read_tokenizer(workdir).fingerprint != tokenizer.fingerprint:
             raise DataError(
                 f"the tokenizer {cfg.data.tokenizer!r} differs from the one that {str(workdir)!r} was trained with; "
                 "give another --workdir, or the data that the run began with"
             )
-        changed = [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
     for path, name in config.objects(cfg).items():
         changed.append(f"config.json can't hold {path}, {name}: give the same from Python to go on")
     write(workdir / "config.json", config.to_json(cfg))
     write(workdir / "tokenizer.json", tokenizer.to_json())
     return changed
+
+
+def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]:
+    """What changed between two configs, as lines to say.
+
+    Raises:
+      ConfigError: the new one may not go on with what `where` holds; names the fields and how to go on.
+    """
+    differing = config.differences(old, config.from_json(config.to_json(new)))
+    hidden = [path for path, values in differing.items() if any(redact.REDACTED in str(value) for value in values)]
+    fixed = {path: values for path, values in differing.items() if not path.startswith((*FREE, *hidden))}
+    if fixed:
+        listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
+        raise ConfigError(
+            f"{where} holds a run of another config: {listed}. "
+            "Give another --workdir for a new run, or leave these as they were to go on with that one"
+        )
+    return [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
 
 
 def read_config(workdir: Path) -> FrozenConfigDict:
@@ -89,7 +95,11 @@ def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
     Raises:
       DataError: there is none, or it is damaged.
     """
-    return tokenizers.from_json(_read(workdir / "tokenizer.json"))
+    text = _read(workdir / "tokenizer.json")
+    try:
+        return tokenizers.from_json(text)
+    except DataError as error:
+        raise DataError(f"{workdir / 'tokenizer.json'}: {error}") from error
 
 
 def write_status(workdir: Path, status: str, step: int) -> None:

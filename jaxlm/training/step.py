@@ -90,7 +90,10 @@ def build(structure: FrozenConfigDict) -> Program:
         return State(jnp.int32(0), params, optimizer(hparams).init(params), run_key)
 
     def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """One optimizer step. Pure: the same arguments give the same bits."""
+        """One optimizer step. Pure: the same arguments give the same bits.
+
+        Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are.
+        """
         strength = {name: hparams.loss[name] if on[name] else None for name in on}
         weight = jnp.sum(batch["weights"])
         weight = jnp.where(weight > 0, weight, 1.0)
@@ -125,14 +128,21 @@ def build(structure: FrozenConfigDict) -> Program:
             total, grads = total + extra, jax.tree.map(jnp.add, grads, extra_grads)
 
         updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, state.params, whole, value=total)
-        params = optax.apply_updates(state.params, updates)
+        norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}
+        skip = ~jnp.isfinite(total + sum(norms.values()))
+
+        def unless_skipped(new: PyTree, old: PyTree) -> PyTree:
+            return jax.tree.map(lambda a, b: jnp.where(skip, b, a), new, old)
+
+        params = unless_skipped(optax.apply_updates(state.params, updates), state.params)
+        opt_state = unless_skipped(opt_state, state.opt_state)
         metrics = {
             "train/loss": sums.nll / weight,
             "train/objective": total,
             "train/accuracy": sums.correct / weight,
-            "optim/grad_norm": tree.norm(grads),
-            "optim/update_norm": tree.norm(updates),
+            **norms,
             "optim/param_norm": tree.norm(params),
+            "optim/skipped": skip.astype(jnp.float32),
         }
         if structure.groups:
             metrics |= tree.group_metrics(params, grads, updates)

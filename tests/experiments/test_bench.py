@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import cases, decode, load, machine, optimizer, report, step
+from experiments.bench import cases, decode, load, machine, optimizer, report, save, step
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import interleave, spread
@@ -287,6 +287,12 @@ def test_the_decode_suite_refuses_to_time_what_differs(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_save_suite():
+    rows = save.measure(cases.NANO._replace(vocab_size=257), rounds=1)
+    held, whole, restored = (row.value.median for row in rows)
+    assert 0 < held <= whole and restored > 0 and rows[0].limit == save.LIMIT
+
+
 @pytest.mark.skipif(not load.STATUS.exists(), reason="needs Linux's count of memory")
 def test_the_load_suite():
     rows = {row.figure: row for row in load.measure(cases.NANO._replace(vocab_size=257), rounds=1)}

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -16,43 +15,11 @@ from jaxlm import config
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
 from jaxlm.telemetry.writers import read_jsonl
+from jaxlm.training.export import export
+from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
 from tests.tiny import CORPUS, assert_same_bits, tiny
 
-ROOT = Path(__file__).parents[2]
 LONG = dict(steps=300, eval__every=20, checkpoint__every=20, model__dropout=0.1)
-
-
-def rows(workdir):
-    """metrics.jsonl without what depends on the clock."""
-    clock = ("time", "throughput/")
-    read = read_jsonl(workdir / "metrics.jsonl")
-    return [{name: value for name, value in row.items() if not name.startswith(clock)} for row in read]
-
-
-def checkpoints(workdir):
-    return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
-
-
-def start(workdir, **changes):
-    """A training process of its own."""
-    text = config.to_json(config.resolve(tiny(**changes)))
-    script = (
-        "import sys, jaxlm; from jaxlm import config, errors\n"
-        "sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
-    )
-    return subprocess.Popen([sys.executable, "-c", script, text, str(workdir)], cwd=ROOT, stderr=subprocess.PIPE)
-
-
-def wait_for_step(workdir, step, process):
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            pytest.fail(f"ended with {process.returncode}: {process.stderr.read().decode()}")
-        path = workdir / "metrics.jsonl"
-        if path.exists() and any(row["step"] >= step for row in read_jsonl(path)):
-            return
-        time.sleep(0.01)
-    pytest.fail(f"step {step} never came")
 
 
 @pytest.fixture(scope="module")
@@ -154,8 +121,9 @@ def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
 def test_divergence_is_an_error_that_keeps_the_checkpoints_before(tmp_path):
     wild = {"optimizer__chain": ("scale_by_learning_rate",), "optimizer__scale_by_learning_rate__peak": 1e30}
     late = {"optimizer__scale_by_learning_rate__warmup": 0.0, "optimizer__scale_by_learning_rate__schedule": "constant"}
-    with pytest.raises(DivergedError, match=r"the loss of step \d+ is (nan|inf).*lower the peak") as error:
-        jaxlm.train(tiny(**wild, **late, checkpoint__every=1, eval__every=0), tmp_path / "run")
+    with pytest.raises(DivergedError, match=r"steps 1 to 3 had no finite loss.*lower the peak") as error:
+        cfg = tiny(**wild, **late, checkpoint__every=1, eval__every=0, divergence__max_bad_steps=3)
+        jaxlm.train(cfg, tmp_path / "run")
     assert error.value.exit_code == 3
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "diverged"
     saved = jaxlm.load(tmp_path / "run").params
@@ -205,7 +173,7 @@ def test_another_batch_size_goes_on_at_the_same_sequence(tmp_path):
 def test_a_run_directory_that_cannot_be_made_is_an_error(tmp_path, blocked):
     (tmp_path / "file").write_text("")
     workdir = tmp_path / "file" / "run" if blocked == "a file" else Path("/proc/run")
-    with pytest.raises(DataError, match="can't be made"):
+    with pytest.raises(DataError, match="can't be written"):
         jaxlm.train(tiny(), workdir)
 
 
@@ -312,3 +280,25 @@ def test_a_transform_of_a_notebook_trains_and_is_named_in_the_saved_config(tmp_p
     assert "config.json can't hold optimizer.mine.transform" in (tmp_path / "log.txt").read_text()
     cfg.steps = 4
     assert int(jaxlm.train(cfg, tmp_path).state.step) == 4  # and goes on from the same notebook
+
+
+def test_out_of_memory_says_what_to_change(tmp_path):
+    with pytest.raises(ConfigError, match=r"out of memory: .*logits .* MB.*Raise data.micro_batches=1"):
+        jaxlm.train(tiny(data__batch_size=2_000_000, eval__every=0), tmp_path / "run")
+
+
+def test_no_secret_of_the_environment_gets_into_a_run_directory(tmp_path, monkeypatch):
+    """Nor one in a URL: of all files that a run, its export and its logs leave."""
+    canary = "c4n4ry-of-the-mine"
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "MY_SECRET"):
+        monkeypatch.setenv(name, f"{canary}-{name}")
+    source = tmp_path / f"{canary}-MY_SECRET.txt"
+    source.write_text(CORPUS.read_text())
+    run = tmp_path / "run"
+    for steps in (4, 8):  # and it goes on
+        jaxlm.train(tiny(steps=steps, data__source=str(source), log__writers=("jsonl", "tensorboard")), run)
+    export(run, tmp_path / "exported")
+    files = [path for folder in (run, tmp_path / "exported") for path in folder.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert not [path for path in files if canary.encode() in path.read_bytes()]
+    assert "<redacted>.txt" in (run / "config.json").read_text()

@@ -10,9 +10,9 @@ from tests.tiny import resolved
 
 
 def test_prepare_writes_config_and_tokenizer_that_read_back(tmp_path):
-    assert rundir.prepare(tmp_path / "run", resolved(), Bytes()) == []
-    assert rundir.read_config(tmp_path / "run") == resolved()
-    assert rundir.read_tokenizer(tmp_path / "run") == Bytes()
+    assert rundir.prepare(tmp_path, resolved(), Bytes()) == []
+    assert rundir.read_config(tmp_path) == resolved()
+    assert rundir.read_tokenizer(tmp_path) == Bytes()
 
 
 def test_every_free_field_exists():
@@ -39,6 +39,15 @@ def test_other_fields_may_not_and_the_old_config_stays(tmp_path, change):
     assert rundir.read_config(tmp_path) == resolved()
 
 
+def test_a_secret_that_is_no_longer_known_keeps_no_run_from_going_on(tmp_path, monkeypatch):
+    cfg = resolved(data__source="corpus-of-4711-4711.txt")
+    monkeypatch.setenv("MY_SECRET", "4711-4711")
+    rundir.prepare(tmp_path, cfg, Bytes())
+    assert rundir.read_config(tmp_path).data.source == "corpus-of-<redacted>.txt"
+    monkeypatch.delenv("MY_SECRET")
+    assert len(rundir.prepare(tmp_path, cfg, Bytes())) == 1
+
+
 def test_another_tokenizer_is_refused(tmp_path):
     rundir.prepare(tmp_path, resolved(), Bytes())
     with pytest.raises(DataError, match="differs from the one"):
@@ -51,6 +60,9 @@ def test_a_folder_that_is_no_run_and_a_damaged_config_are_named(tmp_path):
     (tmp_path / "config.json").write_text('{"steps": 1')
     with pytest.raises(DataError, match="not a config"):
         rundir.read_config(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("[]")
+    with pytest.raises(DataError, match="tokenizer.json: "):
+        rundir.read_tokenizer(tmp_path)
 
 
 def test_status_is_written_whole(tmp_path):

@@ -1,0 +1,86 @@
+"""What makes a checkpoint whole: a list of its files with sizes and sha256, written last.
+
+Restoring a flipped bit raises nothing in any library below, so nothing is restored that does not match its list.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+NAME = "manifest.json"
+
+
+def write(folder: Path, **facts: Any) -> None:
+    """Lists all files below a folder, with `facts` beside them as JSON values. Appears whole or not at all."""
+    files = {name: [size, _sha256(folder / name)] for name, size in _files(folder).items()}
+    content = {"files": files, **facts}
+    temporary = folder / f".{NAME}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump({**content, "check": _check(content)}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / NAME)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The facts that were written, and `files`.
+
+    Raises:
+      ValueError: there is no manifest, or it is damaged.
+    """
+    try:
+        content = json.loads((folder / NAME).read_bytes())
+        if content.pop("check") == _check(content):
+            return content
+    except FileNotFoundError:
+        raise ValueError(f"{NAME} is missing: the save was not finished") from None
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError):
+        pass
+    raise ValueError(f"{NAME} is damaged")
+
+
+def verify(folder: Path, item: str = "") -> None:
+    """Reads all files of a folder, or those of one item below it, and compares them with the manifest.
+
+    Raises:
+      ValueError: says which file is missing, new or not what was written.
+    """
+    listed = read(folder)["files"]
+    there = _files(folder)
+    for name in sorted(listed | there):
+        if not name.startswith(f"{item}/" if item else ""):
+            continue
+        if name not in there:
+            raise ValueError(f"{name} is missing")
+        if name not in listed:
+            raise ValueError(f"{name} was not saved with it")
+        size, digest = listed[name]
+        if there[name] != size:
+            raise ValueError(f"{name} has {there[name]:,} bytes, had {size:,} when saved")
+        if _sha256(folder / name) != digest:
+            raise ValueError(f"{name} has another sha256 than when it was saved")
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """{name: bytes} of all files below a folder but the manifest."""
+    found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
+    return {name: size for name, size in found.items() if name not in (NAME, f".{NAME}")}
+
+
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ValueError(f"{path.name} can't be read: {error.strerror}") from error
+
+
+def _check(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

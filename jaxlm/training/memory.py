@@ -1,0 +1,67 @@
+"""What a step takes of a device's memory, and what to change where that is too much."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from jaxlm.errors import ConfigError
+from jaxlm.training import step
+
+
+def estimate(cfg: FrozenConfigDict) -> dict[str, int]:
+    """Bytes by what they are for. Parameters, optimizer and gradients are exact; the rest is a rule of thumb.
+
+    Activations, in numbers per token of a layer with width D and H heads: 37 D + 1.5 H T while the layer is at work,
+    and kept until its turn comes: the same without remat, 9 D with "dots", D with "block". So it is in what XLA says of
+    float32 steps compiled for the CPU (JAX 0.10.2, blockwise attention, D 768, T 256 and 1024); another compiler may
+    need less. Logits are float32, twice.
+    """
+    structure, hparams = step.split(cfg)
+    state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    model, T = cfg.model, cfg.model.context_length
+    tokens = cfg.data.batch_size // cfg.data.micro_batches * T
+    vocabulary = state.params["wte"]["embedding"].shape[0]
+    layer = 37 * model.embed_dim + 1.5 * model.num_heads * T
+    kept = {"none": layer, "dots": 9 * model.embed_dim, "block": model.embed_dim}[model.remat]
+    return {
+        "parameters": _bytes(state.params),
+        "optimizer": _bytes(state.opt_state),
+        "gradients": _bytes(state.params),
+        "activations": int(tokens * (model.num_layers * kept + layer) * jax.numpy.dtype(model.dtype).itemsize),
+        "logits": 2 * tokens * vocabulary * np.dtype(np.float32).itemsize,
+    }
+
+
+def shown(parts: dict[str, int]) -> str:
+    """The parts of `estimate` for people."""
+    return ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in parts.items())
+
+
+@contextlib.contextmanager
+def explained(cfg: FrozenConfigDict) -> Iterator[None]:
+    """Turns a device's lack of memory into an error that says what to change.
+
+    Raises:
+      ConfigError: in its place.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        parts = estimate(cfg)
+        raise ConfigError(
+            f"out of memory: {str(error).splitlines()[0]} A step takes about {sum(parts.values()) / 1e9:,.1f} GB "
+            f"({shown(parts)}). Raise data.micro_batches={cfg.data.micro_batches}, set model.remat='block' "
+            f"(it is {cfg.model.remat!r}), or lower data.batch_size or model.context_length"
+        ) from error
+
+
+def _bytes(part: step.PyTree) -> int:
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part))

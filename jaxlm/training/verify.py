@@ -1,0 +1,159 @@
+"""Whether a config's runs end with the same bits when they are killed on the way: tried in processes of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm import config, data, tree
+from jaxlm.errors import ConfigError, DataError, JaxlmError, exit_code
+from jaxlm.telemetry import writers
+from jaxlm.training import rundir, step
+from jaxlm.training.checkpoint import Checkpoints
+
+KILLS = 3
+_BATCHES = "batches.jsonl"
+_CLOCK = ("time", "throughput/")
+
+
+class Differs(JaxlmError):
+    """The killed run is not the straight one."""
+
+
+def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
+    """Runs so many steps straight, and the same steps killed `KILLS` times on the way, in a temporary folder.
+
+    Returns:
+      what was compared, as a line.
+
+    Raises:
+      Differs: names the first difference: in the batches, the metrics, the parameters or the optimizer state.
+      ConfigError, DataError: as `loop.train`.
+    """
+    cfg = shortened(cfg, steps)
+    folder = Path(tempfile.mkdtemp(prefix="jaxlm-verify-"))
+    straight, killed = folder / "straight", folder / "killed"
+    if code := _start(cfg, straight).wait():
+        raise DataError(f"the undisturbed run ended with exit code {code}; see above")
+    moments = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
+    for moment in moments:
+        process = _start(cfg, killed)
+        while process.poll() is None and _last_step(killed) < moment:
+            time.sleep(0.005)
+        process.kill()
+        process.wait()
+    if code := _start(cfg, killed).wait():
+        raise DataError(f"the killed run, called again, ended with exit code {code}; see above")
+    for compare in (_batches, _metrics, _state):
+        if difference := next(compare(straight, killed), None):
+            raise Differs(f"{difference}. Both runs are in {folder}")
+    shutil.rmtree(folder)
+    return f"{steps} steps, killed at about steps {', '.join(map(str, moments))}: the same batches, metrics and bits"
+
+
+def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDict:
+    """The config for a run of so many steps that logs each and saves several times."""
+    if steps <= KILLS:
+        raise ConfigError(f"--verify_resume={steps}: a run that is to be killed {KILLS} times takes more steps")
+    if names := config.objects(cfg):
+        raise ConfigError(f"{next(iter(names))} is a Python object, which no other process can be given")
+    changes = {
+        "steps": steps,
+        "eval.every": steps // 2,
+        "checkpoint.every": max(1, steps // 6),
+        "early_stopping.patience": 0,
+        "log.every": 1,
+        "log.writers": ("jsonl",),
+        "log.progress": False,
+    }
+    return config.resolve(config.override(ConfigDict(cfg), changes))
+
+
+def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
+    child = "from jaxlm.training import verify; verify.child()"
+    workdir.mkdir(parents=True, exist_ok=True)
+    return subprocess.Popen([sys.executable, "-c", child, config.to_json(cfg), str(workdir)])
+
+
+def child() -> None:
+    """The process of a run: trains, and notes the sha256 of each batch."""
+    from jaxlm.training import host, loop
+
+    cfg, workdir = config.from_json(sys.argv[1]), Path(sys.argv[2])
+    rows = data.Batches.rows
+    with (workdir / _BATCHES).open("a", encoding="utf-8") as file:
+
+        def noted(self: data.Batches, first: int, count: int) -> data.batches.Batch:
+            batch = rows(self, first, count)
+            digest = hashlib.sha256(b"".join(np.ascontiguousarray(batch[name]).data for name in sorted(batch)))
+            file.write(json.dumps([first, count, digest.hexdigest()]) + "\n")
+            file.flush()
+            return batch
+
+        data.Batches.rows = noted  # type: ignore[method-assign]
+        host.keep_memory()
+        sys.exit(exit_code(lambda: loop.train(cfg, workdir).exit_code))
+
+
+def _last_step(workdir: Path) -> int:
+    try:
+        return max((row["step"] for row in writers.read_jsonl(workdir / writers.METRICS)), default=0)
+    except OSError:
+        return 0
+
+
+def _batches(straight: Path, killed: Path) -> Iterator[str]:
+    def read(workdir: Path) -> Iterator[tuple[tuple[int, int], str]]:
+        for line in (workdir / _BATCHES).read_text(encoding="utf-8").splitlines():
+            try:
+                first, count, digest = json.loads(line)
+            except ValueError:
+                continue  # torn by a kill
+            yield (first, count), digest
+
+    expected = dict(read(straight))
+    for (first, count), digest in read(killed):
+        if expected.get((first, count)) != digest:
+            yield f"the batch of sequences {first} to {first + count - 1} is another one in the killed run"
+    for first, count in sorted(set(expected) - set(dict(read(killed)))):
+        yield f"the killed run never saw the batch of sequences {first} to {first + count - 1}"
+
+
+def _metrics(straight: Path, killed: Path) -> Iterator[str]:
+    def read(workdir: Path) -> list[dict[str, Any]]:
+        return writers.read_jsonl(workdir / writers.METRICS)
+
+    a, b = read(straight), read(killed)
+    for one, other in zip(a, b):
+        for name in sorted(one | other):
+            if not name.startswith(_CLOCK) and repr(one.get(name)) != repr(other.get(name)):
+                yield f"{name} of step {one['step']} is {one.get(name)!r}, in the killed run {other.get(name)!r}"
+    if len(a) != len(b):
+        yield f"{writers.METRICS} has {len(a)} rows, in the killed run {len(b)}"
+
+
+def _state(straight: Path, killed: Path) -> Iterator[str]:
+    cfg = rundir.read_config(straight)
+    structure, hparams = step.split(cfg)
+    like = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    states = []
+    for workdir in (straight, killed):
+        with Checkpoints(workdir / "checkpoints", writable=False) as checkpoints:
+            checkpoints.whole(cfg.steps)
+            states.append(checkpoints.restore(like, cfg.steps).state)
+    for path, a, b in zip(tree.paths(like), *map(jax.tree.leaves, states), strict=True):
+        a, b = (np.asarray(x if x.dtype != like.key.dtype else jax.random.key_data(x)) for x in (a, b))
+        if a.tobytes() != b.tobytes():
+            yield f"{path} differs in {np.sum(a != b)} of {a.size} numbers, by at most {np.max(np.abs(a - b)):.3g}"

@@ -1,0 +1,37 @@
+import jax
+import pytest
+
+from jaxlm.errors import ConfigError
+from jaxlm.training import memory, step
+from tests.tiny import batch, resolved
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+def test_the_estimate_is_near_what_the_compiler_says(remat):
+    """Within a factor of 1.6, at a size where the rule of thumb was not made."""
+    shape = dict(model__num_layers=4, model__embed_dim=128, model__num_heads=4, model__context_length=128)
+    cfg = resolved(**shape, model__remat=remat, data__batch_size=16)
+    structure, hparams = step.split(cfg)
+    program = step.build(structure)
+    state = jax.eval_shape(program.init, jax.random.key(0), hparams)
+    compiled = jax.jit(program.train_step, donate_argnums=1).lower(hparams, state, batch(16, 128)).compile()
+    parts = memory.estimate(cfg)
+    expected = parts["gradients"] + parts["activations"] + parts["logits"]
+    assert 1 / 1.6 < compiled.memory_analysis().temp_size_in_bytes / expected < 1.6
+    assert parts["optimizer"] == pytest.approx(2 * parts["parameters"], rel=0.01)
+
+
+def test_less_of_a_batch_at_once_and_remat_need_less():
+    def activations(**changes):
+        return memory.estimate(resolved(**changes))["activations"]
+
+    assert activations(data__micro_batches=2) == activations() // 2
+    assert activations(model__remat="block") < activations(model__remat="dots") < activations()
+
+
+def test_other_errors_pass():
+    with pytest.raises(RuntimeError, match="INTERNAL"), memory.explained(resolved()):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    with pytest.raises(ConfigError, match="out of memory: RESOURCE_EXHAUSTED: no room. A step takes about"):
+        with memory.explained(resolved()):
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
