@@ -300,7 +300,7 @@ def from_json(text: str) -> FrozenConfigDict:
     """
     try:
         raw = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"not a config: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")

@@ -1,5 +1,6 @@
 """Runs of their own processes, and what they leave in their directories."""
 
+import os
 import subprocess
 import sys
 import time
@@ -25,14 +26,16 @@ def checkpoints(workdir):
     return sorted(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
 
 
-def start(workdir, **changes):
-    """A training process of its own."""
+def start(workdir, devices=1, **changes):
+    """A training process of its own, on so many devices."""
     text = config.to_json(config.resolve(tiny(**changes)))
     script = (
         "import sys, jaxlm; from jaxlm import config, errors\n"
         "sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
     )
-    return subprocess.Popen([sys.executable, "-c", script, text, str(workdir)], cwd=ROOT, stderr=subprocess.PIPE)
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-c", script, text, str(workdir)]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
 def wait_for_step(workdir, step, process):

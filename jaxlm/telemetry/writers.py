@@ -195,7 +195,7 @@ def _rows(text: bytes, path: Path) -> list[tuple[bytes, dict[str, Any]]]:
             row = json.loads(line)
             if not (isinstance(row, dict) and isinstance(row.get("step"), int)):
                 raise ValueError("not an object with a step")
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             if number == len(lines):
                 break
             raise DataError(f"{path}, row {number} of {len(lines)}: {error}; remove this line") from error

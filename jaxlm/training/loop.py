@@ -251,15 +251,15 @@ class _Run:
             save, stop = True, "interrupted" if self.signals.exit_code == 130 else "preempted"
             say(f"{self.signals.caught.name} at step {done}: saving; run the same command again to go on")
         if save or (stop and cfg.checkpoint.every):
-            final = last or bool(stop)
-            self.saving(self.checkpoints.wait, say, final)
+            self.saving(self.checkpoints.wait, say)
             now = self.position._replace(
                 sequences=self.sequences(done),
                 losses=recorder.losses,
                 skipped=recorder.skipped,
                 recent=recorder.recent,
             )
-            self.saving(lambda: self.checkpoints.save(self.state, now._asdict(), cfg, metrics), say, final)
+            save_now = functools.partial(self.checkpoints.save, self.state, now._asdict(), cfg, metrics)
+            self.saving(save_now, say, final=last or bool(stop))
             rundir.write_status(self.workdir, "running", done)
         return stop
 

@@ -9,13 +9,15 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
 from jaxlm import config, redact
 from jaxlm.data import tokenizers
-from jaxlm.errors import ConfigError, DataError
+from jaxlm.errors import ConfigError, DataError, JaxlmError
 
 FREE = (
     "steps",
@@ -86,7 +88,7 @@ def read_config(workdir: Path) -> FrozenConfigDict:
     Raises:
       DataError: there is none, or it is damaged.
     """
-    return config.from_json(_read(workdir / "config.json"))
+    return _read(workdir / "config.json", config.from_json)
 
 
 def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
@@ -95,11 +97,7 @@ def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
     Raises:
       DataError: there is none, or it is damaged.
     """
-    text = _read(workdir / "tokenizer.json")
-    try:
-        return tokenizers.from_json(text)
-    except DataError as error:
-        raise DataError(f"{workdir / 'tokenizer.json'}: {error}") from error
+    return _read(workdir / "tokenizer.json", tokenizers.from_json)
 
 
 def write_status(workdir: Path, status: str, step: int) -> None:
@@ -125,8 +123,10 @@ def write(path: Path, text: str) -> None:
         raise DataError(f"{path} can't be written: {error.strerror}; give another --workdir or make room") from error
 
 
-def _read(path: Path) -> str:
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
     try:
-        return path.read_text(encoding="utf-8")
+        return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{path.parent} is no run directory: it has no {path.name}") from error
+    except (JaxlmError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"can't read {path}: {error}") from error

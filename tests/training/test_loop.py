@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -199,6 +200,54 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     told = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(told) == 1 and "can't be written" in told[0] and "File too large" in told[0]
     assert_same_bits(jaxlm.load(workdir).params, before)
+
+
+def test_a_save_that_fails_is_told_and_training_goes_on(tmp_path, monkeypatch):
+    usage, asked = shutil.disk_usage(tmp_path), []
+
+    def full_once(path):
+        asked.append(path)
+        return usage._replace(free=0) if len(asked) <= 2 else usage  # asked before the save, and for the message
+
+    monkeypatch.setattr(shutil, "disk_usage", full_once)
+    result = jaxlm.train(tiny(steps=12), tmp_path / "run")
+    assert result.status == "done" and checkpoints(tmp_path / "run") == [8, 12]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("warning: a checkpoint can't be written to") == 1 and "step 4 needs" in log
+
+
+@pytest.mark.parametrize(("limit", "step"), [(1, 4), (2, 8)])
+def test_too_many_saves_that_fail_end_the_run(tmp_path, monkeypatch, limit, step):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=0))
+    with pytest.raises(DataError, match=f"can't be written to .*step {step} needs"):
+        jaxlm.train(tiny(steps=40, checkpoint__max_failures=limit), tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+
+
+def test_a_file_system_that_is_full_keeps_the_older_checkpoint(tmp_path):
+    """A real one, of a few megabytes, where mounting is allowed."""
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    text = config.to_json(config.resolve(tiny(steps=40, eval__every=0)))
+    script = (
+        "import pathlib, shutil, sys, jaxlm; from jaxlm import config, errors\n"
+        "from ml_collections import ConfigDict\n"
+        "cfg, run = config.from_json(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "jaxlm.train(config.override(ConfigDict(cfg), {'steps': 8}), run)\n"
+        "(run.parent / 'fill').write_bytes(bytes(shutil.disk_usage(run).free - 100_000))\n"
+        "code = errors.exit_code(lambda: jaxlm.train(cfg, run).exit_code)\n"
+        "print(code, sorted(path.name for path in (run / 'checkpoints').iterdir()), jaxlm.load(run).params.keys())\n"
+    )
+    mount = f'mount -t tmpfs -o size=8m none {mounted} && exec {sys.executable} -c "$0" "$1" {mounted}/run'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount, script, text]
+    if shutil.which("unshare") is None:
+        pytest.skip("needs unshare")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "unshare: " in done.stderr or "mount: " in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert done.stdout.startswith("4 ['4', '8'] dict_keys("), done.stderr
+    assert "No space left" in done.stderr or "needs" in done.stderr
 
 
 def test_bfloat16_and_micro_batches_and_remat_run_as_configured(tmp_path):

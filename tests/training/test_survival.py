@@ -80,6 +80,26 @@ def test_of_two_processes_on_one_directory_one_trains(tmp_path):
         assert f"error: process {winner.pid} on host " in loser.said() and "Traceback" not in loser.said()
 
 
+CONSTANT = {"optimizer__scale_by_learning_rate__schedule": "constant", "optimizer__scale_by_learning_rate__warmup": 0}
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"),
+    [({"devices": 2}, 8 * 4 * 16), ({"data__micro_batches": 2}, 8 * 4 * 16), ({"data__batch_size": 2}, 6 * 4 * 16)],
+)
+def test_on_other_devices_or_with_other_batches_it_goes_on_at_the_same_token(tmp_path, change, tokens):
+    whole = jaxlm.train(tiny(**CONSTANT), tmp_path / "whole")
+    jaxlm.train(tiny(steps=4, **CONSTANT), tmp_path / "run")
+    process = start(tmp_path / "run", **CONSTANT, **change)
+    told = process.communicate()[1].decode()
+    assert process.returncode == 0, told
+    assert f"{change.get('devices', 1)} x cpu; resumed at step 4" in told
+    last, expected = rows(tmp_path / "run")[-1], rows(whole.workdir)[-1]
+    assert rows(tmp_path / "run")[-2]["data/tokens"] == tokens
+    if tokens == 8 * 4 * 16:  # the same run, but for the order of sums
+        assert last["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-5)
+
+
 # batches that break
 
 
