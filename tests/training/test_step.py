@@ -45,6 +45,7 @@ def test_golden_step():
         "optim/grad_norm": 1.00217,
         "optim/update_norm": 0.0683953,
         "optim/param_norm": 7.12588,
+        "optim/skipped": 0.0,
     }
     assert {name: float(value) for name, value in metrics.items()} == pytest.approx(golden, rel=1e-4)
 
