@@ -1,5 +1,7 @@
 """Runs of their own processes, and what they leave in their directories."""
 
+import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -48,3 +50,40 @@ def wait_for_step(workdir, step, process):
             return
         time.sleep(0.01)
     pytest.fail(f"step {step} never came")
+
+
+_NUMBERS = itertools.count()
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["jaxlm.training.loop"])
+
+
+class Life:
+    """A training process that is forked from one that has imported all, so that many lives take little time."""
+
+    def __init__(self, workdir, **changes):
+        self._said = workdir.with_name(f"{workdir.name}.{next(_NUMBERS)}.err")
+        text = config.to_json(config.resolve(tiny(**changes)))
+        self._process = _CONTEXT.Process(target=_live, args=(text, workdir, self._said))
+        self._process.start()
+        self.pid = self._process.pid
+
+    def wait(self, seconds):
+        """The exit code, or None where it lives on; minus its number for a signal."""
+        self._process.join(seconds)
+        return self._process.exitcode
+
+    def signal(self, number):
+        os.kill(self.pid, number)
+
+    def said(self):
+        """What it wrote to stderr."""
+        return self._said.read_text() if self._said.exists() else ""
+
+
+def _live(text, workdir, said):
+    file = os.open(said, os.O_WRONLY | os.O_CREAT)
+    os.dup2(file, sys.stderr.fileno())
+    import jaxlm
+    from jaxlm import errors
+
+    sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(text), workdir).exit_code))

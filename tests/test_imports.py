@@ -19,6 +19,7 @@ HOUSE = {
     "config": (1, "config"),
     "config_file": (1, "config"),
     "config_rules": (1, "config"),
+    "files": (1, "files"),
     "hub": (1, "hub"),
     "tree": (1, "tree"),
     "model": (2, "model"),

@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from jaxlm import __version__
-from jaxlm.data.cache import atomic, cache_dir
 from jaxlm.errors import DataError
+from jaxlm.files import atomic, cache_dir
 
 if TYPE_CHECKING:
     import tokenizers

@@ -16,12 +16,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from jaxlm.data import heldout, mapped, sources, tokenizer_specs, tokenizers
-from jaxlm.data.cache import cache_dir
 from jaxlm.data.readers import Document
 from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.files import cache_dir
 
 _CHUNK = 4 * 2**20  # characters encoded at once
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.data import mapped, readers, sources, tokenizers
-from jaxlm.data.cache import atomic
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
+from jaxlm.files import atomic, seal
 
 FORMAT = "jaxlm tokens 1"
 _HASHED = 256 * 2**20  # bytes: larger files are checked by their size only, when opened
@@ -139,7 +139,7 @@ def _metadata(path: Path) -> dict[str, Any]:
         )
     try:
         meta = json.loads(beside.read_bytes())
-        whole = isinstance(meta, dict) and meta.pop("check", None) == _check(meta)
+        whole = isinstance(meta, dict) and meta.pop("check", None) == seal(meta)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"can't read the metadata {beside}: {error}") from error
     if not isinstance(meta, dict) or meta.get("format") != FORMAT:
@@ -159,11 +159,6 @@ def _metadata(path: Path) -> dict[str, Any]:
         } if whole and num_tokens > 0 and 0 <= max_id < vocab_size:
             return meta
     raise DataError(f"the metadata {beside} is damaged, or was edited: write it with jaxlm.data.write_tokens")
-
-
-def _check(meta: dict[str, Any]) -> str:
-    """sha256 of the metadata, so that no flipped bit changes a result."""
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str) -> None:
@@ -195,7 +190,7 @@ def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str
         "tokenizer_json": json.loads(tokenizer.to_json()),
     }
     with atomic(path.with_suffix(".json")) as file:
-        file.write(json.dumps({**meta, "check": _check(meta)}).encode())
+        file.write(json.dumps({**meta, "check": seal(meta)}).encode())
 
 
 def _check_range(ids: np.ndarray, tokenizer: Tokenizer) -> int:

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import lookup, schedules  # not their functions: a function in this module is a transform
+from jaxlm.optim import lookup, schedules, wrappers  # not their functions: a function in this module is a transform
 from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
 from jaxlm.optim.muon import muon, scale_by_muon
 from jaxlm.optim.wrappers import (
@@ -88,13 +88,13 @@ def cautious() -> optax.GradientTransformation:
         del params, extra
 
         def masked(key_path: tuple[Any, ...], u: Any, g: Any) -> Any:
-            if _is_masked(u):
+            if wrappers.is_masked(u):
                 return u
             mask = (u * g > 0).astype(u.dtype)
             share = jnp.mean(mask, axis=range(1 if _is_layered(key_path) else 0, u.ndim), keepdims=True)
             return u * mask / jnp.maximum(share, 1e-3)
 
-        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=_is_masked), state
+        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=wrappers.is_masked), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -162,7 +162,3 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
 def _is_layered(key_path: tuple[Any, ...]) -> bool:
     """Whether axis 0 of a parameter counts layers."""
     return tree.path_of(key_path).startswith("h/")
-
-
-def _is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)

@@ -48,8 +48,8 @@ def lookahead(
         fast = optax.apply_updates(params, updates)
         moved = jax.tree.map(lambda s, f: s + (slow_step_size * (f - s)).astype(s.dtype), state.slow, fast)
         sync = count % sync_period == 0
-        updates = _chosen(sync, jax.tree.map(jnp.subtract, moved, params), updates)
-        return updates, LookaheadState(count, _chosen(sync, moved, state.slow), inner_state)
+        updates = optax.tree.where(sync, jax.tree.map(jnp.subtract, moved, params), updates)
+        return updates, LookaheadState(count, optax.tree.where(sync, moved, state.slow), inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -77,7 +77,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     ) -> tuple[PyTree, SkipNonfiniteState]:
         out, inner_state = inner.update(updates, state.inner_state, params, **extra)
         finite = _finite(updates) & _finite(out)
-        out, inner_state = _chosen(finite, (out, inner_state), (jax.tree.map(jnp.zeros_like, out), state.inner_state))
+        held = (jax.tree.map(jnp.zeros_like, out), state.inner_state)
+        out, inner_state = optax.tree.where(finite, (out, inner_state), held)
         return out, SkipNonfiniteState(state.skipped + ~finite, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -128,7 +129,7 @@ def skip_spikes(
         in_a_row = jnp.where(skip, (state.in_a_row + 1) % window, 0)
         held = (jax.tree.map(jnp.zeros_like, out), losses, state.inner_state)
         moved = (out, losses.at[accepted % window].set(value), inner_state)
-        out, losses, inner_state = _chosen(skip, held, moved)
+        out, losses, inner_state = optax.tree.where(skip, held, moved)
         accepted = jnp.where(skip & (in_a_row == 0), 0, accepted + ~skip)
         return out, SkipSpikesState(losses, accepted, in_a_row, state.skipped + skip, inner_state)
 
@@ -279,7 +280,7 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
     for state in _states(opt_state, optax.contrib.ScheduleFreeState):
         b1 = state.b1
         x = jax.tree.map(
-            lambda z, y, b1=b1: z if _is_masked(z) else (y - (1 - b1) * z) / b1, state.z, params, is_leaf=_is_masked
+            lambda z, y, b1=b1: z if is_masked(z) else (y - (1 - b1) * z) / b1, state.z, params, is_leaf=is_masked
         )
         out[""] = _filled(x, out[""])
     for state in _states(opt_state, EmaOfParamsState):
@@ -294,19 +295,15 @@ def _states(root: optax.OptState, kind: type) -> list[Any]:
     return [state for outer in found for state in (outer, *_states(tuple(outer), kind))]
 
 
-def _is_masked(node: Any) -> bool:
+def is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
 def _filled(part: PyTree, whole: PyTree) -> PyTree:
     """`part`, with what is masked in it, and all dtypes, from `whole`."""
     return jax.tree.map(
-        lambda own, other: other if _is_masked(own) else own.astype(other.dtype), part, whole, is_leaf=_is_masked
+        lambda own, other: other if is_masked(own) else own.astype(other.dtype), part, whole, is_leaf=is_masked
     )
-
-
-def _chosen(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), new, old)
 
 
 def _finite(updates: PyTree) -> jax.Array:

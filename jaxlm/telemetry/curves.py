@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from jaxlm import files
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 
 if TYPE_CHECKING:
@@ -111,9 +112,8 @@ def _figure(height: float) -> Figure | None:
 
 
 def _save(figure: Figure, target: Path) -> Path:
-    part = target.with_name(target.name + ".part")
-    figure.savefig(part, format="png")
-    part.replace(target)
+    with files.atomic(target) as file:
+        figure.savefig(file, format="png")
     return target
 
 

@@ -9,7 +9,6 @@ import contextlib
 import json
 import logging
 import math
-import os
 import secrets
 import sys
 import time
@@ -17,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxlm import redact
+from jaxlm import files, redact
 from jaxlm.config import flat
 from jaxlm.errors import ConfigError, DataError, JaxlmError, nearest
 
@@ -207,12 +206,8 @@ def _drop_after(step: int, path: Path) -> None:
     old = path.read_bytes()
     new = b"".join(line + b"\n" for line, row in _rows(old, path) if row["step"] <= step)
     if new != old:
-        part = path.with_name(path.name + ".part")
-        with part.open("wb") as file:
+        with files.atomic(path) as file:
             file.write(new)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
 
 
 def _warn(name: str, what: str, error: Exception) -> None:

@@ -1,8 +1,4 @@
-"""Checkpoints by Orbax: checkpoints/<step>/{params,state,data,config,manifest.json}, written while training goes on.
-
-A step counts only once its manifest is there, which is written last. A step that does not match it is never used: it
-is moved to <run>/damaged, and the one before it is taken.
-"""
+"""Checkpoints by Orbax: checkpoints/<step>/{params,state,data,config}, written and listed while training goes on."""
 
 from __future__ import annotations
 
@@ -30,8 +26,7 @@ from jaxlm import config, tree
 from jaxlm.errors import DataError
 from jaxlm.training import manifest
 from jaxlm.training.step import PyTree, State
-
-_COMMITTED = "commit_success.txt"
+from jaxlm.training.step_folders import StepFolders
 
 
 class Restored(NamedTuple):
@@ -40,7 +35,7 @@ class Restored(NamedTuple):
     config: FrozenConfigDict  # of the run when it was saved
 
 
-class Checkpoints:
+class Checkpoints(StepFolders):
     """The checkpoints of one run directory. Close it, or use it as a context, so that the last save is whole.
 
     Args:
@@ -50,19 +45,15 @@ class Checkpoints:
       writable: False for reading only: makes nothing, moves nothing, removes nothing.
 
     Attributes:
-      told: what was found damaged, as lines to say.
       failures: saves that failed since the last that did not.
     """
 
     def __init__(self, directory: Path, *, keep: int = 1, best: str = "", writable: bool = True):
-        self.directory, self._keep, self._best, self._writable = directory.absolute(), keep, best, writable
-        self.told: list[str] = []
-        self.failures = 0
+        super().__init__(directory, writable)
+        self._keep, self._best, self.failures = keep, best, 0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finishing: Future[None] | None = None
         logging.getLogger("absl").addFilter(_unheard)
-        if writable:
-            self._tidy()
         self._manager = self._open()
 
     def _open(self) -> ocp.CheckpointManager:
@@ -80,66 +71,6 @@ class Checkpoints:
                 cleanup_tmp_directories=self._writable,
             ),
         )
-
-    def _tidy(self) -> None:
-        """Removes what was being written or removed; moves aside what was a checkpoint, or became one unchecked."""
-        for folder in self.directory.glob("*.removed"):
-            shutil.rmtree(folder, ignore_errors=True)
-        for step in self._folders():
-            listed, committed = (self._folder(step) / name for name in (manifest.NAME, _COMMITTED))
-            if listed.exists() != committed.exists():
-                missing = _COMMITTED if listed.exists() else manifest.NAME
-                self._set_aside(step, f"{missing} is missing")
-            elif not listed.exists():
-                shutil.rmtree(self._folder(step), ignore_errors=True)
-
-    def _folders(self) -> list[int]:
-        if not self.directory.is_dir():
-            return []
-        return sorted(int(path.name) for path in self.directory.iterdir() if path.name.isdecimal())
-
-    def _folder(self, step: int) -> Path:
-        return self.directory / str(step)
-
-    def steps(self) -> list[int]:
-        """The finished checkpoints, oldest first. Whether they are whole still, `whole` tells."""
-        return [step for step in self._folders() if (self._folder(step) / manifest.NAME).exists()]
-
-    def whole(self, wanted: int | None = None, item: str = "") -> int | None:
-        """`wanted`, or the latest step that is whole; None where there is none.
-
-        Args:
-          item: look only at this part of it, "params" or "state".
-
-        Raises:
-          DataError: the step that is wanted is not there, or damaged.
-        """
-        steps = self.steps()
-        if wanted is not None and wanted not in steps:
-            there = ", ".join(map(str, steps)) or "none"
-            raise DataError(f"no checkpoint of step {wanted} in {self.directory}; there are: {there}")
-        for step in reversed(steps) if wanted is None else [wanted]:
-            try:
-                manifest.verify(self._folder(step), item)
-                return step
-            except ValueError as error:
-                if wanted is not None:
-                    raise self._damaged(step, str(error)) from error
-                self._set_aside(step, str(error))
-        return None
-
-    def _set_aside(self, step: int, reason: str) -> None:
-        aside, where = self.directory.parent / "damaged" / str(step), "is not used"
-        if self._writable:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.parent.mkdir(exist_ok=True)
-            self._folder(step).rename(aside)
-            where = f"was moved to {aside}"
-        self.told.append(f"warning: checkpoint {self._folder(step)} is damaged ({reason}) and {where}")
-
-    def _damaged(self, step: int, reason: str) -> DataError:
-        others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
-        return DataError(f"checkpoint {self._folder(step)} is damaged ({reason}); others that are there: {others}")
 
     def save(self, state: State, data: Mapping[str, Any], cfg: FrozenConfigDict, metrics: Mapping[str, float]) -> None:
         """Starts a save of the state under its step; a step that is there already is left as it is.
@@ -177,19 +108,9 @@ class Checkpoints:
     def _finish(self, step: int, metric: float | None) -> None:
         """In a thread of its own: waits until the files are written, lists them, and lets go of older steps."""
         self._manager.wait_until_finished()
-        manifest.write(self._folder(step), step=step, metric=metric)
-        for old in set(self.steps()) - self._kept():
-            removed = self._folder(old).rename(self.directory / f"{old}.removed")
-            shutil.rmtree(removed, ignore_errors=True)
+        manifest.write(self.folder(step), step=step, metric=metric)
+        self.prune(self._keep, best=bool(self._best))
         self.failures = 0
-
-    def _kept(self) -> set[int]:
-        steps, ranked = self.steps(), []
-        for step in steps:
-            with contextlib.suppress(ValueError):  # what is damaged is no one's best
-                if (metric := manifest.read(self._folder(step))["metric"]) is not None:
-                    ranked.append((metric, step))
-        return {*steps[-self._keep :], *([min(ranked)[1]] if ranked and self._best else [])}
 
     def done(self) -> bool:
         """Whether no save is under way; if so, `wait` does not block."""
@@ -253,7 +174,7 @@ class Checkpoints:
         except DataError:
             raise
         except Exception as error:
-            raise self._damaged(step, f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
+            raise self.damaged(step, f"{type(error).__name__}: {error}".splitlines()[0][:200]) from error
 
     def _check(self, like: PyTree, saved: PyTree, step: int) -> None:
         """Orbax casts another dtype silently and words other shapes badly."""
@@ -262,7 +183,7 @@ class Checkpoints:
         for path in sorted(found | wanted):
             if found.get(path) != wanted.get(path):
                 raise DataError(
-                    f"checkpoint {self._folder(step)} holds {found.get(path, 'nothing')} as {path!r}; "
+                    f"checkpoint {self.folder(step)} holds {found.get(path, 'nothing')} as {path!r}; "
                     f"this config expects {wanted.get(path, 'nothing')}"
                 )
 
@@ -293,8 +214,7 @@ class Checkpoints:
         free = shutil.disk_usage(self.directory).free / 1e6
         with contextlib.suppress(Exception):
             self._manager.close()
-        for step in set(self._folders()) - set(self.steps()):
-            shutil.rmtree(self._folder(step), ignore_errors=True)
+        self.remove_unfinished()
         self._manager = self._open()
         raise DataError(
             f"a checkpoint can't be written to {self.directory} ({free:,.0f} MB free): {reason}. "

@@ -14,7 +14,7 @@ from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
 from jaxlm.training import memory, step
-from jaxlm.training.loop import prepare
+from jaxlm.training.prepare import prepare
 
 
 def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> str:

@@ -75,10 +75,10 @@ def locate(spec: str | Path) -> Located:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
         found = checkpoints.whole(wanted, "params")
-    for line in checkpoints.told:
+    for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)
     if found is None:
-        what = "no whole checkpoint" if checkpoints.told else "no checkpoints yet"
+        what = "no whole checkpoint" if told else "no checkpoints yet"
         raise DataError(f"run directory {str(folder)!r} has {what}")
     return Located(folder, found)
 

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, data, redact, tree
-from jaxlm.errors import ConfigError, DataError, DivergedError
+from jaxlm import data, redact, tree
+from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import perplexity
-from jaxlm.optim import chain
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import curves
 from jaxlm.telemetry.flops import flops_per_token
@@ -23,6 +22,7 @@ from jaxlm.telemetry.progress import Progress
 from jaxlm.telemetry.writers import open_writers
 from jaxlm.training import initial, lock, memory, parallel, position, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
+from jaxlm.training.prepare import prepare
 from jaxlm.training.recorder import Recorder, Spike
 from jaxlm.training.signals import Signals
 from jaxlm.training.step import State
@@ -82,7 +82,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
             print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=log, flush=True)
 
         rundir.write_status(workdir, "running", run.done)
-        for line in [*told, *checkpoints.told]:
+        for line in [*told, *checkpoints.tell()]:
             say(line)
         try:
             ended = ""
@@ -103,28 +103,6 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
             say(f"loss curve: {curve}")
         exit_code = signals.exit_code if signals.caught else 0
         return Result(status, exit_code, run.state, run.metrics, workdir)
-
-
-def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data, initial.Source | None]:
-    """The config with all that is derived from `init_from` and the data; the data; and what `init_from` names.
-
-    Raises:
-      ConfigError, DataError: as `train`.
-    """
-    cfg = config.resolve(cfg)
-    chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
-    source = None
-    if cfg.init_from:
-        cfg, source = initial.follow(cfg)
-    opened = data.open(cfg.data, progress=cfg.log.progress)
-    needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
-    if given and given < needed:
-        whose = f" of {cfg.init_from!r}" if source and given == source.config.model.vocab_size else ""
-        raise ConfigError(
-            f"model.vocab_size={given}{whose}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids; "
-            f"set model.vocab_size={needed}"
-        )
-    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened, source
 
 
 class _Run:
@@ -303,6 +281,8 @@ class _Run:
         """
         self.saving(self.checkpoints.wait, say)
         latest = self.checkpoints.whole()
+        for line in self.checkpoints.tell():
+            say(line)
         if latest is None or self.position.rollbacks >= self.cfg.divergence.max_rollbacks:
             times = f"after {self.position.rollbacks} rollbacks (divergence.max_rollbacks)"
             raise DivergedError(f"{spike}, {'with no checkpoint to go back to' if latest is None else times}")

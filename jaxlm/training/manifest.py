@@ -7,26 +7,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from jaxlm import files
 
 NAME = "manifest.json"
 
 
 def write(folder: Path, **facts: Any) -> None:
     """Lists all files below a folder, with `facts` beside them as JSON values. Appears whole or not at all."""
-    files = {name: [size, _sha256(folder / name)] for name, size in _files(folder).items()}
-    content = {"files": files, **facts}
-    temporary = folder / f".{NAME}"
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump({**content, "check": _check(content)}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / NAME)
-    finally:
-        temporary.unlink(missing_ok=True)
+    listed = {name: [size, _sha256(folder / name)] for name, size in _files(folder).items()}
+    content = {"files": listed, **facts}
+    with files.atomic(folder / NAME) as file:
+        file.write(json.dumps({**content, "check": files.seal(content)}).encode())
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -37,7 +31,7 @@ def read(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / NAME).read_bytes())
-        if content.pop("check") == _check(content):
+        if content.pop("check") == files.seal(content):
             return content
     except FileNotFoundError:
         raise ValueError(f"{NAME} is missing: the save was not finished") from None
@@ -71,7 +65,7 @@ def verify(folder: Path, item: str = "") -> None:
 def _files(folder: Path) -> dict[str, int]:
     """{name: bytes} of all files below a folder but the manifest."""
     found = {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*") if path.is_file()}
-    return {name: size for name, size in found.items() if name not in (NAME, f".{NAME}")}
+    return {name: size for name, size in found.items() if name != NAME}
 
 
 def _sha256(path: Path) -> str:
@@ -80,7 +74,3 @@ def _sha256(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ValueError(f"{path.name} can't be read: {error.strerror}") from error
-
-
-def _check(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import statistics
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -39,14 +37,6 @@ def of_json(raw: dict[str, Any]) -> Position:
     """The position of which a checkpoint holds `_asdict()`."""
     tuples = {name: tuple(raw[name]) for name in ("losses", "skipped", "recent")}
     return Position(**raw | tuples | {name: Best(*raw[name]) for name in ("best", "patience")})
-
-
-def is_spike(loss: float, recent: Sequence[float], window: int, z: float) -> bool:
-    """Whether a loss lies more than z standard deviations above the mean of the `window` losses before it.
-
-    Never while fewer are known, and never with z = 0.
-    """
-    return z > 0 and len(recent) == window and loss > statistics.fmean(recent) + z * statistics.pstdev(recent)
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:

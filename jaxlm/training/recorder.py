@@ -15,7 +15,7 @@ from jaxlm.errors import DivergedError
 from jaxlm.telemetry.flops import mfu
 from jaxlm.telemetry.progress import Progress
 from jaxlm.telemetry.writers import Writers
-from jaxlm.training.position import Position, is_spike
+from jaxlm.training.position import Position
 
 
 class Spike(Exception):
@@ -76,9 +76,9 @@ class Recorder:
     def flush(self) -> None:
         """Writes what is held; the clock stands still until the next `take`.
 
-          Raises:
-            DivergedError: too many steps in a row were skipped.
-        Spike: a loss is one, and the config asks for a way back.
+        Raises:
+          DivergedError: too many steps in a row were skipped.
+          Spike: a loss is one, and the config asks for a way back.
         """
         if self._pending:
             self._write(*self._pending)
@@ -129,11 +129,13 @@ class Recorder:
                 )
 
     def _look_for_spikes(self, step: int, loss: float) -> None:
+        """The rule of `optim.wrappers.skip_spikes`; it looks at no loss while fewer than a window of them are known."""
         window, z = self._divergence.window, self._divergence.rollback_z
-        if is_spike(loss, self.recent, window, z):
+        if not z:
+            return
+        if len(self.recent) == window and loss > statistics.fmean(self.recent) + z * statistics.pstdev(self.recent):
             raise Spike(step, loss)
-        if z:
-            self.recent = (*self.recent, loss)[-window:]
+        self.recent = (*self.recent, loss)[-window:]
 
     def _throughput(self) -> dict[str, float]:
         if not self._durations:

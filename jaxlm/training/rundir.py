@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, redact
+from jaxlm import config, files, redact
 from jaxlm.data import tokenizers
 from jaxlm.errors import ConfigError, DataError, JaxlmError
 
@@ -114,12 +114,10 @@ def write(path: Path, text: str) -> None:
     Raises:
       DataError: the directory is read-only or full.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        with files.atomic(path) as file:
+            file.write(text.encode())
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"{path} can't be written: {error.strerror}; give another --workdir or make room") from error
 
 

@@ -130,12 +130,8 @@ def build(structure: FrozenConfigDict) -> Program:
         updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, state.params, whole, value=total)
         norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}
         skip = ~jnp.isfinite(total + sum(norms.values()))
-
-        def unless_skipped(new: PyTree, old: PyTree) -> PyTree:
-            return jax.tree.map(lambda a, b: jnp.where(skip, b, a), new, old)
-
-        params = unless_skipped(optax.apply_updates(state.params, updates), state.params)
-        opt_state = unless_skipped(opt_state, state.opt_state)
+        kept, moved = (state.params, state.opt_state), (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = optax.tree.where(skip, kept, moved)
         metrics = {
             "train/loss": sums.nll / weight,
             "train/objective": total,

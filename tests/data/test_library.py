@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from jaxlm import data
-from jaxlm.data import library, tokenfile, tokenizer_specs
+from jaxlm import data, files
+from jaxlm.data import library, tokenizer_specs
 from jaxlm.data.tokenizers import END_OF_TEXT, Bytes, from_json
 from jaxlm.errors import DataError
 
@@ -63,7 +63,7 @@ def test_crafted_tokenizer_of_a_run_or_a_token_file(tmp_path: Path) -> None:
     beside = data.write_tokens(tmp_path / "my.bin", [np.array([1])], Bytes()).path.with_suffix(".json")
     meta = {name: value for name, value in json.loads(beside.read_text()).items() if name != "check"}
     meta["tokenizer_json"] = ours
-    beside.write_text(json.dumps({**meta, "check": tokenfile._check(meta)}))
+    beside.write_text(json.dumps({**meta, "check": files.seal(meta)}))
     with pytest.raises(DataError, match="the tokenizer in .*my.json: not a tokenizer: a token has the id 4294967295"):
         data.tokenizer_of(tmp_path / "my.bin")
 

@@ -104,7 +104,7 @@ def test_a_half_written_step_is_not_one_and_is_removed(tmp_path, trained):
         assert checkpoints.steps() == [1] and checkpoints.whole() == 1
     with Checkpoints(tmp_path / "c") as checkpoints:
         assert checkpoints.steps() == [1] and checkpoints.whole() == 1
-    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"] and checkpoints.told == []
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["1"] and checkpoints.tell() == []
 
 
 def test_missing_steps_and_other_parameters_are_named(tmp_path, trained):
@@ -175,7 +175,7 @@ def test_whatever_happens_to_a_file_of_a_step_the_one_before_is_used(tmp_path, t
             assert checkpoints.whole() == 1, name
         with Checkpoints(run / "c", keep=2) as checkpoints:
             assert checkpoints.whole() == 1, name
-            [told] = checkpoints.told
+            [told] = checkpoints.tell()
             assert "c/2 is damaged (" in told and f"was moved to {run / 'damaged' / '2'}" in told
             assert (run / "damaged" / "2").is_dir()
             if i == 0:

@@ -20,7 +20,7 @@ from jaxlm.evals import perplexity
 from jaxlm.training import initial
 from jaxlm.training.explain import explain
 from jaxlm.training.export import export
-from jaxlm.training.loop import prepare
+from jaxlm.training.prepare import prepare
 from tests.test_hub import cached
 from tests.tiny import CORPUS, assert_same_bits, leaves, tiny
 from tests.training.test_loop import ROOT, rows, start, wait_for_step

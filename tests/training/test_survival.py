@@ -11,8 +11,7 @@ import pytest
 import jaxlm
 from jaxlm import data
 from jaxlm.errors import DivergedError
-from tests.lives import Life
-from tests.runs import checkpoints, rows, start, wait_for_step
+from tests.runs import Life, checkpoints, rows, start, wait_for_step
 from tests.tiny import assert_same_bits, tiny
 
 RUN = dict(steps=200, eval__every=40, checkpoint__every=20, model__dropout=0.1)

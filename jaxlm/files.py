@@ -1,13 +1,15 @@
-"""Where jaxlm caches, and how a file appears there whole or not at all."""
+"""How a file appears whole or not at all, what vouches for its content, and where jaxlm caches."""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 def cache_dir(setting: str = "") -> Path:
@@ -29,3 +31,8 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def seal(value: Any) -> str:
+    """sha256 of a JSON value, kept beside it so that no flipped bit goes unseen."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

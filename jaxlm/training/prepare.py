@@ -1,0 +1,32 @@
+"""From a config to what is known before anything is computed: its derived fields, its data, its initial source."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm import config, data
+from jaxlm.errors import ConfigError
+from jaxlm.optim import chain
+from jaxlm.training import initial
+
+
+def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data, initial.Source | None]:
+    """The config with all that is derived from `init_from` and the data; the data; and what `init_from` names.
+
+    Raises:
+      ConfigError, DataError: as `train`.
+    """
+    cfg = config.resolve(cfg)
+    chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
+    source = None
+    if cfg.init_from:
+        cfg, source = initial.follow(cfg)
+    opened = data.open(cfg.data, progress=cfg.log.progress)
+    needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
+    if given and given < needed:
+        whose = f" of {cfg.init_from!r}" if source and given == source.config.model.vocab_size else ""
+        raise ConfigError(
+            f"model.vocab_size={given}{whose}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids; "
+            f"set model.vocab_size={needed}"
+        )
+    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened, source
