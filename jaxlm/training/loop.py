@@ -206,7 +206,7 @@ class _Run:
         if self.checkpoints.done():
             self.saving(self.checkpoints.wait, say)
         evaluate, save, stop = due(cfg.eval.every) and self.validation, due(cfg.checkpoint.every), ""
-        if not (evaluate or save or last or self.signals.caught):
+        if not (self.signals.heard() or evaluate or save or last):
             return ""
         recorder.flush()
         metrics: dict[str, float] = {}
