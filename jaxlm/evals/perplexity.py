@@ -28,26 +28,36 @@ def token_sums(model: Model, params: PyTree, batch: Any) -> TokenSums:
 def evaluate(
     eval_step: Callable[[Any], TokenSums], batches: Iterable[Any], *, bytes_per_token: float
 ) -> dict[str, float]:
-    """Metrics over batches, each token weighed alike.
+    """Metrics over batches, each token weighed alike: `metrics` of `sums`."""
+    return metrics(sums(eval_step, batches), bytes_per_token)
+
+
+def sums(eval_step: Callable[[Any], TokenSums], batches: Iterable[Any]) -> TokenSums:
+    """Weighted sums over batches, added in float64.
 
     Args:
-      eval_step: batch -> weighted sums.
-      bytes_per_token: UTF-8 bytes of text over tokens in the split. Bits per byte are the nats per token over
-        ln 2 and this: they compare across tokenizers, which perplexity does not.
-
-    Returns:
-      eval/loss (nats per token), eval/perplexity (its exponential), eval/bits_per_byte, eval/accuracy.
+      eval_step: batch -> weighted sums, each a number, or one of each lane.
     """
-    total = np.zeros(len(TokenSums._fields), np.float64)
+    total: Any = 0.0
     waiting: TokenSums | None = None
     for batch in batches:  # fetch the sums of one batch while the next is computed
         running = eval_step(batch)
         if waiting is not None:
             total += np.array(jax.device_get(waiting), np.float64)
         waiting = running
-    if waiting is not None:
-        total += np.array(jax.device_get(waiting), np.float64)
-    sums = TokenSums(*total)
+    return TokenSums(*(total + np.array(jax.device_get(waiting), np.float64)))
+
+
+def metrics(sums: TokenSums, bytes_per_token: float) -> dict[str, float]:
+    """What the sums of one model mean.
+
+    Args:
+      bytes_per_token: UTF-8 bytes of text over tokens in the split. Bits per byte are the nats per token over
+        ln 2 and this: they compare across tokenizers, which perplexity does not.
+
+    Returns:
+      eval/loss (nats per token), eval/perplexity (its exponential), eval/bits_per_byte, eval/accuracy.
+    """
     loss = float(sums.nll / sums.weight)
     return {
         "eval/loss": loss,
@@ -84,12 +94,12 @@ def evaluate_split(
 
     batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
     shown = track(batches, "evaluating", console=Console(stderr=True), transient=True, disable=not progress)
-    sums = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
-    metrics = evaluate(sums, shown, bytes_per_token=split.num_bytes / split.num_tokens)
+    eval_step = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
+    found = evaluate(eval_step, shown, bytes_per_token=split.num_bytes / split.num_tokens)
     tokens, words = split.num_tokens - 1, count_words(split.tokens, tokenizer)
     if words:
-        metrics["eval/word_perplexity"] = _exp(metrics["eval/loss"] * tokens / words)
-    return metrics | {"tokens": tokens, "words": words, "bytes": split.num_bytes}
+        found["eval/word_perplexity"] = _exp(found["eval/loss"] * tokens / words)
+    return found | {"tokens": tokens, "words": words, "bytes": split.num_bytes}
 
 
 def count_words(tokens: np.ndarray, tokenizer: Tokenizer) -> int:

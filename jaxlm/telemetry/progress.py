@@ -7,12 +7,20 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import rich.progress
 
 _MEMORY = 30.0  # seconds over which the rate of steps forgets, so that the time left follows a change of pace
+
+
+class View(Protocol):
+    """What shows a run."""
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None: ...
+
+    def say(self, text: str) -> None: ...
 
 
 class Progress:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -32,28 +33,40 @@ def mesh(section: Any, batch_size: int, micro_batches: int) -> Mesh:
     return Mesh(np.array(devices[:count]), ("data",))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds the whole array."""
-    return NamedSharding(mesh, PartitionSpec())
+def lane_mesh(lanes: int) -> Mesh:
+    """The mesh of runs side by side: one axis, "lanes", over as many devices as divide them. A lane lies on one."""
+    devices = jax.devices()
+    return Mesh(np.array(devices[: math.gcd(lanes, len(devices))]), ("lanes",))
 
 
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """A host batch on the devices, its rows divided among them. Arrays are [B, T], or [steps, B, T]."""
+def laid_out(mesh: Mesh) -> NamedSharding:
+    """How results lie: whole on each device of a run; divided along the leading axis where that is one of lanes."""
+    return NamedSharding(mesh, PartitionSpec("lanes") if mesh.axis_names == ("lanes",) else PartitionSpec())
+
+
+def put(batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False) -> dict[str, jax.Array]:
+    """A host batch on the devices. Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of
+    lanes [N, B, T] or [N, steps, B, T], and the lanes are.
+
+    Args:
+      shared: [B, T] also where the mesh is one of lanes, for all of them.
+    """
 
     def place(x: np.ndarray) -> jax.Array:
-        rows = ("data",) if x.ndim == 2 else (None, "data")
-        return jax.device_put(x, NamedSharding(mesh, PartitionSpec(*rows)))
+        rows = PartitionSpec(*[None] * (x.ndim - 2), "data")
+        of_lanes = PartitionSpec(None if shared else "lanes")
+        return jax.device_put(x, NamedSharding(mesh, rows if mesh.axis_names == ("data",) else of_lanes))
 
     return {name: place(x) for name, x in batch.items()}
 
 
 def compile(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """jit of a pure function over a mesh; results are replicated.
+    """jit of a pure function over a mesh; results are `laid_out`.
 
     Args:
       donate: positions of arguments whose buffers the results may take over.
     """
-    return jax.jit(fn, donate_argnums=donate, out_shardings=replicated(mesh))
+    return jax.jit(fn, donate_argnums=donate, out_shardings=laid_out(mesh))
 
 
 def repeat(train_step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:

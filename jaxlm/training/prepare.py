@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data
@@ -10,8 +12,14 @@ from jaxlm.optim import chain
 from jaxlm.training import initial
 
 
-def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.Data, initial.Source | None]:
-    """The config with all that is derived from `init_from` and the data; the data; and what `init_from` names.
+class Prepared(NamedTuple):
+    config: FrozenConfigDict
+    data: data.Data
+    source: initial.Source | None  # what `init_from` names
+
+
+def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
+    """The config with all that is derived from `init_from` and the data, and these.
 
     Raises:
       ConfigError, DataError: as `train`.
@@ -29,4 +37,5 @@ def prepare(cfg: ConfigDict | FrozenConfigDict) -> tuple[FrozenConfigDict, data.
             f"model.vocab_size={given}{whose}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids; "
             f"set model.vocab_size={needed}"
         )
-    return config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed})), opened, source
+    resolved = config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed}))
+    return Prepared(resolved, opened, source)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxlm.errors import DivergedError
 from jaxlm.telemetry.flops import mfu
-from jaxlm.telemetry.progress import Progress
+from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers
 from jaxlm.training.position import Position
 
@@ -41,7 +41,7 @@ class Recorder:
     def __init__(
         self,
         writers: Writers,
-        progress: Progress,
+        progress: View,
         say: Callable[[str], None],
         *,
         every: int,
@@ -61,13 +61,17 @@ class Recorder:
         )
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
         self._divergence = divergence
-        self._pending: tuple[int, int, Any] | None = None
+        self._pending: tuple[int, int, Callable[[], dict[str, np.ndarray]]] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
         self._mark: float | None = None
 
-    def take(self, first: int, count: int, metrics: Any) -> None:
-        """Holds the metrics of steps first + 1 to first + count, still being computed, and writes those held before."""
-        pending, self._pending = self._pending, (first, count, metrics)
+    def take(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Holds the metrics of steps first + 1 to first + count, still being computed, and writes those held before.
+
+        Args:
+          fetch: waits for them, and gives them as [] or [count].
+        """
+        pending, self._pending = self._pending, (first, count, fetch)
         if pending:
             self._write(*pending)
         else:
@@ -95,8 +99,8 @@ class Recorder:
         self._writers.write(step, metrics)
         self._progress.update(step, metrics)
 
-    def _write(self, first: int, count: int, metrics: Any) -> None:
-        host = {name: np.atleast_1d(values) for name, values in jax.device_get(metrics).items()}
+    def _write(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
+        host = {name: np.atleast_1d(values) for name, values in fetch().items()}
         now = time.perf_counter()
         if self._mark is not None:
             self._durations.append((now - self._mark) / count)

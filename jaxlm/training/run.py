@@ -1,0 +1,293 @@
+"""A run in progress: its directory, where it stands, what is written there and why it ends. How it is stepped, alone
+or beside others, is `loop`'s story."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from jaxlm import data, redact, tree
+from jaxlm.data.batches import Batch
+from jaxlm.errors import DataError, DivergedError
+from jaxlm.evals import perplexity
+from jaxlm.model.losses import TokenSums
+from jaxlm.telemetry.flops import flops_per_token
+from jaxlm.telemetry.progress import View
+from jaxlm.telemetry.writers import Writers, open_writers
+from jaxlm.training import initial, lock, position, rundir, step
+from jaxlm.training.checkpoint import Checkpoints
+from jaxlm.training.prepare import Prepared
+from jaxlm.training.recorder import Recorder, Spike
+from jaxlm.training.step import State
+from jaxlm.training.steps import Steps
+
+
+@contextlib.contextmanager
+def open_run(
+    prepared: Prepared, workdir: Path, steps: Steps, view: Callable[[int], contextlib.AbstractContextManager[View]]
+) -> Iterator[Run]:
+    """The run of a directory, locked: at its latest checkpoint if it has one.
+
+    Args:
+      view: what shows it, from the steps that are complete.
+
+    Raises:
+      ConfigError, DataError: as `loop.train`.
+    """
+    cfg, opened, source = prepared
+    with contextlib.ExitStack() as stack:
+        first: step.PyTree | None = None
+        told: list[str] = []
+        if source:
+            with Checkpoints(workdir / "checkpoints", writable=False) as before:
+                if before.whole() is None:  # read them before anything is written: they may be damaged
+                    first, told = initial.params(cfg, source, opened.tokenizer)
+        told += step.doubts(cfg)
+        stack.enter_context(lock.held(workdir))
+        told += rundir.prepare(workdir, cfg, opened.tokenizer)
+        keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
+        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
+        run = Run(cfg, workdir, opened, checkpoints, steps, first)
+        del first
+        stack.callback(lambda: rundir.write_status(workdir, run.ended or "failed", run.done))
+        run.log = stack.enter_context((workdir / "log.txt").open("a", encoding="utf-8"))
+        run.view = stack.enter_context(view(run.done))
+        stack.callback(lambda: run.writers.close())
+        rundir.write_status(workdir, "running", run.done)
+        for line in [*told, *checkpoints.tell()]:
+            run.say(line)
+        yield run
+
+
+class Run:
+    """See `open_run`.
+
+    Attributes:
+      state: where it stands, while it is not stepped.
+      done: completed steps.
+      ended: why it stopped: "done", "stopped early", "preempted", "interrupted", "diverged"; "" while it goes on.
+      error: of a run that diverged.
+      metrics: of the last evaluation.
+    """
+
+    log: TextIO
+    view: View
+
+    def __init__(
+        self,
+        cfg: FrozenConfigDict,
+        workdir: Path,
+        opened: data.Data,
+        checkpoints: Checkpoints,
+        steps: Steps,
+        params: step.PyTree | None,
+    ):
+        self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
+        _, self.hparams = step.split(cfg)
+        T = cfg.model.context_length
+        self._batches = data.Batches(opened.train.tokens, cfg.data.batch_size, T, cfg.seed)
+        self.validation = None
+        if opened.validation is not None and cfg.eval.every:
+            self.validation = data.evaluation(opened.validation.tokens, cfg.data.batch_size, T, cfg.eval.batches)
+            self._bytes_per_token = opened.validation.num_bytes / opened.validation.num_tokens
+        self.ended = ""
+        self.error: DivergedError | None = None
+        self.metrics: dict[str, float] = {}
+        self.writers = Writers({})
+        self._position = position.Position(0, opened.train.sha256)
+        self.state: State | None
+        if (latest := checkpoints.whole()) is not None:
+            restored = checkpoints.restore(self._like, latest)
+            rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
+            self.state = restored.state
+            self._position = position.of_json(restored.data)
+            if self._position.tokens != opened.train.sha256:
+                raise DataError(
+                    f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
+                    f"{workdir} began with; give another --workdir, or the data that it began with"
+                )
+        else:
+            self.state = steps.init(cfg.seed, self.hparams, params)
+        self.done = self._started = int(self.state.step)
+
+    def say(self, text: str) -> None:
+        """A line for people, and for log.txt."""
+        text = redact.text(text)
+        self.view.say(text)
+        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.log, flush=True)
+
+    def begin(self, where: str) -> State:
+        """Opens what the metrics of the steps to come are written to; gives up the state.
+
+        Args:
+          where: it is stepped, in words.
+        """
+        assert self.state is not None
+        cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
+        self.writers.close()
+        self.writers = open_writers(cfg.log.writers, self.workdir, cfg, self.done)
+        self.recorder = Recorder(
+            self.writers,
+            self.view,
+            self.say,
+            every=cfg.log.every,
+            tokens_per_step=cfg.data.batch_size * T,
+            tokens_before=self._position.sequences * T,
+            position=self._position,
+            divergence=cfg.divergence,
+            flops_per_token=flops_per_token(tree.matmul_size(self.state.params), model.num_layers, T, model.embed_dim),
+            dtype=model.dtype,
+        )
+        epochs = cfg.steps * cfg.data.batch_size / self._batches.num_windows
+        resumed = f"; resumed at step {self.done}" if self.done else ""
+        self.say(
+            f"{tree.size(self.state.params):,} parameters, {self._batches.num_windows * T:,} training tokens, "
+            f"{cfg.data.batch_size * T:,} tokens a step, {epochs:.2g} epochs, {where}{resumed}"
+        )
+        if self.done >= cfg.steps:
+            self.say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
+            self.ended = "done"
+        state, self.state = self.state, None
+        return state
+
+    def _due(self, every: int) -> bool:
+        """Whether what is done every so many steps is done now."""
+        return every > 0 and (self.done == self.cfg.steps or self.done % every == 0)
+
+    def take(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
+        """Notes that so many steps are under way, and the metrics of those before."""
+        with self._diverging():
+            self.recorder.take(first, count, fetch)
+        self.done = first + count
+
+    def between_steps(
+        self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None
+    ) -> None:
+        """Evaluates and saves where it is time to; ends the run where there is a reason to.
+
+        Args:
+          evaluate: gives the sums over the validation batches, as `Steps.evaluate` does.
+          state: gives the state now.
+          caught: the signal that asks to stop.
+        """
+        with self._diverging():
+            self._between_steps(evaluate, state, caught)
+
+    def _between_steps(
+        self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None
+    ) -> None:
+        cfg, done, last = self.cfg, self.done, self.done == self.cfg.steps
+        if self._checkpoints.done():
+            self._saving(self._checkpoints.wait)
+        evaluates, save, stop = self.validation and self._due(cfg.eval.every), self._due(cfg.checkpoint.every), ""
+        if not (evaluates or save or last or caught):
+            return
+        self.recorder.flush()
+        metrics: dict[str, float] = {}
+        if evaluates:
+            metrics = self.metrics = self._meaning(evaluate())
+            if (mean := self.recorder.mean_loss()) is not None:
+                metrics["eval/gap"] = metrics["eval/loss"] - mean
+            self.recorder.write(done, metrics)
+            best, patience = self._position.best, self._position.patience
+            if (value := metrics.get(cfg.checkpoint.best)) is not None:
+                best = best.seen(value, done)
+                save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
+            if (value := metrics.get(cfg.early_stopping.metric)) is not None:
+                patience = patience.seen(value, done, cfg.early_stopping.min_delta)
+                if 0 < cfg.early_stopping.patience <= patience.stale:
+                    stop = "stopped early"
+                    self.say(f"stopped early: {cfg.early_stopping.metric} has not improved on {patience.value:.4f}")
+            self._position = self._position._replace(best=best, patience=patience)
+        if caught:
+            save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"
+            self.say(f"{caught.name} at step {done}: saving; run the same command again to go on")
+        if save or (stop and cfg.checkpoint.every):
+            self._saving(self._checkpoints.wait)
+            recorder = self.recorder
+            now = self._position._replace(
+                sequences=self._sequences(done),
+                losses=recorder.losses,
+                skipped=recorder.skipped,
+                recent=recorder.recent,
+            )
+            save_now = functools.partial(self._checkpoints.save, state(), now._asdict(), cfg, metrics)
+            self._saving(save_now, final=last or bool(stop))
+            rundir.write_status(self.workdir, "running", done)
+        if stop or last:
+            self.ended = stop or "done"
+
+    def settle(self) -> None:
+        """Once it has ended: waits until all that was saved is whole."""
+        ended, self.ended = self.ended, ""
+        self._checkpoints.wait()
+        self.ended = ended
+
+    @contextlib.contextmanager
+    def _diverging(self) -> Iterator[None]:
+        try:
+            yield
+        except DivergedError as error:
+            self.ended, self.error = "diverged", error
+
+    def _saving(self, act: Callable[[], None], final: bool = False) -> None:
+        """Does a part of a save. A failure is said, and raised where it is one too many or no save comes after it."""
+        try:
+            act()
+        except DataError as error:
+            if final or self._checkpoints.failures >= self.cfg.checkpoint.max_failures:
+                raise
+            self.say(f"warning: {error}")
+
+    def _sequences(self, now: int) -> int:
+        """Training sequences seen at a step: those before it started, and a batch a step since."""
+        return self._position.sequences + (now - self._started) * self.cfg.data.batch_size
+
+    def batch(self, first: int, count: int) -> Batch:
+        """The batch of a call: [B, T], or [count, B, T]."""
+        B = self.cfg.data.batch_size
+        rows = self._batches.rows(self._sequences(first), count * B)
+        if count > 1:
+            rows = {name: x.reshape(count, B, -1) for name, x in rows.items()}
+        return rows
+
+    def _meaning(self, sums: dict[str, TokenSums]) -> dict[str, float]:
+        """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""
+        out: dict[str, float] = {}
+        for name, found in sums.items():
+            metrics = perplexity.metrics(found, self._bytes_per_token)
+            out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in metrics.items()}
+        return out
+
+    def roll_back(self, spike: Spike) -> None:
+        """To the latest checkpoint, from where the batches after the spike's come next; or it has diverged, where there
+        is no checkpoint, or that happened too often."""
+        self._saving(self._checkpoints.wait)
+        latest = self._checkpoints.whole()
+        for line in self._checkpoints.tell():
+            self.say(line)
+        with self._diverging():
+            if latest is None or self._position.rollbacks >= self.cfg.divergence.max_rollbacks:
+                times = f"after {self._position.rollbacks} rollbacks (divergence.max_rollbacks)"
+                raise DivergedError(f"{spike}, {'with no checkpoint to go back to' if latest is None else times}")
+            past, rollbacks = self._sequences(spike.step), self._position.rollbacks + 1
+            restored = self._checkpoints.restore(self._like, latest)
+            self.state, self.done, self._started = restored.state, latest, latest
+            self._position = position.of_json(restored.data)._replace(sequences=past, rollbacks=rollbacks)
+            self.say(f"warning: {spike}; back to step {latest}, to go on with sequence {past:,}")
+
+    def return_to_best(self) -> None:
+        """After an early stop: the state of the best checkpoint, if one was kept."""
+        best = self._position.best
+        if best.step in self._checkpoints.steps():
+            self._checkpoints.whole(best.step)
+            self.state = self._checkpoints.restore(self._like, best.step).state
+            self.say(f"back to the best: step {best.step}, with {self.cfg.checkpoint.best} {best.value:.4f}")
