@@ -1,4 +1,4 @@
-"""A config from a file: `configs/x.py[:arg]`. The file is Python and is executed: run only those that you trust."""
+"""A config, or another value, from a Python file. It is executed: run only those that you trust."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib.util
 import re
 import traceback
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -20,26 +21,38 @@ def load(spec: str) -> ConfigDict:
       ConfigError: no such file, no `get_config`, or an error in it that concerns the config.
     """
     file, _, arg = spec.partition(":")
+    cfg = call(file, "get_config", "configs", arg)
+    if not isinstance(cfg, ConfigDict):
+        raise ConfigError(f"get_config of {file!r} returned {type(cfg).__name__}; expected a ConfigDict")
+    return cfg
+
+
+def call(file: str, function: str, folder: str, *arguments: str) -> Any:
+    """What a function of a Python file returns. Executes the file.
+
+    Args:
+      folder: where such files usually are.
+
+    Raises:
+      ConfigError: no such file, no such function in it, or an error in it that concerns the config.
+    """
     path = Path(file)
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path("configs")
-        raise ConfigError(f"no config file {file!r}: {nearest(file, (str(p) for p in folder.glob('*.py')))}")
+        near = (path.parent if path.parent.is_dir() else Path(folder)).glob("*.py")
+        raise ConfigError(f"no {folder.removesuffix('s')} file {file!r}: {nearest(file, map(str, near))}")
     module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
-        raise ConfigError(f"config file {file!r} is not a Python file")
+        raise ConfigError(f"{file!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
         module_spec.loader.exec_module(module)
-        if not hasattr(module, "get_config"):
-            raise ConfigError(f"config file {file!r} defines no get_config(arg='')")
-        cfg = module.get_config(arg)
+        if not hasattr(module, function):
+            raise ConfigError(f"{file!r} defines no {function}({'arg' if arguments else ''})")
+        return getattr(module, function)(*arguments)
     except (AttributeError, KeyError, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
-    if not isinstance(cfg, ConfigDict):
-        raise ConfigError(f"get_config of {file!r} returned {type(cfg).__name__}; expected a ConfigDict")
-    return cfg
 
 
 def _words(error: BaseException) -> str:

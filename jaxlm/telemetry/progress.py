@@ -40,13 +40,13 @@ class Progress:
     def __init__(self, total: int, start: int = 0, enabled: bool = True, *, every: int):
         self._total, self._start, self._enabled, self._every = total, start, enabled, every
         self._row_step = start
-        self._rate = _Rate()
+        self._rate = Rate()
         self._latest: dict[str, float] = {}
         self._bar: rich.progress.Progress | None = None
 
     def __enter__(self) -> Progress:
-        if self._enabled and sys.stderr.isatty() and os.environ.get("TERM") != "dumb":
-            self._bar = _bar()
+        if self._enabled and on_terminal():
+            self._bar = bar()
             self._bar.add_task("", total=self._total, completed=self._start, figures="")
             self._bar.start()
         return self
@@ -73,10 +73,7 @@ class Progress:
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
-        if self._bar:
-            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        say(self._bar, text)
 
     def _row_is_due(self, step: int, metrics: Mapping[str, float]) -> bool:
         if step >= self._total or "eval/loss" in metrics:
@@ -84,7 +81,7 @@ class Progress:
         return self._every > 0 and step - self._row_step >= self._every
 
 
-class _Rate:
+class Rate:
     """Steps per second: all of the run at first, later mostly the recent past."""
 
     def __init__(self) -> None:
@@ -107,7 +104,20 @@ class _Rate:
         return steps * self._seconds / self._steps
 
 
-def _bar() -> rich.progress.Progress:
+def on_terminal() -> bool:
+    """Whether stderr can show a bar."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def say(shown: rich.progress.Progress | None, text: str) -> None:
+    """Prints a line on stderr, above what is shown there."""
+    if shown:
+        shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def bar() -> rich.progress.Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
     from rich.table import Column
@@ -131,11 +141,11 @@ def _figures(metrics: Mapping[str, float], seconds_left: float | None) -> str:
     }
     parts = [words.format(metrics[name]) for name, words in shown.items() if name in metrics]
     if seconds_left is not None:
-        parts.append(f"{_duration(seconds_left)} left")
+        parts.append(f"{duration(seconds_left)} left")
     return "  ".join(parts)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """12s, 3m 05s, 2h 14m, 3d 04h: the two largest units."""
     minutes, s = divmod(max(round(seconds), 1), 60)
     hours, m = divmod(minutes, 60)

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from jaxlm.telemetry.progress import Progress, _duration
+from jaxlm.telemetry.progress import Progress, duration
 
 METRICS = {"train/loss": 3.21009, "throughput/tokens_per_second": 23456.3, "optim/grad_norm": 1.0}
 
@@ -100,8 +100,8 @@ class TestTimeLeft:
         ("seconds", "words"),
         [(0.2, "1s"), (59, "59s"), (59.5, "1m 00s"), (185, "3m 05s"), (8040, "2h 14m"), (273_600, "3d 04h")],
     )
-    def test_duration(self, seconds, words):
-        assert _duration(seconds) == words
+    def testduration(self, seconds, words):
+        assert duration(seconds) == words
 
 
 class TestBar:

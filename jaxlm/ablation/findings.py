@@ -1,0 +1,204 @@
+"""What a study found: the values that tables, plots and the page are made of, read from its run directories."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from jaxlm import config
+from jaxlm.ablation import stats
+from jaxlm.ablation.plan import budget, cost
+from jaxlm.ablation.stats import Comparison, Noise
+from jaxlm.ablation.study import Overrides, Study, Trial
+from jaxlm.errors import ConfigError, nearest
+from jaxlm.telemetry import writers
+
+TRIAL = "trial.json"
+"""In a trial's run directory: of what study's variant it is, and how many runs shared its calls."""
+
+
+class Curve(NamedTuple):
+    """The study's metric over a run: arrays of one length, in the order of the steps."""
+
+    steps: np.ndarray  # int64: completed optimizer steps
+    tokens: np.ndarray  # int64: training tokens seen
+    flops: np.ndarray  # float64: of model forward and backward passes so far
+    seconds: np.ndarray  # float64: of training so far, without compilation, as the throughput rows tell; may be nan
+    values: np.ndarray  # float64: may be nan
+
+
+class Outcome(NamedTuple):
+    """One trial, as its run directory tells it."""
+
+    trial: str  # its address: the hash of its config
+    variant: str
+    seed: int
+    point: Mapping[str, Any]  # {config field: value} of the tuning axes; empty where nothing is tuned
+    tuning: bool  # a trial that chose the point, on a seed of its own, not one that is compared
+    status: str  # of its status.json: "done", "stopped early", "diverged", ...; "" where it has not begun
+    value: float  # the study's metric at the end; nan where the run diverged or is not over
+    curve: Curve
+    tokens: int  # training tokens seen
+    flops: float
+    seconds: float  # of training; nan where unknown
+    joules: float  # nan where unknown
+
+
+class Findings(NamedTuple):
+    """All that the report says, and nothing that it must look up."""
+
+    name: str  # of the study's file, without .py
+    question: str
+    metric: str
+    lower_is_better: bool
+    baseline: str
+    variants: Sequence[str]  # in the study's order, with the baseline
+    seeds: Sequence[int]
+    budget: str  # in words: "250,000 training tokens a trial"
+    outcomes: Sequence[Outcome]
+    comparisons: Sequence[Comparison]  # one of each variant but the baseline
+    noise: Noise | None  # of the baseline; None where it has fewer than two finished seeds
+    differences: Mapping[str, Mapping[str, tuple[Any, Any]]]  # variant -> config field -> (the baseline's, its own)
+    chosen: Mapping[str, Mapping[str, Any]]  # variant -> the tuned point that is compared
+    warnings: Sequence[str]
+    verdict: str  # the answer, in a sentence or two
+    command: str  # that runs it again
+
+
+def status(folder: Path) -> str:
+    """How a run directory says that its run stands; "" where there is none."""
+    try:
+        return str(json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def read(trial: Trial, folder: Path, study: Study) -> Outcome:
+    """What a trial gave.
+
+    Raises:
+      ConfigError: it is over, and its rows have no such metric.
+      DataError: its metrics.jsonl is damaged.
+    """
+    ended, path = status(folder), folder / writers.METRICS
+    rows = writers.read_jsonl(path) if path.exists() else []
+    own = cost(trial.config)
+    found = [row for row in rows if study.metric in row]
+    if ended in ("done", "stopped early") and not found:
+        known = {name for row in rows for name in row if name not in ("step", "time")}
+        raise ConfigError(f"no trial writes metric {study.metric!r}: {nearest(study.metric, known)}")
+    steps = np.array([row["step"] for row in found], np.int64)
+    values = np.array([row[study.metric] for row in found], np.float64)
+    timed = [(row["step"], row["throughput/step_ms"] / 1e3) for row in rows if "throughput/step_ms" in row]
+    seconds = _seconds(timed, [*steps, rows[-1]["step"] if rows else 0], _beside(folder))
+    tokens = steps * own.tokens_per_step
+    value = math.nan
+    if ended == "done":
+        value = float(values[-1])
+    elif ended == "stopped early":  # such a run ends with its best parameters
+        value = float((np.nanmin if study.lower_is_better else np.nanmax)(values))
+    return Outcome(
+        trial=trial.address,
+        variant=trial.variant,
+        seed=trial.seed,
+        point=trial.point,
+        tuning=trial.tuning,
+        status=ended,
+        value=value if math.isfinite(value) else math.nan,
+        curve=Curve(steps, tokens, tokens * float(own.flops_per_token), seconds[:-1], values),
+        tokens=(last := rows[-1]["step"] if rows else 0) * own.tokens_per_step,
+        flops=float(last * own.tokens_per_step * own.flops_per_token),
+        seconds=float(seconds[-1]),
+        joules=math.nan,
+    )
+
+
+def _beside(folder: Path) -> int:
+    """How many runs shared the calls whose time a run's rows tell."""
+    try:
+        return int(json.loads((folder / TRIAL).read_text(encoding="utf-8"))["beside"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1
+
+
+def _seconds(timed: Sequence[tuple[int, float]], steps: Sequence[int], beside: int) -> np.ndarray:
+    """A run's share of the time of training up to each of some steps.
+
+    Args:
+      timed: (step, seconds per step since the row before). Steps after the last row take as long as those before it.
+    """
+    if not timed:
+        return np.full(len(steps), np.nan)
+    marks, pace = np.array(timed).T
+    total = np.concatenate([[0.0], np.cumsum(np.diff(marks, prepend=0) * pace)])
+    beyond = np.maximum(np.array(steps) - marks[-1], 0) * pace[-1]
+    return (np.interp(steps, [0, *marks], total) + beyond) / beside
+
+
+def gather(
+    study: Study,
+    arms: Mapping[str, FrozenConfigDict],
+    points: Mapping[str, Overrides],
+    outcomes: Sequence[Outcome],
+    warnings: Sequence[str],
+    *,
+    name: str,
+    command: str,
+) -> Findings:
+    """What the outcomes of a study say together.
+
+    Args:
+      arms: variant -> its config, at its tuned point.
+      points: variant -> that point.
+    """
+    values: dict[str, dict[int, float]] = {variant: {} for variant in study.variants}
+    for outcome in outcomes:
+        if not outcome.tuning:
+            values[outcome.variant][outcome.seed] = outcome.value
+    comparisons = stats.compare(values, study.baseline, lower_is_better=study.lower_is_better)
+    return Findings(
+        name=name,
+        question=study.question,
+        metric=study.metric,
+        lower_is_better=study.lower_is_better,
+        baseline=study.baseline,
+        variants=tuple(study.variants),
+        seeds=tuple(study.seeds),
+        budget=budget(study, arms),
+        outcomes=tuple(outcomes),
+        comparisons=comparisons,
+        noise=stats.noise(values[study.baseline]),
+        differences={variant: config.differences(arms[study.baseline], cfg) for variant, cfg in arms.items()},
+        chosen=points,
+        warnings=tuple(warnings),
+        verdict=verdict(study, comparisons, values),
+        command=command,
+    )
+
+
+def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]]) -> str:
+    """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown."""
+    if not comparisons:
+        mean = float(np.mean(list(values[study.baseline].values())))
+        return f"{study.baseline} alone: {study.metric} {mean:.4f} over {len(study.seeds)} seeds."
+    said = []
+    for what in ("better", "worse"):
+        for one in sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean):
+            if not math.isfinite(one.mean):
+                said.append(f"{one.variant} is worse than {study.baseline}: it diverged on every seed.")
+                continue
+            low, high = one.interval
+            said.append(
+                f"{one.variant} is {what} than {study.baseline}: {study.metric} {one.mean:+.4f} "
+                f"[{low:+.4f}, {high:+.4f}] over {len(one.seeds)} seeds."
+            )
+    for what in ("no difference shown", "nothing can be concluded", "changes nothing"):
+        if names := [one.variant for one in comparisons if one.verdict == what]:
+            said.append(f"{what[0].upper()}{what[1:]}: {', '.join(names)}.")
+    return " ".join(said)

@@ -1,0 +1,163 @@
+"""Many runs as one program: which may share one, how many at once, and their training side by side.
+
+Runs share a program where their configs differ in the seed and in traced numbers only. A lane is a run like any other:
+its own directory, data order, metrics and checkpoints. The loop computes them all in one call; a lane that has ended is
+computed on, and nobody looks at it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import re
+import time
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm import config, data
+from jaxlm.telemetry.progress import View
+from jaxlm.training import loop, memory, parallel, step
+from jaxlm.training.prepare import Prepared
+from jaxlm.training.run import open_run
+from jaxlm.training.signals import Signals
+from jaxlm.training.steps import Steps
+
+_TIMED = 3  # steps, after one that compiles
+
+
+class Member(NamedTuple):
+    """A run that is to be trained beside others."""
+
+    prepared: Prepared
+    workdir: Path
+    view: Callable[[int], contextlib.AbstractContextManager[View]]  # what shows it, from its completed steps
+
+
+def shared(cfg: FrozenConfigDict) -> Hashable:
+    """What two prepared configs must have alike to be lanes of one program: all but the seed and the traced numbers."""
+    return _shared(config.resolve(config.override(ConfigDict(cfg), {"seed": 0})))
+
+
+@functools.lru_cache(maxsize=1024)
+def _shared(cfg: FrozenConfigDict) -> Hashable:
+    structure, _ = step.split(cfg)
+    traced = ("optimizer.", "loss.", "model.dropout")  # as far as they are no numbers, in the structure
+    return structure, tuple((path, value) for path, value in config.items(cfg) if not path.startswith(traced))
+
+
+def most(cfg: FrozenConfigDict) -> int:
+    """How many lanes fit into the memory of all devices, by the estimate of `training.memory`; at least 1."""
+    if cfg.divergence.rollback_z:
+        return 1  # a run that goes back leaves its lane
+    devices = jax.local_devices()
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    free = sum(limit * 0.9 for limit in limits if limit) or _host_memory() / 2  # beside what XLA itself takes
+    return max(1, int(free // sum(memory.estimate(cfg).values())))
+
+
+def _host_memory() -> int:
+    """Bytes that this machine could give, as Linux tells."""
+    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return 2**32
+
+
+def even(runs: int, lanes: int) -> int:
+    """The width at which so many runs take as few calls as with `lanes`, and leave fewest lanes empty."""
+    return -(-runs // -(-runs // lanes))
+
+
+def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
+    """How many of the runs to train at once: timed with 1, 2, 4, ... lanes, for as long as a step takes less per lane.
+
+    It often takes more where a run alone keeps all of the device at work, as on a CPU; then this is 1.
+    """
+    limit = min(most(members[0].config), len(members))
+    if limit == 1:
+        return 1
+    best, width = seconds_per_step(members[:1], 0), 1
+    while width < limit:
+        wider = min(2 * width, limit)
+        seconds = seconds_per_step(members[:wider], wider) / wider
+        say(f"a step takes {seconds * 1e3:.3g} ms a lane with {wider} lanes, {best * 1e3:.3g} with {width}")
+        if seconds > best:
+            break
+        best, width = seconds, wider
+    return even(len(members), width)
+
+
+def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:
+    """Of the call that trains them all by a step, the fastest of a few. One member: alone, with `lanes` 0."""
+    first = members[0].config
+    steps = Steps(first, lanes)
+    hparams = [step.split(one.config)[1] for one in members]
+    states = steps.together([steps.init(one.config.seed, h, None) for one, h in zip(members, hparams)])
+    B, T = first.data.batch_size, first.model.context_length
+    rows = data.Batches(members[0].data.train.tokens, B, T, first.seed).rows(0, B)
+    count = first.steps_per_call
+    if count > 1:
+        rows = {name: np.stack([x] * count) for name, x in rows.items()}
+    batch = parallel.put(steps.stacked([rows] * len(members)), steps.mesh)
+    stacked, spent = steps.stacked(hparams), []
+    for _ in range(1 + _TIMED):
+        begin = time.perf_counter()
+        states, metrics = steps.advance(stacked, states, batch, count)
+        jax.block_until_ready(metrics)
+        spent.append((time.perf_counter() - begin) / count)
+    return min(spent[1:])
+
+
+class Programs:
+    """The compiled steps of one structure after another: those of the latest stay, for the runs that come next."""
+
+    def __init__(self) -> None:
+        self._latest: tuple[Hashable, Steps] | None = None
+
+    def steps(self, cfg: FrozenConfigDict, lanes: int) -> Steps:
+        """For runs that are `shared` with this one; of one lane, for a run alone."""
+        key = (shared(cfg), lanes)
+        if self._latest is None or self._latest[0] != key:
+            self._latest = None  # let go of its memory first
+            self._latest = (key, Steps(cfg, lanes if lanes > 1 else 0))
+        return self._latest[1]
+
+
+def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Signals) -> None:
+    """Trains runs of one program to their ends, at most `lanes` at once; each goes on from its latest checkpoint.
+
+    Once a signal is caught, runs may not be over. One that diverges says so in its status.
+
+    Raises:
+      ConfigError, DataError: as `loop.train`.
+    """
+    cfg = members[0].prepared.config
+    for chunk in _cut(members, lanes):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(memory.explained(cfg))
+            steps = programs.steps(cfg, lanes)
+            runs = [stack.enter_context(open_run(one.prepared, one.workdir, steps, one.view)) for one in chunk]
+            for done in sorted(
+                {run.done for run in runs}
+            ):  # those that a kill left at different steps can't share calls
+                if not signals.caught:
+                    loop.go([run for run in runs if run.done == done], steps, signals)
+            for run in runs:
+                run.ended = run.ended or "preempted"
+        if signals.caught:
+            break
+
+
+def _cut(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
+    return [members[i : i + size] for i in range(0, len(members), size)]
+
+
+def digest(key: Hashable) -> str:
+    """A name for what is `shared`, that other processes give it too."""
+    return hashlib.sha256(re.sub(r" at 0x\w+", "", repr(key)).encode()).hexdigest()[:12]

@@ -1,0 +1,174 @@
+"""Runs a study: its trials, found again by the hash of their configs, and then its report.
+
+workdir/study.json  trials/<address>/...  report.md  report.html  results.csv  ...
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+from collections.abc import Callable, Hashable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ml_collections import FrozenConfigDict
+
+from jaxlm import files
+from jaxlm.ablation import findings, lanes, plan, report, tuning
+from jaxlm.ablation.findings import Findings, Outcome
+from jaxlm.ablation.plan import Memory
+from jaxlm.ablation.study import Overrides, Study, Trial, trial
+from jaxlm.errors import INTERRUPTED, JaxlmError
+from jaxlm.telemetry.board import Board
+from jaxlm.training import lock
+from jaxlm.training.prepare import prepare
+from jaxlm.training.signals import Signals
+
+_OVER = ("done", "stopped early", "diverged")
+
+
+class Stopped(JaxlmError):
+    """A signal asked to stop; what was trained is saved."""
+
+    def __init__(self, exit_code: int):
+        super().__init__(f"{'interrupted' if exit_code == INTERRUPTED else 'preempted'}; run the same command to go on")
+        self.exit_code = exit_code
+
+
+class Group(NamedTuple):
+    """Trials that one program trains, so many at once."""
+
+    trials: list[Trial]
+    lanes: int
+
+
+Execute = Callable[[Sequence[Group], Path, Board, Signals], None]
+"""Trains the trials of groups, each in its `folder`. Raises `Stopped` where a signal ends it."""
+
+
+def run(
+    study: Study, workdir: str | Path, *, name: str = "study", command: str = "", execute: Execute | None = None
+) -> Findings:
+    """Trains what a study still lacks, and writes its report.
+
+    A trial that is over is not run again, one that was broken off goes on; so the same call, after whatever happened,
+    ends with the same report.
+
+    Args:
+      workdir: the study's directory.
+      name: for the report, as that of the study's file.
+      command: for the report: what runs it again.
+      execute: where trials are trained; None: here, one group after another (`local`).
+
+    Raises:
+      ConfigError: the study, or the config of a variant, is wrong.
+      DataError: data is missing or broken, the directory can't be written, or another process runs the study in it.
+      Stopped: by a signal; the same call goes on.
+    """
+    workdir = Path(workdir)
+    with Signals() as signals, lock.held(workdir):
+        memory = Memory(workdir / "study.json")
+
+        def train(trials: Sequence[Trial]) -> list[Outcome]:
+            return _train(trials, study, workdir, memory, execute or local, signals)
+
+        def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
+            return plan.budgeted(study, variant, point, memory)
+
+        warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
+        for line in warnings:
+            say(f"warning: {line}")
+        chosen = tuning.choose(study, arm, train, workdir)
+        arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
+        trials = [
+            trial(cfg, variant, seed, chosen.points.get(variant))
+            for variant, cfg in arms.items()
+            for seed in study.seeds
+        ]
+        for line in [*chosen.warnings, *(edited := memory.note(trials))]:
+            say(f"warning: {line}")
+        outcomes = [*chosen.outcomes, *train(trials)]
+        warnings += [*chosen.warnings, *edited]
+        found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
+        written = report.write(found, workdir)
+    say(found.verdict)
+    say(f"report: {', '.join(str(path) for path in written if path.suffix in ('.md', '.html'))}")
+    return found
+
+
+def _train(
+    trials: Sequence[Trial], study: Study, workdir: Path, memory: Memory, execute: Execute, signals: Signals
+) -> list[Outcome]:
+    """Trains those of some trials that are not over; what all of them gave, in their order."""
+    runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
+    waiting = {key: one for key, one in reversed(runs.items()) if findings.status(folder(workdir, one)) not in _OVER}
+    if waiting:
+        say(f"{len(runs)} runs, of which {len(runs) - len(waiting)} are over")
+        steps = sum(one.config.steps for one in waiting.values())
+        with Board(len(waiting), steps, study.metric) as board:
+            groups = grouped(list(waiting.values()), trials, study.lanes, memory, board.say)
+            execute(groups, workdir, board, signals)
+    return [findings.read(one, folder(workdir, one), study) for one in trials]
+
+
+def folder(workdir: Path, trial: Trial) -> Path:
+    """The run directory of a trial."""
+    return workdir / "trials" / trial.address
+
+
+def grouped(
+    waiting: Sequence[Trial], trials: Sequence[Trial], width: int, memory: Memory, say: Callable[[str], None]
+) -> list[Group]:
+    """The trials that wait, by the program that trains them.
+
+    Args:
+      trials: all of them; those of a program decide how many lanes it has, since a lane's last bits depend on that.
+      width: the lanes of each program; 0: decided once, by timing, and kept in `memory`.
+    """
+    keys = {one.address: lanes.shared(prepare(one.config).config) for one in trials}
+    groups: dict[Hashable, list[Trial]] = {}
+    for one in waiting:
+        groups.setdefault(keys[one.address], []).append(one)
+    out = []
+    for key, members in groups.items():
+        digest = lanes.digest(key)
+        if not width and digest not in memory.lanes:
+            fellows = {one.address: one for one in trials if keys[one.address] == key}
+            memory.lanes[digest] = lanes.choose([prepare(one.config) for one in fellows.values()], say)
+            memory.write()
+        out.append(Group(members, width or memory.lanes[digest]))
+    return out
+
+
+def local(groups: Sequence[Group], workdir: Path, board: Board, signals: Signals) -> None:
+    """One group after another, in this process; lanes are divided over its devices."""
+    programs = lanes.Programs()
+    for group in groups:
+        train_group(group, workdir, board, signals, programs)
+
+
+def train_group(group: Group, workdir: Path, board: Board, signals: Signals, programs: lanes.Programs) -> None:
+    """Trains the trials of a group, as many at once as it has lanes.
+
+    Raises:
+      Stopped: by a signal.
+      ConfigError, DataError: as `loop.train`.
+    """
+    members = []
+    for one in group.trials:
+        where = folder(workdir, one)
+        where.mkdir(parents=True, exist_ok=True)
+        note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
+        with files.atomic(where / findings.TRIAL) as file:
+            file.write(json.dumps(note | {"beside": min(group.lanes, len(group.trials))}).encode())
+        view = functools.partial(board.lane, one.title, one.config.steps)
+        members.append(lanes.Member(prepare(one.config), where, view))
+    lanes.train(members, group.lanes, programs, signals)
+    if signals.caught:
+        raise Stopped(signals.exit_code)
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    print(text, file=sys.stderr, flush=True)

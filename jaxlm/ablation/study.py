@@ -1,0 +1,298 @@
+"""What to compare: a question, a base config, variants of it, seeds, and a budget that all arms share."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from jaxlm import config, config_file
+from jaxlm.errors import ConfigError, nearest
+
+Overrides = Mapping[str, Any]
+"""{"steps": 100, "optimizer.scale_by_adam.b2": 0.99}. "optimizer" takes a whole spec, or a function that makes one
+of the base's, such as `lambda spec: optim.drop(spec, "clip_by_global_norm")`."""
+
+BUDGETS = ("tokens", "steps", "flops", "seconds")
+SEARCHES = ("grid", "random", "halton", "optuna")
+
+
+class Range(NamedTuple):
+    """The values of a tuning axis between two bounds, on a logarithmic scale unless `log` is False."""
+
+    low: float
+    high: float
+    log: bool = True
+
+    def at(self, share: float) -> float:
+        """The value at a share in [0, 1] of the way."""
+        if self.log:
+            return float(self.low * (self.high / self.low) ** share)
+        return float(self.low + (self.high - self.low) * share)
+
+
+Axes = Mapping[str, Sequence[Any] | Range]
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """A comparison: every variant with every seed, at an equal budget.
+
+    Args:
+      question: what the study answers.
+      base: `configs/x.py[:arg]`, or a config.
+      baseline: the variant that the others are compared with.
+      variants: name -> how its config differs from the base's.
+      seeds: of the compared trials. Each seed gives all variants the same initial parameters and the same data order.
+      metric: a name of metrics.jsonl; its last value counts, after an early stop its best.
+      overrides: of the base, for all variants.
+      lower_is_better: False for an accuracy.
+      budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and
+        backward passes, {"seconds": n} by the time that a step takes here. None: the tokens of the baseline's `steps`.
+        {}: each variant has its own `steps`.
+      tuning: {config field: values} to choose from for each arm, by the mean of the metric over `tuning_seeds`; under a
+        variant's name, axes of its own: {"lion": {config field: values}}. Values are a sequence or a `Range`.
+      tuning_seeds: none of `seeds`, so that no arm is compared where it was chosen.
+      tuning_trials: points for each arm; 0, for a grid, all of them.
+      search: how they are found: "grid", "random", "halton", or "optuna" (its TPE sampler, extra `cluster`).
+      lanes: runs at once in one program; 0: as many as are fastest here.
+
+    Raises:
+      ConfigError: the study can't be run as it stands.
+    """
+
+    question: str
+    base: str | ConfigDict
+    baseline: str
+    variants: Mapping[str, Overrides]
+    seeds: Sequence[int] = (0, 1, 2, 3, 4)
+    metric: str = "eval/loss"
+    overrides: Overrides = dataclasses.field(default_factory=dict)
+    lower_is_better: bool = True
+    budget: Mapping[str, float] | None = None
+    tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    tuning_seeds: Sequence[int] = ()
+    tuning_trials: int = 0
+    search: str = "grid"
+    lanes: int = 0
+
+    def __post_init__(self) -> None:
+        if self.baseline not in self.variants:
+            raise ConfigError(f"baseline {self.baseline!r} is no variant: {nearest(self.baseline, self.variants)}")
+        for what, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
+            if len(set(seeds)) < len(seeds):
+                raise ConfigError(f"{what}={tuple(seeds)} has a seed twice, which would count one run as two")
+        if not self.seeds:
+            raise ConfigError("seeds is empty; expected one at least, and several to conclude anything")
+        if self.budget and (len(self.budget) != 1 or next(iter(self.budget)) not in BUDGETS):
+            raise ConfigError(
+                f"budget is {dict(self.budget)}; expected one of {', '.join(BUDGETS)}, such as tokens=1e6"
+            )
+        if self.budget and not 0 < next(iter(self.budget.values())) < math.inf:
+            raise ConfigError(f"budget is {dict(self.budget)}; expected a number above 0")
+        if self.search not in SEARCHES:
+            raise ConfigError(f"search is {self.search!r}: {nearest(self.search, SEARCHES)}")
+        self._check_tuning()
+
+    def _check_tuning(self) -> None:
+        for name, value in self.tuning.items():
+            if isinstance(value, Mapping) and name not in self.variants:
+                raise ConfigError(f"tuning has axes for {name!r}, which is no variant: {nearest(name, self.variants)}")
+        for variant in self.variants:
+            for path, values in self.axes(variant).items():
+                if path == "seed":
+                    raise ConfigError("tuning over the seed would choose luck; give several tuning_seeds instead")
+                if isinstance(values, Range) and self.search == "grid":
+                    raise ConfigError(f"tuning axis {path!r} is a range, which a grid can't search; give its values")
+                if isinstance(values, str) or not len(values):
+                    raise ConfigError(f"tuning axis {path!r} is {values!r}; expected a sequence of values, or a Range")
+        if bool(self.tuning) != bool(self.tuning_seeds):
+            raise ConfigError("tuning and tuning_seeds go together: axes to choose from, and seeds to choose by")
+        if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
+            raise ConfigError(
+                f"seed {both[0]} is one of seeds and of tuning_seeds; arms are compared on seeds that chose none"
+            )
+        if self.tuning and self.search != "grid" and self.tuning_trials < 1:
+            raise ConfigError(f"search={self.search!r} needs tuning_trials, the points that each arm may try")
+
+    def axes(self, variant: str) -> Axes:
+        """The tuning axes of an arm."""
+        own = self.tuning.get(variant)
+        if isinstance(own, Mapping):
+            return own
+        return {path: values for path, values in self.tuning.items() if not isinstance(values, Mapping)}
+
+
+class Trial(NamedTuple):
+    """A run of a study."""
+
+    variant: str
+    seed: int
+    tuning: bool  # one that chooses the arm's point, not one that is compared
+    point: Overrides  # the values of the tuning axes
+    config: FrozenConfigDict
+
+    @property
+    def address(self) -> str:
+        """The hash of its resolved config: a study that runs again finds by it what was run."""
+        return hashlib.sha256(config.to_json(self.config).encode()).hexdigest()[:16]
+
+    @property
+    def title(self) -> str:
+        shown = "".join(f" {path.rpartition('.')[2]}={_shown(value)}" for path, value in self.point.items())
+        return f"{self.variant}{shown} seed={self.seed}"
+
+
+def load(path: str) -> Study:
+    """The study that the `study()` of a Python file returns. Executes the file.
+
+    Raises:
+      ConfigError: no such file, or it defines no study.
+    """
+    found = config_file.call(path, "study", "experiments")
+    if not isinstance(found, Study):
+        raise ConfigError(f"study() of {path!r} returned {type(found).__name__}; expected a jaxlm.ablation.Study")
+    return found
+
+
+def base(study: Study) -> ConfigDict:
+    """The config that the variants differ from, with the study's overrides.
+
+    Raises:
+      ConfigError: it can't be read, or an override is wrong.
+    """
+    cfg = config_file.load(study.base) if isinstance(study.base, str) else study.base
+    return apply(cfg, study.overrides)
+
+
+def arm(study: Study, variant: str, point: Overrides | None = None) -> FrozenConfigDict:
+    """The resolved config of a variant, with its own `steps` and the base's seed.
+
+    Raises:
+      ConfigError: an override is wrong; names the variant.
+    """
+    try:
+        return config.resolve(apply(apply(base(study), study.variants[variant]), point or {}))
+    except ConfigError as error:
+        raise ConfigError(f"variant {variant!r}: {error}") from error
+
+
+def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
+    """A copy of a config with overrides; see `Overrides`."""
+    for path, value in overrides.items():
+        if path == "optimizer":
+            out = cfg.copy_and_resolve_references()
+            with out.unlocked(), out.ignore_type():
+                out.optimizer = value(out.optimizer.to_dict()) if callable(value) else dict(value)
+            out.optimizer.unlock()
+            cfg = out
+        else:
+            cfg = config.override(cfg, {path: value})
+    return cfg
+
+
+def trial(
+    cfg: FrozenConfigDict, variant: str, seed: int, point: Overrides | None = None, tuning: bool = False
+) -> Trial:
+    """A run of an arm with a seed."""
+    return Trial(variant, seed, tuning, dict(point or {}), with_fields(cfg, seed=seed))
+
+
+def with_fields(cfg: FrozenConfigDict, **fields: Any) -> FrozenConfigDict:
+    """A resolved config with top-level fields replaced."""
+    return config.resolve(config.override(ConfigDict(cfg), fields))
+
+
+# Points and variants
+
+
+def grid_points(study: Study, variant: str) -> list[dict[str, Any]]:
+    """The points of an arm's tuning grid; with `tuning_trials`, so many of them, evenly spaced."""
+    points = _product(study.axes(variant))
+    if not study.tuning_trials or study.tuning_trials >= len(points):
+        return points
+    return [points[(2 * i + 1) * len(points) // (2 * study.tuning_trials)] for i in range(study.tuning_trials)]
+
+
+def sampled_points(axes: Axes, count: int, search: str, seed: int = 0) -> list[dict[str, Any]]:
+    """So many points of axes: drawn independently ("random"), or of a scrambled Halton sequence ("halton")."""
+    from scipy.stats import qmc  # takes a while to import
+
+    if search == "halton":
+        shares = qmc.Halton(len(axes), seed=seed).random(count)
+    else:
+        shares = np.random.default_rng(seed).random((count, len(axes)))
+
+    def value(values: Sequence[Any] | Range, share: float) -> Any:
+        return values.at(share) if isinstance(values, Range) else values[min(int(share * len(values)), len(values) - 1)]
+
+    return [{path: value(axes[path], float(s)) for path, s in zip(axes, row)} for row in shares]
+
+
+def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
+    """So many values from low to high, each the same factor above the one before, to three digits."""
+    return tuple(float(f"{Range(low, high).at(i / max(1, count - 1)):.3g}") for i in range(count))
+
+
+def grid(axes: Axes) -> dict[str, Overrides]:
+    """Variants of every combination of the values of axes: {"peak=0.001 b2=0.99": {...}, ...}."""
+    return _named(_product(axes))
+
+
+def zipped(axes: Axes) -> dict[str, Overrides]:
+    """Variants of the first values of all axes, of the second, ...
+
+    Raises:
+      ConfigError: axes of different lengths.
+    """
+    lengths = {path: len(values) for path, values in axes.items()}
+    if len(set(lengths.values())) > 1:
+        raise ConfigError(f"zipped axes have different lengths: {lengths}")
+    return _named([dict(zip(axes, values)) for values in zip(*axes.values())])
+
+
+def one_at_a_time(axes: Axes) -> dict[str, Overrides]:
+    """Variants that each set one axis to one of its values."""
+    return _named([{path: value} for path, values in axes.items() for value in values])
+
+
+def leave_one_out(parts: Mapping[str, Overrides], full: str = "full") -> dict[str, Overrides]:
+    """A variant with all parts of a recipe, which changes nothing, and one without each.
+
+    Args:
+      parts: name -> the overrides that take the part away.
+    """
+    return {full: {}} | {f"without {name}": overrides for name, overrides in parts.items()}
+
+
+def random(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
+    """Variants at independent random points of axes."""
+    return _named(sampled_points(axes, count, "random", seed))
+
+
+def halton(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
+    """Variants at points that fill the space of axes evenly (Halton 1960, scrambled)."""
+    return _named(sampled_points(axes, count, "halton", seed))
+
+
+def _product(axes: Axes) -> list[dict[str, Any]]:
+    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+
+
+def _named(points: Sequence[dict[str, Any]]) -> dict[str, Overrides]:
+    """Each point under a name of its values, with as much of each path as tells them apart."""
+    paths = {path for point in points for path in point}
+    short = {path: path.rpartition(".")[2] for path in paths}
+    doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
+    label: Callable[[str], str] = lambda path: path if short[path] in doubled else short[path]  # noqa: E731
+    return {" ".join(f"{label(path)}={_shown(value)}" for path, value in point.items()): point for point in points}
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if type(value) is float else str(value)

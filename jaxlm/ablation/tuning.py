@@ -1,0 +1,141 @@
+"""Choosing each arm's point of its tuning axes, such as its learning rate, on seeds of their own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ml_collections import FrozenConfigDict
+
+from jaxlm.ablation.findings import Outcome
+from jaxlm.ablation.study import Overrides, Range, Study, Trial, grid_points, sampled_points, trial
+from jaxlm.errors import ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+
+Train = Callable[[Sequence[Trial]], list[Outcome]]
+Arm = Callable[[str, Overrides], FrozenConfigDict]  # (variant, point) -> its config
+_ROUND = 4  # points that Optuna proposes before it learns what they gave
+
+
+class Chosen(NamedTuple):
+    points: dict[str, Overrides]  # variant -> the best point; empty where nothing is tuned
+    outcomes: list[Outcome]  # of all tuning trials
+    warnings: list[str]
+
+
+def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
+    """Tries the points of each arm with every tuning seed, and takes the one with the best mean of the metric.
+
+    A point at which some seed diverged counts as worse than any at which none did.
+    """
+    if not study.tuning:
+        return Chosen({}, [], [])
+    tuned = [variant for variant in study.variants if study.axes(variant)]
+
+    def attempt(points: Mapping[str, Sequence[Overrides]]) -> list[Outcome]:
+        return train(
+            [
+                trial(arm(variant, point), variant, seed, point, tuning=True)
+                for variant in points
+                for point in points[variant]
+                for seed in study.tuning_seeds
+            ]
+        )
+
+    if study.search == "optuna":
+        outcomes = _with_optuna(study, tuned, attempt, workdir)
+    elif study.search == "grid":
+        outcomes = attempt({variant: grid_points(study, variant) for variant in tuned})
+    else:
+        outcomes = attempt(
+            {variant: sampled_points(study.axes(variant), study.tuning_trials, study.search) for variant in tuned}
+        )
+    points: dict[str, Overrides] = {}
+    warnings = []
+    for variant in tuned:
+        means = scores(study, [outcome for outcome in outcomes if outcome.variant == variant])
+        best, score = min(means, key=lambda pair: pair[1])
+        if not math.isfinite(score):
+            warnings.append(f"variant {variant!r} diverged, or gave no {study.metric}, at every point that was tried")
+        points[variant] = best
+        warnings += _edges(study, variant, best)
+    return Chosen(points, outcomes, warnings)
+
+
+def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, float]]:
+    """Each point with the mean of the metric over its seeds, the lower the better; inf where one of them diverged."""
+    values: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    for outcome in outcomes:
+        values.setdefault(tuple(outcome.point.items()), []).append(outcome.value)
+    sign = 1 if study.lower_is_better else -1
+    means = {point: sign * sum(found) / len(found) for point, found in values.items()}
+    return [(dict(point), mean if math.isfinite(mean) else math.inf) for point, mean in means.items()]
+
+
+def _edges(study: Study, variant: str, best: Overrides) -> list[str]:
+    """Where the best point lies at an end of a grid's axis, the best of all may lie beyond."""
+    out = []
+    for path, values in study.axes(variant).items():
+        if isinstance(values, Range) or not all(isinstance(value, (int, float)) for value in values) or len(values) < 2:
+            continue
+        if best[path] in (min(values), max(values)):
+            out.append(
+                f"the best {path} of {variant!r}, {best[path]:g}, is an end of its axis "
+                f"({min(values):g} to {max(values):g}): widen it"
+            )
+    return out
+
+
+def _with_optuna(
+    study: Study,
+    tuned: Sequence[str],
+    attempt: Callable[[Mapping[str, Sequence[Overrides]]], list[Outcome]],
+    workdir: Path,
+) -> list[Outcome]:
+    """Points that Optuna's TPE sampler proposes (Bergstra et al. 2011), a few at a time, in workdir/optuna.db.
+
+    Each round's sampler is seeded anew, so that a study which was killed proposes the points that it would have.
+    """
+    try:
+        import optuna
+    except ImportError as error:
+        raise ConfigError("search='optuna' needs Optuna, which is not installed: pip install jaxlm[cluster]") from error
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = f"sqlite:///{workdir / 'optuna.db'}"
+    searches = {
+        variant: optuna.create_study(study_name=variant, storage=storage, load_if_exists=True) for variant in tuned
+    }
+    outcomes: list[Outcome] = []
+    for start in range(0, study.tuning_trials, _ROUND):
+        numbers = range(start, min(start + _ROUND, study.tuning_trials))
+        points: dict[str, list[Overrides]] = {}
+        for variant, search in searches.items():
+            search.sampler = optuna.samplers.TPESampler(seed=start, n_startup_trials=_ROUND)
+            while len(search.get_trials(deepcopy=False)) < numbers.stop:
+                _propose(search.ask(), study, variant)
+            asked = [search.get_trials(deepcopy=False)[number] for number in numbers]
+            points[variant] = [dict(one.user_attrs["point"]) for one in asked]
+        found = attempt(points)
+        outcomes += found
+        for variant, search in searches.items():
+            means = scores(study, [outcome for outcome in found if outcome.variant == variant])
+            for number, point in zip(numbers, points[variant], strict=True):
+                if not search.get_trials(deepcopy=False)[number].state.is_finished():
+                    value = next(mean for other, mean in means if other == point)
+                    search.tell(number, value if math.isfinite(value) else 1e30)
+    return outcomes
+
+
+def _propose(asked: optuna.Trial, study: Study, variant: str) -> None:
+    point = {}
+    for path, values in study.axes(variant).items():
+        if isinstance(values, Range):
+            point[path] = asked.suggest_float(path, values.low, values.high, log=values.log)
+        else:
+            point[path] = values[asked.suggest_categorical(path, range(len(values)))]
+    asked.set_user_attr("point", point)

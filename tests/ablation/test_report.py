@@ -1,0 +1,265 @@
+"""The report's files, of studies made up by hand."""
+
+import csv
+import math
+import re
+import sys
+
+import numpy as np
+import pytest
+
+from jaxlm.ablation import page, report
+from jaxlm.ablation.findings import Curve, Findings, Outcome
+from jaxlm.ablation.stats import Comparison, Noise
+
+NASTY = '</script><b>&"x|_$y$'
+EFFECTS = {"baseline": 0.0, "no weight decay": 0.021, "longer warmup": -0.002, NASTY: -0.019, "peak without limit": 0.4}
+PEAKS = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+AXIS = "optimizer.peak"
+
+
+def study(effects=EFFECTS, seeds=(0, 1, 2, 3, 4), peaks=PEAKS, **changes) -> Findings:
+    """Loss curves that end at 3.5 + the variant's effect; the last variant diverges on all seeds but one."""
+    outcomes = []
+    for i, (variant, effect) in enumerate(effects.items()):
+        fragile = variant == "peak without limit"
+        tuned = [(peak, 100, True, peak > (0.003 if fragile else 0.01)) for peak in peaks]
+        compared = [(0.003, seed, False, fragile and seed > 0) for seed in seeds]
+        for peak, seed, tuning, diverges in tuned + compared:
+            shared, own = np.random.default_rng(seed), np.random.default_rng([seed, i])
+            end = 3.5 + effect + 0.006 * shared.normal() + 0.003 * own.normal() + 0.02 * math.log10(peak / 0.003) ** 2
+            steps = np.arange(0, 1001, 50)
+            values = end + 7.3 * np.exp(-steps / 90) + 0.2 * np.exp(-steps / 500) - 0.2 * math.exp(-2)
+            if diverges:
+                values[12:] = np.nan
+            tokens, rate = steps * 8192, 1 + 0.1 * i
+            curve = Curve(steps, tokens, tokens * 6.3e6 * rate, steps * 0.21 * rate, values)
+            outcomes.append(
+                Outcome(
+                    trial=f"{i}{seed}{peak:g}",
+                    variant=variant,
+                    seed=seed,
+                    point={AXIS: peak} if peaks else {},
+                    tuning=tuning,
+                    status="diverged" if diverges else "done",
+                    value=math.nan if diverges else float(values[-1]),
+                    curve=curve,
+                    tokens=int(tokens[-1]),
+                    flops=float(curve.flops[-1]),
+                    seconds=float(curve.seconds[-1]),
+                    joules=math.nan if i == 1 else 5200.0,
+                )
+            )
+    values = {
+        variant: {one.seed: one.value for one in outcomes if one.variant == variant and not one.tuning}
+        for variant in effects
+    }
+    findings = Findings(
+        name="regularization",
+        question="Which <regularization> & warmup does a small GPT-2 need?",
+        metric="eval/loss",
+        lower_is_better=True,
+        baseline="baseline",
+        variants=list(effects),
+        seeds=list(seeds),
+        budget="8,192,000 training tokens a trial",
+        outcomes=outcomes,
+        comparisons=[comparison(variant, values) for variant in effects if variant != "baseline"],
+        noise=noise(values["baseline"]),
+        differences={variant: {"optimizer.weight_decay": (0.1, i / 10)} for i, variant in enumerate(effects) if i},
+        chosen={variant: {AXIS: 0.003} for variant in effects} if peaks else {},
+        warnings=["peak without limit diverged on 4 of 5 seeds."],
+        verdict="Weight decay helps: without it the loss is 0.0210 higher. Longer warmup shows no difference.",
+        command="python -m jaxlm.sweep experiments/regularization.py --seeds 5",
+    )
+    return findings._replace(**changes)
+
+
+def comparison(variant: str, values: dict[str, dict[int, float]]) -> Comparison:
+    """Near to what `stats.compare` finds: here only the form matters."""
+    pairs = {seed: value - values["baseline"][seed] for seed, value in values[variant].items()}
+    pairs = {seed: difference for seed, difference in pairs.items() if math.isfinite(difference)}
+    mean = float(np.mean([*pairs.values()])) if pairs else math.nan
+    spread = float(np.std([*pairs.values()], ddof=1)) if len(pairs) > 1 else math.nan
+    half = 3.5 * spread / math.sqrt(max(len(pairs), 1))
+    p = min(1.0, 0.05 * half / abs(mean)) if mean else 1.0
+    lost = {name: tuple(seed for seed, value in values[name].items() if math.isnan(value)) for name in values}
+    found = "better" if mean + half < 0 else "worse" if mean - half > 0 else "no difference shown"
+    return Comparison(
+        variant=variant,
+        seeds=tuple(pairs),
+        lost=lost[variant],
+        baseline_lost=lost["baseline"],
+        mean=mean,
+        deviation=spread,
+        interval=(mean - half, mean + half),
+        bootstrap=(mean - half / 2, mean + half / 2),
+        p=p / 4,
+        p_corrected=p,
+        p_sign=0.0625 if len(pairs) == 5 else math.nan,
+        correlation=0.81 if len(pairs) > 1 else math.nan,
+        smallest=2.1 * spread,
+        needed=None if math.isnan(spread) else 9,
+        verdict="nothing can be concluded" if math.isnan(spread) else found,
+    )
+
+
+def noise(values: dict[int, float]) -> Noise | None:
+    finite = [value for value in values.values() if math.isfinite(value)]
+    if len(finite) < 2:
+        return None
+    spread = float(np.std(finite, ddof=1))
+    return Noise(len(finite), float(np.mean(finite)), spread, 2.776 * spread * math.sqrt(2 / len(finite)))
+
+
+def test_all_files_are_written_and_nothing_else_is_left(tmp_path):
+    written = report.write(study(), tmp_path / "new" / "report")
+    names = [
+        "report.md",
+        "report.html",
+        "results.csv",
+        "results.parquet",
+        "ranking.png",
+        "curves.png",
+        "sensitivity.png",
+    ]
+    assert [path.name for path in written] == names
+    assert sorted(names) == sorted(path.name for path in (tmp_path / "new" / "report").iterdir())
+    assert report.write(study(), tmp_path / "new" / "report") == written  # over what is there
+
+
+def test_markdown_says_what_was_found(tmp_path):
+    findings = study()
+    text = report.write(findings, tmp_path)[0].read_text()
+    assert text.startswith("# Which \\<regularization> & warmup does a small GPT-2 need?\n\n**Weight decay helps")
+    found, noise = findings.comparisons[0], findings.noise
+    assert re.search(r"^\| no weight decay \| worse \| 3\.\d{4} ± 0\.\d{4} \| \+0\.0\d{3} \|", text, re.MULTILINE)
+    assert f"| {found.mean:+.4f} | [{found.interval[0]:+.4f}, {found.interval[1]:+.4f}] |" in text
+    assert f"{noise.mean:.4f} ± {noise.deviation:.4f}" in text and f"noise floor ±{noise.floor:.4f}" in text
+    for part in ("Smallest effect", findings.warnings[0], findings.command, "1 of 5, 4 diverged", "not measured"):
+        assert part in text
+    assert "| no weight decay | optimizer.weight_decay | 0.1 | 0.1 |" in text  # no escapes that nobody needs
+    tables = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {8, 5, 7, 13}  # columns + 1, of every table
+
+
+def test_ranking_is_best_first_and_the_diverged_last(tmp_path):
+    effects = EFFECTS | {"always diverges": math.nan}
+    text = report.write(study(effects), tmp_path)[0].read_text()
+    rows = [line.split(" | ")[0].strip("| ") for line in text.split("## Ranking")[1].split("\n\n")[1].splitlines()[2:]]
+    assert rows[0].startswith("\\</script") and rows[-1] == "always diverges"
+    assert rows.index("longer warmup") < rows.index("baseline") < rows.index("no weight decay")
+
+
+def test_results_hold_every_trial(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    findings = study()
+    report.write(findings, tmp_path)
+    with (tmp_path / "results.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    columns = [
+        "trial",
+        "variant",
+        "seed",
+        "tuning",
+        "point.optimizer.peak",
+        "status",
+        "value",
+        "tokens",
+        "flops",
+        "seconds",
+        "joules",
+    ]
+    assert list(rows[0]) == columns and len(rows) == len(findings.outcomes) == 50
+    for row, one in zip(rows, findings.outcomes):
+        assert (row["variant"], int(row["seed"]), row["tuning"]) == (one.variant, one.seed, str(one.tuning))
+        np.testing.assert_equal(float(row["value"]), one.value)  # to the last digit; nan is nan
+    table = parquet.read_table(tmp_path / "results.parquet")
+    assert table.column_names == columns and str(table.schema.field("value").type) == "double"
+    np.testing.assert_equal(table["value"].to_pylist(), [one.value for one in findings.outcomes])
+
+
+def test_points_of_mixed_types_become_text_in_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    findings = study()
+    mixed = [one._replace(point={"a": "cosine" if one.tuning else 3}) for one in findings.outcomes]
+    report.write(findings._replace(outcomes=mixed), tmp_path)
+    assert set(parquet.read_table(tmp_path / "results.parquet")["point.a"].to_pylist()) == {"cosine", "3"}
+
+
+def test_without_the_extras_there_is_still_a_report(tmp_path, monkeypatch):
+    for name in ("matplotlib.figure", "plotly.offline", "pyarrow"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert [path.name for path in report.write(study(), tmp_path)] == ["report.md", "results.csv"]
+    assert "ranking.png" not in (tmp_path / "report.md").read_text()
+
+
+UNUSUAL = {
+    "one seed": lambda: study(seeds=(0,), noise=None),
+    "no variant": lambda: study({"baseline": 0.0}),
+    "nothing tuned": lambda: study({"baseline": 0.0, "other": 0.0}, peaks=()),
+    "all diverged": lambda: study({"baseline": math.nan, "other": math.nan}, peaks=()),
+    "not begun": lambda: study(outcomes=[], comparisons=[], noise=None, differences={}, chosen={}),
+    "many long names": lambda: study(
+        {"baseline": 0.0} | {f"variant {i} of a very long name that no plot has room for": i for i in range(12)}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_unusual_studies_are_reported_too(tmp_path, name):
+    written = report.write(UNUSUAL[name](), tmp_path)
+    assert tmp_path / "report.html" in written
+    assert (tmp_path / "sensitivity.png" in written) == (name in ("one seed", "no variant", "many long names"))
+
+
+def test_bands_hold_the_seeds_that_finished_where_all_measured():
+    findings = study(peaks=())
+    short = findings.outcomes[0]
+    cut = short._replace(curve=Curve(*(array[:15] for array in short.curve)))
+    found = page.bands(findings._replace(outcomes=[cut, *findings.outcomes[1:]]))
+    assert len(found["baseline"].mean) == 15 and len(found["longer warmup"].mean) == 21
+    values = [one.curve.values[3] for one in findings.outcomes[:5]]
+    np.testing.assert_allclose(found["baseline"].mean[3], np.mean(values), rtol=1e-12)
+    np.testing.assert_allclose(found["baseline"].deviation[3], np.std(values, ddof=1), rtol=1e-9)
+    fragile = found["peak without limit"]
+    assert fragile.finished and np.isfinite(fragile.mean).all() and np.isnan(fragile.deviation).all()
+
+
+def test_sensitivity_knows_the_good_region_and_the_edge():
+    findings = study()
+    found = page.sensitivities(findings)
+    assert list(found) == [AXIS] and list(found[AXIS]) == list(EFFECTS)
+    of_baseline, fragile = found[AXIS]["baseline"], found[AXIS]["peak without limit"]
+    assert of_baseline.edge == 0.03 and fragile.edge == 0.01
+    np.testing.assert_array_equal(of_baseline.values, PEAKS[:4])
+    np.testing.assert_array_equal(
+        of_baseline.good, of_baseline.metric <= of_baseline.metric.min() + findings.noise.floor
+    )
+    assert of_baseline.good.any() and not of_baseline.good.all()
+
+
+def test_sensitivity_takes_the_best_of_the_other_axes():
+    findings = study({"baseline": 0.0})
+    tuned = [one for one in findings.outcomes if one.tuning][:4]
+    values = [3.0, 2.0, 4.0, 5.0]
+    points = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
+    outcomes = [one._replace(value=-value, point=point) for one, value, point in zip(tuned, values, points)]
+    found = page.sensitivities(findings._replace(outcomes=outcomes, lower_is_better=False))
+    np.testing.assert_array_equal(found["a"]["baseline"].metric, [-2.0, -4.0])
+    np.testing.assert_array_equal(found["b"]["baseline"].metric, [-3.0, -2.0])
+
+
+def test_ranges_leave_out_what_would_flatten_the_rest():
+    findings = study()
+    low, high = page.band_limits(page.bands(findings))
+    assert 3.3 < low < 3.5 and high < 5  # the curves begin at 11
+    far = [findings.comparisons[0]._replace(mean=3.0, interval=(-9.0, 9.0)), *findings.comparisons[1:3]]
+    low, high = page.difference_limits(findings._replace(comparisons=far))
+    assert -0.3 < low < -findings.noise.floor and findings.noise.floor < high < 0.3
+
+
+def test_every_variant_has_its_own_look():
+    findings = study({"baseline": 0.0} | {str(i): 0.0 for i in range(20)}, peaks=())
+    looks = page.looks(findings)
+    assert looks["baseline"].color == "#000000" and len(set(looks.values())) == 21
