@@ -392,4 +392,4 @@ def _json(value: Any) -> str:
             return float(f"{value:.8g}") if math.isfinite(value) else None
         return value.item() if isinstance(value, np.generic) else value
 
-    return json.dumps(plain(value), allow_nan=False).replace("<", "\\u003c").replace(">", "\\u003e")
+    return json.dumps(plain(value), allow_nan=False).replace("<", "\\u003c")

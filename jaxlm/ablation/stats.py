@@ -322,8 +322,8 @@ def _moments(x: np.ndarray) -> tuple[float, float]:
 
 def _standard(x: np.ndarray) -> np.ndarray:
     """x at mean 0 and deviation 1, for x that is not constant."""
-    (mean, deviation), largest = _moments(x), np.abs(x).max()
-    return (x / largest - mean / largest) / (deviation / largest)
+    mean, deviation = _moments(x)
+    return (x - mean) / deviation
 
 
 def _exceeds(critical: float, shift: float, freedom: int) -> float:

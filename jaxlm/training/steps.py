@@ -49,7 +49,7 @@ class Steps:
         self._init = jax.jit(program.init, out_shardings=self._place)
         self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place), shapes)
         """The state of one run: its shapes, dtypes, and where it lies before `together`."""
-        self._stack = compiled(lambda *states: jax.tree.map(lambda *x: jax.numpy.stack(x), *states))
+        self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jax.numpy.stack(x), *states))
         self._pick = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
 
     def init(self, seed: int, hparams: Hparams, params: PyTree | None) -> State:
@@ -73,11 +73,13 @@ class Steps:
 
     def together(self, states: Sequence[State]) -> State:
         """The states of runs, each like `like`, as one argument of `advance`."""
-        return self._stack(*self.filled(states)) if self.lanes else states[0]
+        if not self.lanes:
+            return states[0]
+        return jax.device_put(self._stack(*self.filled(states)), parallel.laid_out(self.mesh))
 
     def one(self, states: State, i: int) -> State:
         """The state of run i."""
-        return self._pick(states, i) if self.lanes else states
+        return jax.device_put(self._pick(states, i), self._place) if self.lanes else states
 
     def stacked(self, values: Sequence[PyTree]) -> PyTree:
         """NumPy arrays of each run, as one argument of `advance`."""
