@@ -144,7 +144,7 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
     if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         out.append(f"the arms see different numbers of training tokens: {listed}")
-    points = {name: len(grid_points(study, name)) for name in arms} if study.search == "grid" else {}
+    points = {name: len(grid_points(study, name)) for name in arms if study.axes(name) and study.search == "grid"}
     if len(set(points.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in points.items())
         out.append(f"the arms are tuned with different numbers of points: {listed}")
@@ -207,7 +207,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
 
 
 def _tuning_trials(study: Study, variant: str) -> int:
-    if not study.tuning:
+    if not study.axes(variant):
         return 0
     points = study.tuning_trials or len(grid_points(study, variant))
     return points * len(study.tuning_seeds)

@@ -16,8 +16,10 @@ def without(stage):
 
 
 def small(**changes):
-    """Three arms in two programs, two seeds: six trials of 12 steps. `changes`: fields of the Study, or of its base with
-    "__" for the dot."""
+    """Three arms in two programs, two seeds: six trials of 12 steps.
+
+    `changes`: fields of the Study, or of its base with "__" for the dot.
+    """
     base = {name: changes.pop(name) for name in list(changes) if "__" in name or name in ("steps",)}
     fields = {
         "question": "Does clipping matter?",
