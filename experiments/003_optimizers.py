@@ -2,8 +2,8 @@
 
     python -m jaxlm.sweep --experiment=experiments/003_optimizers.py
 
-Each arm tries five peaks, a factor of about three apart, with one tuning seed; the rest of it is as its authors or optax
-have it. All but schedule-free have a warmup of 10% and a cosine to zero; all clip the gradient's norm at 1.
+Each arm tries five peaks, a factor of about three apart, with one tuning seed; the rest of it is as its authors or
+optax have it. All but schedule-free have a warmup of 10% and a cosine to zero; all clip the gradient's norm at 1.
 """
 
 from typing import Any

@@ -2,7 +2,8 @@
 
     python -m jaxlm.sweep --experiment=experiments/004_regularisation.py
 
-The text is one module of the standard library, read some forty times. Each arm tries four strengths with one tuning seed.
+The text is one module of the standard library, textwrap.py, read many times. Each arm tries four strengths with one
+tuning seed.
 """
 
 import textwrap

@@ -44,5 +44,4 @@ def study() -> Study:
                 "bias correction": {"optimizer": without_correction},
             }
         ),
-        seeds=range(8),
     )

@@ -79,8 +79,8 @@ def status(folder: Path) -> str:
         return ""
 
 
-def read(trial: Trial, folder: Path, study: Study) -> Outcome:
-    """What a trial gave.
+def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) -> Outcome:
+    """What a trial gave: the last value of a metric, after an early stop the best.
 
     Raises:
       ConfigError: it is over, and its rows have no such metric.
@@ -89,12 +89,12 @@ def read(trial: Trial, folder: Path, study: Study) -> Outcome:
     ended, path = status(folder), folder / writers.METRICS
     rows = writers.read_jsonl(path) if path.exists() else []
     own = cost(trial.config)
-    found = [row for row in rows if study.metric in row]
+    found = [row for row in rows if metric in row]
     if ended in ("done", "stopped early") and not found:
         known = {name for row in rows for name in row if name not in ("step", "time")}
-        raise ConfigError(f"no trial writes metric {study.metric!r}: {nearest(study.metric, known)}")
+        raise ConfigError(f"no trial writes metric {metric!r}: {nearest(metric, known)}")
     steps = np.array([row["step"] for row in found], np.int64)
-    values = np.array([row[study.metric] for row in found], np.float64)
+    values = np.array([row[metric] for row in found], np.float64)
     timed = [(row["step"], row["throughput/step_ms"] / 1e3) for row in rows if "throughput/step_ms" in row]
     seconds = _seconds(timed, [*steps, rows[-1]["step"] if rows else 0], _beside(folder))
     tokens = steps * own.tokens_per_step
@@ -102,7 +102,7 @@ def read(trial: Trial, folder: Path, study: Study) -> Outcome:
     if ended == "done":
         value = float(values[-1])
     elif ended == "stopped early":  # such a run ends with its best parameters
-        value = float((np.nanmin if study.lower_is_better else np.nanmax)(values))
+        value = float((np.nanmin if lower_is_better else np.nanmax)(values))
     return Outcome(
         trial=trial.address,
         variant=trial.variant,

@@ -334,7 +334,7 @@ def _text(path: Path, text: str) -> Path:
 
 
 def _ranking_png(findings: Findings, folder: Path) -> Path | None:
-    figure = curves._figure(1.1 + 0.45 * len(findings.comparisons))
+    figure = curves.new_figure(1.1 + 0.45 * len(findings.comparisons))
     if figure is None or not findings.comparisons:
         return None
     axes, shown = figure.subplots(), page.looks(findings)
@@ -350,16 +350,16 @@ def _ranking_png(findings: Findings, folder: Path) -> Path | None:
     axes.set_yticks(range(len(findings.comparisons)), [page.cut(one.variant) for one in findings.comparisons])
     axes.set_ylim(len(findings.comparisons) - 0.4, -0.6)
     axes.set_xlabel(f"{findings.metric}: variant minus baseline; grey: noise floor", parse_math=False)
-    curves._frame(axes)
+    curves.frame(axes)
     axes.set_xlim(page.difference_limits(findings))
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
-    return curves._save(figure, folder / "ranking.png")
+    return curves.save(figure, folder / "ranking.png")
 
 
 def _curves_png(findings: Findings, folder: Path) -> Path | None:
     found, shown = page.bands(findings), page.looks(findings)
-    figure = curves._figure(5)
+    figure = curves.new_figure(5)
     if figure is None or not found:
         return None
     from matplotlib.ticker import EngFormatter
@@ -374,15 +374,15 @@ def _curves_png(findings: Findings, folder: Path) -> Path | None:
     axes.set_xlabel("training tokens")
     axes.set_ylabel(findings.metric, parse_math=False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-    curves._frame(axes)
+    curves.frame(axes)
     axes.set_ylim(page.band_limits(found))
     _legend(axes, list(found), findings)
-    return curves._save(figure, folder / "curves.png")
+    return curves.save(figure, folder / "curves.png")
 
 
 def _sensitivity_png(findings: Findings, folder: Path) -> Path | None:
     tuned, shown = page.sensitivities(findings), page.looks(findings)
-    figure = curves._figure(0.6 + 4 * len(tuned))
+    figure = curves.new_figure(0.6 + 4 * len(tuned))
     if figure is None or not tuned:
         return None
     panels = figure.subplots(len(tuned), 1, squeeze=False)[:, 0]
@@ -398,14 +398,14 @@ def _sensitivity_png(findings: Findings, folder: Path) -> Path | None:
         axes.set_xscale(page.scale(found))
         axes.set_xlabel(axis, parse_math=False)
         axes.set_ylabel(findings.metric, parse_math=False)
-        curves._frame(axes)
+        curves.frame(axes)
         axes.margins(x=0.05)
         axes.set_ylim(page.sensitivity_limits(found, findings.lower_is_better))
         if ticks := page.tried(found):
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
     _legend(panels[-1], list(dict.fromkeys(variant for found in tuned.values() for variant in found)), findings)
-    return curves._save(figure, folder / "sensitivity.png")
+    return curves.save(figure, folder / "sensitivity.png")
 
 
 def _legend(axes: Axes, variants: list[str], findings: Findings) -> None:

@@ -15,7 +15,8 @@ from typing import NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import files
-from jaxlm.ablation import findings, lanes, plan, report, tuning
+from jaxlm.ablation import findings, plan, report, tuning
+from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
 from jaxlm.ablation.study import Overrides, Study, Trial, trial
@@ -70,8 +71,9 @@ def run(
     with Signals() as signals, lock.held(workdir):
         memory = Memory(workdir / "study.json")
 
-        def train(trials: Sequence[Trial]) -> list[Outcome]:
-            return _train(trials, study, workdir, memory, execute or local, signals)
+        def train_all(trials: Sequence[Trial]) -> list[Outcome]:
+            metric = (study.metric, study.lower_is_better)
+            return train(trials, workdir, memory, signals, *metric, lanes=study.lanes, execute=execute)
 
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
@@ -79,7 +81,7 @@ def run(
         warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
         for line in warnings:
             say(f"warning: {line}")
-        chosen = tuning.choose(study, arm, train, workdir)
+        chosen = tuning.choose(study, arm, train_all, workdir)
         arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
         trials = [
             trial(cfg, variant, seed, chosen.points.get(variant))
@@ -88,7 +90,7 @@ def run(
         ]
         for line in [*chosen.warnings, *(edited := memory.note(trials))]:
             say(f"warning: {line}")
-        outcomes = [*chosen.outcomes, *train(trials)]
+        outcomes = [*chosen.outcomes, *train_all(trials)]
         warnings += [*chosen.warnings, *edited]
         found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
         written = report.write(found, workdir)
@@ -97,19 +99,35 @@ def run(
     return found
 
 
-def _train(
-    trials: Sequence[Trial], study: Study, workdir: Path, memory: Memory, execute: Execute, signals: Signals
+def train(
+    trials: Sequence[Trial],
+    workdir: Path,
+    memory: Memory,
+    signals: Signals,
+    metric: str,
+    lower_is_better: bool = True,
+    *,
+    lanes: int = 0,
+    execute: Execute | None = None,
 ) -> list[Outcome]:
-    """Trains those of some trials that are not over; what all of them gave, in their order."""
+    """Trains those of some trials that are not over; what all of them gave, in their order.
+
+    Args:
+      workdir: each trial has its `folder` there.
+      lanes: runs at once; 0: as many as are fastest, see `grouped`.
+
+    Raises:
+      as `run`.
+    """
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
     waiting = {key: one for key, one in reversed(runs.items()) if findings.status(folder(workdir, one)) not in _OVER}
     if waiting:
         say(f"{len(runs)} runs, of which {len(runs) - len(waiting)} are over")
         steps = sum(one.config.steps for one in waiting.values())
-        with Board(len(waiting), steps, study.metric) as board:
-            groups = grouped(list(waiting.values()), trials, study.lanes, memory, board.say)
-            execute(groups, workdir, board, signals)
-    return [findings.read(one, folder(workdir, one), study) for one in trials]
+        with Board(len(waiting), steps, metric) as board:
+            groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
+            (execute or local)(groups, workdir, board, signals)
+    return [findings.read(one, folder(workdir, one), metric, lower_is_better) for one in trials]
 
 
 def folder(workdir: Path, trial: Trial) -> Path:
@@ -126,16 +144,16 @@ def grouped(
       trials: all of them; those of a program decide how many lanes it has, since a lane's last bits depend on that.
       width: the lanes of each program; 0: decided once, by timing, and kept in `memory`.
     """
-    keys = {one.address: lanes.shared(prepare(one.config).config) for one in trials}
+    keys = {one.address: side_by_side.shared(prepare(one.config).config) for one in trials}
     groups: dict[Hashable, list[Trial]] = {}
     for one in waiting:
         groups.setdefault(keys[one.address], []).append(one)
     out = []
     for key, members in groups.items():
-        digest = lanes.digest(key)
+        digest = side_by_side.digest(key)
         if not width and digest not in memory.lanes:
             fellows = {one.address: one for one in trials if keys[one.address] == key}
-            memory.lanes[digest] = lanes.choose([prepare(one.config) for one in fellows.values()], say)
+            memory.lanes[digest] = side_by_side.choose([prepare(one.config) for one in fellows.values()], say)
             memory.write()
         out.append(Group(members, width or memory.lanes[digest]))
     return out
@@ -143,12 +161,12 @@ def grouped(
 
 def local(groups: Sequence[Group], workdir: Path, board: Board, signals: Signals) -> None:
     """One group after another, in this process; lanes are divided over its devices."""
-    programs = lanes.Programs()
+    programs = side_by_side.Programs()
     for group in groups:
         train_group(group, workdir, board, signals, programs)
 
 
-def train_group(group: Group, workdir: Path, board: Board, signals: Signals, programs: lanes.Programs) -> None:
+def train_group(group: Group, workdir: Path, board: Board, signals: Signals, programs: side_by_side.Programs) -> None:
     """Trains the trials of a group, as many at once as it has lanes.
 
     Raises:
@@ -163,8 +181,8 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
         with files.atomic(where / findings.TRIAL) as file:
             file.write(json.dumps(note | {"beside": min(group.lanes, len(group.trials))}).encode())
         view = functools.partial(board.lane, one.title, one.config.steps)
-        members.append(lanes.Member(prepare(one.config), where, view))
-    lanes.train(members, group.lanes, programs, signals)
+        members.append(side_by_side.Member(prepare(one.config), where, view))
+    side_by_side.train(members, group.lanes, programs, signals)
     if signals.caught:
         raise Stopped(signals.exit_code)
 

@@ -30,7 +30,7 @@ def draw(workdir: Path) -> Path | None:
       DataError: metrics.jsonl is damaged.
       OSError: the picture can't be written.
     """
-    figure = _figure(5)
+    figure = new_figure(5)
     if figure is None:
         return None
     source = workdir / METRICS
@@ -53,9 +53,9 @@ def draw(workdir: Path) -> Path | None:
         _curve(axes, name, *series)
     axes.set_ylim(*_limits(list(losses.values())))
     _label_ends(axes, losses)
-    _frame(axes)
+    frame(axes)
 
-    return _save(figure, workdir / "loss.png")
+    return save(figure, workdir / "loss.png")
 
 
 def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
@@ -70,7 +70,7 @@ def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
     Raises:
       OSError: the picture can't be written.
     """
-    figure = _figure(0.6 + 1.5 * len(values))
+    figure = new_figure(0.6 + 1.5 * len(values))
     if figure is None or not values:
         return None
     panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
@@ -81,9 +81,9 @@ def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
         axes.set_ylim(0, 1.1 * peak)
         axes.set_yticks([0, peak / 2, peak], ["0", f"{peak / 2:.3g}", f"{peak:.3g}"])
         axes.set_title(name, loc="left", fontsize="small", color=_GREY, parse_math=False)
-        _frame(axes)
+        frame(axes)
     _steps(panels[-1])
-    return _save(figure, path)
+    return save(figure, path)
 
 
 def sparkline(values: ArrayLike, width: int = 60) -> str:
@@ -98,7 +98,7 @@ def sparkline(values: ArrayLike, width: int = 60) -> str:
     return "".join("▁▂▃▄▅▆▇█"[level] if shown else " " for level, shown in zip(levels, finite, strict=True))
 
 
-def _figure(height: float) -> Figure | None:
+def new_figure(height: float) -> Figure | None:
     """An empty figure of so many inches; None if matplotlib isn't installed."""
     try:
         # The object API with its own canvas: pyplot would keep global state and may look for a display.
@@ -111,7 +111,7 @@ def _figure(height: float) -> Figure | None:
     return figure
 
 
-def _save(figure: Figure, target: Path) -> Path:
+def save(figure: Figure, target: Path) -> Path:
     with files.atomic(target) as file:
         figure.savefig(file, format="png")
     return target
@@ -140,7 +140,7 @@ def _learning_rate(axes: Axes, steps: np.ndarray, rates: np.ndarray) -> None:
     axes.set_ylim(0, 1.1 * peak)
     axes.set_yticks([0, peak], ["0", f"{peak:.2g}"])
     axes.set_title("learning rate", loc="left", fontsize="small", color=_GREY)
-    _frame(axes)
+    frame(axes)
 
 
 def _limits(losses: list[tuple[np.ndarray, np.ndarray]]) -> tuple[float, float]:
@@ -196,7 +196,7 @@ def _steps(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
-def _frame(axes: Axes) -> None:
+def frame(axes: Axes) -> None:
     axes.grid(color="#e5e5e5", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,51 @@
+"""python -m jaxlm.tune lr --config=configs/x.py[:arg] --workdir=DIR [--low --high --peaks --seeds --steps --field]"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxlm import config, config_file
+from jaxlm.errors import exit_code
+from jaxlm.main import name, overrides
+from jaxlm.training import lock
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Looks for a good peak learning rate: short runs over many peaks and some seeds; exit codes as in
+    `jaxlm.errors`."""
+    parser = argparse.ArgumentParser(prog="python -m jaxlm.tune", description=main.__doc__, allow_abbrev=False)
+    parser.add_argument("what", choices=("lr",), help="what to tune")
+    parser.add_argument("--config", required=True, help="a Python file with get_config(arg), as path[:arg]")
+    parser.add_argument("--workdir", help="where the runs live; default runs/<config name>-lr")
+    parser.add_argument("--low", type=float, default=1e-5, help="the lowest peak")
+    parser.add_argument("--high", type=float, default=1.0, help="the highest peak")
+    parser.add_argument("--peaks", type=int, default=16, help="how many, each the same factor above the one before")
+    parser.add_argument("--seeds", type=int, default=3, help="runs at each peak")
+    parser.add_argument("--steps", type=int, default=100, help="of each run; the whole schedule passes in them")
+    parser.add_argument("--field", default="", help="the config field that is varied; default: the chain's peak")
+    args, rest = parser.parse_known_args(argv)
+
+    def run() -> int:
+        workdir = Path(args.workdir or f"runs/{name(args.config)}-lr")
+        lock.check(workdir)  # before anything slow
+        cfg = config.override(config_file.load(args.config), overrides(rest))
+
+        from jaxlm.ablation import rates
+        from jaxlm.training.host import keep_memory
+
+        keep_memory()
+        bounds = {"low": args.low, "high": args.high, "count": args.peaks}
+        found = rates.range_test(cfg, workdir, **bounds, seeds=range(args.seeds), steps=args.steps, field=args.field)
+        print(rates.describe(found, args.steps))
+        if (picture := workdir / "lr.png").exists():
+            print(picture)
+        return 0
+
+    return exit_code(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
