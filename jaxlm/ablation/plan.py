@@ -14,7 +14,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import config, files, tree
 from jaxlm.ablation import lanes
-from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, with_fields
+from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, trial, with_fields
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2
 from jaxlm.telemetry.flops import flops_per_token
@@ -125,8 +125,18 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
 
     Args:
       arms: variant -> its budgeted config.
+
+    Raises:
+      ConfigError: two arms differ in functions of one name alone, by which their runs can't be told apart.
     """
     out = []
+    for one, other in itertools.combinations(arms, 2):
+        changed = config.differences(arms[one], arms[other])
+        if changed and trial(arms[one], one, 0).address == trial(arms[other], other, 0).address:
+            raise ConfigError(
+                f"variants {one!r} and {other!r} differ only in functions that have one name, in {', '.join(changed)}: "
+                "one run would serve both; give the functions names of their own, or arguments in the config"
+            )
     if len(study.seeds) < 2:
         out.append("one seed: nothing can be concluded; give several")
     same = [
@@ -144,7 +154,7 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
     if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         out.append(f"the arms see different numbers of training tokens: {listed}")
-    points = {name: len(grid_points(study, name)) for name in arms if study.axes(name) and study.search == "grid"}
+    points = {name: _points(study, name) for name in arms}
     if len(set(points.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in points.items())
         out.append(f"the arms are tuned with different numbers of points: {listed}")
@@ -166,7 +176,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     """What `runner.run` will do: trials, lanes, tokens, FLOPs, and the time, for which some steps are timed."""
     memory = Memory()
     arms = {name: budgeted(study, name, None, memory) for name in study.variants}
-    compared, tuned = len(study.seeds), {name: _tuning_trials(study, name) for name in arms}
+    compared, tuned = len(study.seeds), {name: _points(study, name) * len(study.tuning_seeds) for name in arms}
     rows = [("variant", "trials", "tuning", "steps", "tokens", "FLOPs a trial", "differs from the baseline in")]
     flops = tokens = 0.0
     programs: dict[str, int] = {}
@@ -206,8 +216,8 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     )
 
 
-def _tuning_trials(study: Study, variant: str) -> int:
+def _points(study: Study, variant: str) -> int:
+    """How many points of its tuning axes an arm tries."""
     if not study.axes(variant):
         return 0
-    points = study.tuning_trials or len(grid_points(study, variant))
-    return points * len(study.tuning_seeds)
+    return len(grid_points(study, variant)) if study.search == "grid" else study.tuning_trials

@@ -1,6 +1,6 @@
 """A learning-rate range test: short runs over many peaks and some seeds, and the peak at which each seed is best.
 
-The whole schedule passes in the short run, as it will in the long one. A long run wants a peak that is as high or lower.
+The whole schedule passes in the short run, as it will in the long one. A long run wants a peak as high, or lower.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def range_test(
     steps: int = 100,
     field: str = "",
 ) -> Found:
-    """Trains `cfg` for so many steps at each of `count` values from low to high with each seed, as lanes of one program.
+    """Trains `cfg` for some steps at each of `count` values from low to high, with each seed, as lanes of one program.
 
     The same call goes on where one was broken off.
 
@@ -110,7 +110,7 @@ def conclude(field: str, values: Sequence[float], outcomes: Sequence[Outcome]) -
     ends = {float(values[0]), float(values[-1])}
     if any(one in ends for one in best):
         warnings.append(
-            f"some seed is best at an end of the range, {values[0]:g} to {values[-1]:g}: give a wider one by --low and --high"
+            f"some seed is best at an end of the range, {values[0]:g} to {values[-1]:g}: widen it by --low and --high"
         )
     if len(best) < 2:
         warnings.append("one seed: there is no interval; give several")
@@ -150,7 +150,8 @@ def draw(found: Found, metric: str, path: Path) -> Path | None:
         axes.annotate("diverges", (found.edge, 0.97), xycoords=("data", "axes fraction"), color="#cc3311", ha="right")
     axes.set_xscale("log")
     finite = found.losses[np.isfinite(found.losses)]
-    low, high = finite.min(), np.quantile(finite, 0.9)  # a loss just before divergence would flatten the rest
+    first = found.losses[0][np.isfinite(found.losses[0])]  # what is higher, just before it diverges, flattens the rest
+    low, high = finite.min(), max(first, default=finite.max())
     axes.set_ylim(low - 0.05 * (high - low or 1), high + 0.1 * (high - low or 1))
     axes.set_xlabel(found.field)
     axes.set_ylabel(f"{metric} (nats per token)")
@@ -166,11 +167,9 @@ def describe(found: Found, steps: int) -> str:
         bad = int(np.sum(~np.isfinite(losses)))
         spread = f"{losses.min():.4f} to {losses.max():.4f}" if not bad else f"{bad} of {len(losses)} diverged"
         rows.append(f"  {value:>10.3g}  {'' if bad else f'{losses.mean():.4f}':>9}  {spread}")
-    low, high = found.interval
+    (low, high), seeds = found.interval, found.losses.shape[1]
     interval = f" [{low:.3g}, {high:.3g}] (95%)" if math.isfinite(low) else ""
-    rows.append(
-        f"best after {steps} steps: {found.field}={found.best:.3g}{interval}, over {found.losses.shape[1]} seeds"
-    )
+    rows.append(f"best after {steps} steps: {found.field}={found.best:.3g}{interval}, over {seeds} seeds")
     if math.isfinite(found.edge):
         rows.append(f"diverges from {found.edge:.3g} on")
     return "\n".join([*rows, *(f"warning: {line}" for line in found.warnings)])

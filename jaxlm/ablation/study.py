@@ -31,7 +31,13 @@ class Range(NamedTuple):
     log: bool = True
 
     def at(self, share: float) -> float:
-        """The value at a share in [0, 1] of the way."""
+        """The value at a share in [0, 1] of the way.
+
+        Raises:
+          ConfigError: the bounds are none.
+        """
+        if not (self.low < self.high and (self.low > 0 or not self.log)):
+            raise ConfigError(f"{self}; expected low < high and, on a logarithmic scale, low above 0 (or log=False)")
         if self.log:
             return float(self.low * (self.high / self.low) ** share)
         return float(self.low + (self.high - self.low) * share)
@@ -110,8 +116,10 @@ class Study:
                     raise ConfigError("tuning over the seed would choose luck; give several tuning_seeds instead")
                 if isinstance(values, Range) and self.search == "grid":
                     raise ConfigError(f"tuning axis {path!r} is a range, which a grid can't search; give its values")
-                if isinstance(values, str) or not len(values):
+                if isinstance(values, str) or not hasattr(values, "__len__") or not len(values):
                     raise ConfigError(f"tuning axis {path!r} is {values!r}; expected a sequence of values, or a Range")
+                if isinstance(values, Range):
+                    values.at(0.0)
         if bool(self.tuning) != bool(self.tuning_seeds):
             raise ConfigError("tuning and tuning_seeds go together: axes to choose from, and seeds to choose by")
         if both := sorted(set(self.seeds) & set(self.tuning_seeds)):
@@ -185,11 +193,15 @@ def arm(study: Study, variant: str, point: Overrides | None = None) -> FrozenCon
 
 def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
     """A copy of a config with overrides; see `Overrides`."""
+    cfg = config.override(cfg, {})
     for path, value in overrides.items():
         if path == "optimizer":
             out = cfg.copy_and_resolve_references()
+            spec = value(out.optimizer.to_dict()) if callable(value) else value
+            if not isinstance(spec, (Mapping, ConfigDict)):
+                raise ConfigError(f"optimizer is {spec!r}; expected a spec, or a function that returns one")
             with out.unlocked(), out.ignore_type():
-                out.optimizer = value(out.optimizer.to_dict()) if callable(value) else dict(value)
+                out.optimizer = dict(spec)
             out.optimizer.unlock()
             cfg = out
         else:
@@ -291,7 +303,12 @@ def _named(points: Sequence[dict[str, Any]]) -> dict[str, Overrides]:
     short = {path: path.rpartition(".")[2] for path in paths}
     doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
     label: Callable[[str], str] = lambda path: path if short[path] in doubled else short[path]  # noqa: E731
-    return {" ".join(f"{label(path)}={_shown(value)}" for path, value in point.items()): point for point in points}
+
+    def named(shown: Callable[[Any], str]) -> dict[str, Overrides]:
+        return {" ".join(f"{label(path)}={shown(value)}" for path, value in point.items()): point for point in points}
+
+    names = named(_shown)
+    return names if all(point in names.values() for point in points) else named(repr)
 
 
 def _shown(value: Any) -> str:

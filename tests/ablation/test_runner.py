@@ -1,0 +1,181 @@
+"""A study ends with the same table, whatever happened on the way."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxlm.ablation import runner
+from jaxlm.ablation.plan import Memory
+from jaxlm.errors import DataError
+from tests.ablation.small import PEAK, small
+from tests.runs import ROOT, rows
+
+CLOCK = ("seconds",)
+
+
+def table(workdir):
+    """results.csv without what depends on the clock."""
+    with (workdir / "results.csv").open() as file:
+        return [{key: value for key, value in row.items() if key not in CLOCK} for row in csv.DictReader(file)]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("study")
+    return workdir, runner.run(small(), workdir)
+
+
+def test_every_trial_has_its_run_directory_and_the_study_its_report(ran):
+    workdir, found = ran
+    assert {path.name for path in workdir.iterdir()} >= {"report.md", "report.html", "results.csv", "study.json"}
+    assert len(found.outcomes) == 6
+    for outcome in found.outcomes:
+        folder = workdir / "trials" / outcome.trial
+        assert json.loads((folder / "status.json").read_text())["status"] == "done"
+        assert rows(folder)[-1]["eval/loss"] == outcome.value
+        note = json.loads((folder / "trial.json").read_text())
+        assert (note["variant"], note["seed"]) == (outcome.variant, outcome.seed)
+    assert [one.variant for one in found.comparisons] == ["no clip", "b2"]
+    assert found.differences["b2"] == {"optimizer.scale_by_adam.b2": (0.95, 0.9)}
+    assert found.budget == "768 training tokens a trial"
+
+
+def test_pairs_begin_alike_and_see_the_same_batches(ran):
+    workdir, found = ran
+    first = {
+        (outcome.variant, outcome.seed): rows(workdir / "trials" / outcome.trial)[0]["train/loss"]
+        for outcome in found.outcomes
+    }
+    for seed in (0, 1):
+        assert first["clip", seed] == pytest.approx(first["no clip", seed], rel=1e-6)
+    assert first["clip", 0] != first["clip", 1]
+
+
+def test_what_is_over_is_not_run_again(ran, monkeypatch):
+    workdir, found = ran
+    monkeypatch.setattr(runner, "local", lambda *_: pytest.fail("it trains again"))
+    again = runner.run(small(), workdir)
+    assert again.outcomes[0].value == found.outcomes[0].value
+    assert again.comparisons == found.comparisons
+
+
+def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
+    runner.run(small(steps=4, seeds=(0,)), tmp_path)
+    trained = []
+
+    def execute(groups, *rest):
+        trained.extend(one.title for group in groups for one in group.trials)
+        runner.local(groups, *rest)
+
+    variants = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}, "b1": {"optimizer.scale_by_adam.b1": 0.8}}
+    found = runner.run(small(steps=4, seeds=(0,), variants=variants), tmp_path, execute=execute)
+    assert trained == ["b1 seed=0"]
+    assert "2 trials stay, 1 are new (b1 seed=0), 1 are no longer looked at" in capsys.readouterr().err
+    assert any("was edited" in line for line in found.warnings)
+
+
+def test_variants_that_are_alike_share_a_run(tmp_path, capsys):
+    found = runner.run(small(steps=4, variants={"clip": {}, "same": {}, "again": {PEAK: 1e-3}}), tmp_path)
+    assert len(list((tmp_path / "trials").iterdir())) == 2
+    assert [one.verdict for one in found.comparisons] == ["changes nothing"] * 2
+    assert "changes nothing" in capsys.readouterr().err
+
+
+def test_a_no_op_is_called_one_and_a_bad_change_is_found(tmp_path):
+    variants = {
+        "plain": {},
+        "no-op": {"optimizer.clip_by_global_norm.max_norm": 1e6},  # never reached, as the baseline's
+        "bad": {PEAK: 1e-6},
+    }
+    overrides = {"optimizer.clip_by_global_norm.max_norm": 1e5, PEAK: 1e-2}
+    found = runner.run(
+        small(steps=40, variants=variants, baseline="plain", overrides=overrides, seeds=range(4)), tmp_path
+    )
+    assert {one.variant: one.verdict for one in found.comparisons} == {"no-op": "changes nothing", "bad": "worse"}
+    assert "bad is worse than plain" in found.verdict
+
+
+def test_a_variant_that_diverges_is_a_result(tmp_path):
+    variants = {"clip": {}, "wild": {PEAK: 1e30}}
+    found = runner.run(small(variants=variants, checkpoint__every=0), tmp_path)
+    assert found.comparisons[0].verdict == "worse"
+    assert [outcome.status for outcome in found.outcomes] == ["done", "done", "diverged", "diverged"]
+
+
+def test_a_tuned_study(tmp_path):
+    found = runner.run(small(steps=8, tuning={PEAK: (1e-6, 1e-2)}, tuning_seeds=(7,), seeds=(0,)), tmp_path)
+    assert {variant: point[PEAK] for variant, point in found.chosen.items()} == dict.fromkeys(
+        ("clip", "no clip", "b2"), 1e-2
+    )
+    compared = [outcome for outcome in found.outcomes if not outcome.tuning]
+    assert [outcome.seed for outcome in found.outcomes if outcome.tuning] == [7] * 6
+    assert {outcome.point[PEAK] for outcome in compared} == {1e-2}
+    assert (tmp_path / "sensitivity.png").exists()
+
+
+def test_two_processes_can_not_run_one_study(tmp_path):
+    from jaxlm.training import lock
+
+    with lock.held(tmp_path), pytest.raises(DataError, match="process"):
+        runner.run(small(), tmp_path)
+
+
+def test_the_lanes_of_a_program_are_decided_once(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(runner.side_by_side, "choose", lambda members, say: asked.append(len(members)) or 2)
+    runner.run(small(steps=4, lanes=0), tmp_path)
+    assert asked == [4, 2]  # the clipped arms share a program
+    assert set(Memory(tmp_path / "study.json").lanes.values()) == {2}
+    runner.run(small(steps=4, lanes=0, seeds=(0, 1, 2)), tmp_path)
+    assert asked == [4, 2]
+
+
+STUDY = """
+from tests.ablation.small import PEAK, small
+def study():
+    return small(steps=60, checkpoint__every=10, tuning={PEAK: (1e-3, 1e-2)}, tuning_seeds=(7,), seeds=(0, 1, 2))
+"""
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_change_no_number(tmp_path):
+    experiment = tmp_path / "study.py"
+    experiment.write_text(STUDY)
+
+    def start(workdir):
+        command = [sys.executable, "-m", "jaxlm.sweep", f"--experiment={experiment}", f"--workdir={workdir}"]
+        return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+    begin = time.monotonic()
+    process = start(tmp_path / "whole")
+    assert process.wait() == 0, process.stderr.read().decode()
+    whole = time.monotonic() - begin
+    process.stderr.close()
+    moments = random.Random(6)
+    kills, code = 0, None
+    while code != 0:
+        process = start(tmp_path / "killed")
+        number = moments.choice([signal.SIGKILL, signal.SIGTERM])
+        try:
+            code = process.wait(moments.uniform(2, 0.6 * whole) if kills < 10 else 300)
+        except subprocess.TimeoutExpired:
+            process.send_signal(number)
+            kills += 1
+            code = process.wait(60)
+            assert code in (-number, 75, 0)
+        process.stderr.close()
+        if code == 0 and kills < 10:  # over too soon: what is killed from now on reads and writes the report
+            code = None
+    assert table(tmp_path / "killed") == table(tmp_path / "whole")
+    trials = list((tmp_path / "killed" / "trials").iterdir())
+    assert len(trials) == len(table(tmp_path / "whole"))
+    for folder in trials:
+        read = [(row["step"], "eval/loss" in row) for row in rows(folder)]
+        assert read == sorted(set(read))  # no row twice
