@@ -22,6 +22,9 @@ from jaxlm.telemetry import writers
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, and how many runs shared its calls."""
 
+OVER = ("done", "stopped early", "diverged")
+"""The statuses of runs that no call goes on with."""
+
 
 class Curve(NamedTuple):
     """The study's metric over a run: arrays of one length, in the order of the steps."""
@@ -102,7 +105,7 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
     if ended == "done":
         value = float(values[-1])
     elif ended == "stopped early":  # such a run ends with its best parameters
-        value = float((np.nanmin if lower_is_better else np.nanmax)(values))
+        value = float((min if lower_is_better else max)(values[np.isfinite(values)], default=math.nan))
     return Outcome(
         trial=trial.address,
         variant=trial.variant,
@@ -159,7 +162,7 @@ def gather(
     """
     values: dict[str, dict[int, float]] = {variant: {} for variant in study.variants}
     for outcome in outcomes:
-        if not outcome.tuning:
+        if not outcome.tuning and outcome.status in OVER:
             values[outcome.variant][outcome.seed] = outcome.value
     comparisons = stats.compare(values, study.baseline, lower_is_better=study.lower_is_better)
     return Findings(
@@ -185,8 +188,10 @@ def gather(
 def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]]) -> str:
     """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown."""
     if not comparisons:
-        mean = float(np.mean(list(values[study.baseline].values())))
-        return f"{study.baseline} alone: {study.metric} {mean:.4f} over {len(study.seeds)} seeds."
+        finite = [value for value in values[study.baseline].values() if math.isfinite(value)]
+        if not finite:
+            return f"{study.baseline} alone: it finished on no seed."
+        return f"{study.baseline} alone: {study.metric} {float(np.mean(finite)):.4f} over {len(finite)} seeds."
     said = []
     for what in ("better", "worse"):
         for one in sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean):

@@ -130,9 +130,10 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
       ConfigError: two arms differ in functions of one name alone, by which their runs can't be told apart.
     """
     out = []
+    addresses = {name: trial(cfg, name, 0).address for name, cfg in arms.items()}
     for one, other in itertools.combinations(arms, 2):
         changed = config.differences(arms[one], arms[other])
-        if changed and trial(arms[one], one, 0).address == trial(arms[other], other, 0).address:
+        if changed and addresses[one] == addresses[other]:
             raise ConfigError(
                 f"variants {one!r} and {other!r} differ only in functions that have one name, in {', '.join(changed)}: "
                 "one run would serve both; give the functions names of their own, or arguments in the config"

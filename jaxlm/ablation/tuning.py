@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
     warnings: list[str]
 
 
-def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
+def choose(study: Study, arm: Arm, train: Train, workdir: Path | None = None) -> Chosen:
     """Tries the points of each arm with every tuning seed, and takes the one with the best mean of the metric.
 
     A point at which some seed diverged counts as worse than any at which none did.
@@ -47,7 +47,7 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
         )
 
     if study.search == "optuna":
-        outcomes = _with_optuna(study, tuned, attempt, workdir)
+        outcomes = _with_optuna(study, tuned, attempt)
     elif study.search == "grid":
         outcomes = attempt({variant: grid_points(study, variant) for variant in tuned})
     else:
@@ -61,8 +61,9 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
         best, score = min(means, key=lambda pair: pair[1])
         if not math.isfinite(score):
             warnings.append(f"variant {variant!r} diverged, or gave no {study.metric}, at every point that was tried")
+        else:
+            warnings += _edges(study, variant, best)
         points[variant] = best
-        warnings += _edges(study, variant, best)
     return Chosen(points, outcomes, warnings)
 
 
@@ -80,7 +81,7 @@ def _edges(study: Study, variant: str, best: Overrides) -> list[str]:
     """Where the best point lies at an end of a grid's axis, the best of all may lie beyond."""
     out = []
     for path, values in study.axes(variant).items():
-        if isinstance(values, Range) or not all(isinstance(value, (int, float)) for value in values) or len(values) < 2:
+        if isinstance(values, Range) or any(type(value) not in (int, float) for value in values) or len(values) < 2:
             continue
         if best[path] in (min(values), max(values)):
             out.append(
@@ -94,11 +95,10 @@ def _with_optuna(
     study: Study,
     tuned: Sequence[str],
     attempt: Callable[[Mapping[str, Sequence[Overrides]]], list[Outcome]],
-    workdir: Path,
 ) -> list[Outcome]:
-    """Points that Optuna's TPE sampler proposes (Bergstra et al. 2011), a few at a time, in workdir/optuna.db.
+    """Points that Optuna's TPE sampler proposes (Bergstra et al. 2011), a few at a time.
 
-    Each round's sampler is seeded anew, so that a study which was killed proposes the points that it would have.
+    It is seeded, and kept nowhere: a study that runs again asks again, and finds the points' runs in their directories.
     """
     try:
         import optuna
@@ -106,36 +106,31 @@ def _with_optuna(
         raise ConfigError("search='optuna' needs Optuna, which is not installed: pip install jaxlm[cluster]") from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = f"sqlite:///{workdir / 'optuna.db'}"
     searches = {
-        variant: optuna.create_study(study_name=variant, storage=storage, load_if_exists=True) for variant in tuned
+        variant: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=_ROUND))
+        for variant in tuned
     }
     outcomes: list[Outcome] = []
     for start in range(0, study.tuning_trials, _ROUND):
-        numbers = range(start, min(start + _ROUND, study.tuning_trials))
-        points: dict[str, list[Overrides]] = {}
-        for variant, search in searches.items():
-            search.sampler = optuna.samplers.TPESampler(seed=start, n_startup_trials=_ROUND)
-            while len(search.get_trials(deepcopy=False)) < numbers.stop:
-                _propose(search.ask(), study, variant)
-            asked = [search.get_trials(deepcopy=False)[number] for number in numbers]
-            points[variant] = [dict(one.user_attrs["point"]) for one in asked]
+        count = min(_ROUND, study.tuning_trials - start)
+        asked = {variant: [search.ask() for _ in range(count)] for variant, search in searches.items()}
+        points = {variant: [_propose(one, study, variant) for one in asked[variant]] for variant in tuned}
         found = attempt(points)
         outcomes += found
         for variant, search in searches.items():
             means = scores(study, [outcome for outcome in found if outcome.variant == variant])
-            for number, point in zip(numbers, points[variant], strict=True):
-                if not search.get_trials(deepcopy=False)[number].state.is_finished():
-                    value = next(mean for other, mean in means if other == point)
-                    search.tell(number, value if math.isfinite(value) else 1e30)
+            for one, point in zip(asked[variant], points[variant], strict=True):
+                value = next(mean for other, mean in means if other == point)
+                search.tell(one, value if math.isfinite(value) else 1e30)
     return outcomes
 
 
-def _propose(asked: optuna.Trial, study: Study, variant: str) -> None:
-    point = {}
+def _propose(asked: optuna.Trial, study: Study, variant: str) -> dict[str, Any]:
+    """A point of an arm's tuning axes."""
+    point: dict[str, Any] = {}
     for path, values in study.axes(variant).items():
         if isinstance(values, Range):
             point[path] = asked.suggest_float(path, values.low, values.high, log=values.log)
         else:
             point[path] = values[asked.suggest_categorical(path, range(len(values)))]
-    asked.set_user_attr("point", point)
+    return point

@@ -1,0 +1,331 @@
+"""What a study compares: its variants, its points, its trials' addresses, and what it refuses."""
+
+import math
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import qmc
+
+from jaxlm import config, optim
+from jaxlm.ablation import (
+    Range,
+    Study,
+    grid,
+    halton,
+    leave_one_out,
+    log_spaced,
+    one_at_a_time,
+    random,
+    study,
+    zipped,
+)
+from jaxlm.errors import ConfigError
+from tests.ablation.small import PEAK, small
+from tests.runs import ROOT
+from tests.tiny import tiny
+
+B2 = "optimizer.scale_by_adam.b2"
+TUNED = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (100,)}
+
+# Variants
+
+
+def test_a_grid_has_every_combination():
+    assert grid({PEAK: (1e-3, 1e-2), "steps": (5, 6)}) == {
+        "peak=0.001 steps=5": {PEAK: 1e-3, "steps": 5},
+        "peak=0.001 steps=6": {PEAK: 1e-3, "steps": 6},
+        "peak=0.01 steps=5": {PEAK: 1e-2, "steps": 5},
+        "peak=0.01 steps=6": {PEAK: 1e-2, "steps": 6},
+    }
+
+
+def test_zipped_axes_move_together():
+    assert zipped({PEAK: (1e-3, 1e-2), "steps": (5, 6)}) == {
+        "peak=0.001 steps=5": {PEAK: 1e-3, "steps": 5},
+        "peak=0.01 steps=6": {PEAK: 1e-2, "steps": 6},
+    }
+
+
+def test_zipped_axes_of_different_lengths_are_refused():
+    with pytest.raises(ConfigError, match=re.escape(f"different lengths: {{'{PEAK}': 2, 'steps': 1}}")):
+        zipped({PEAK: (1e-3, 1e-2), "steps": (5,)})
+
+
+def test_one_at_a_time_sets_one_field_in_each():
+    found = one_at_a_time({PEAK: (1e-3, 1e-2), "steps": (5,)})
+    assert found == {"peak=0.001": {PEAK: 1e-3}, "peak=0.01": {PEAK: 1e-2}, "steps=5": {"steps": 5}}
+
+
+def test_leave_one_out_has_the_whole_and_it_without_each_part():
+    parts = {"decay": {"optimizer.add_decayed_weights.weight_decay": 0.0}, "dropout": {"model.dropout": 0.0}}
+    found = leave_one_out(parts, full="all")
+    assert found == {"all": {}, "without decay": parts["decay"], "without dropout": parts["dropout"]}
+
+
+@pytest.mark.parametrize("make", [grid, zipped, one_at_a_time])
+def test_fields_with_the_same_last_part_get_their_full_names(make):
+    names = " ".join(make({"eval.every": (2,), "log.every": (3,), "steps": (4,)}))
+    assert names == "eval.every=2 log.every=3 steps=4"
+
+
+@pytest.mark.parametrize("values", [(0.12341, 0.123412), (None, "None"), (1, "1")])
+def test_values_that_look_alike_make_variants_of_their_own(values):
+    assert list(grid({PEAK: values}).values()) == [{PEAK: value} for value in values]
+
+
+@given(st.lists(st.floats(1e-6, 1.0), min_size=1, max_size=5, unique=True), st.integers(1, 3))
+def test_no_variant_of_a_grid_is_lost(values, count):
+    assert len(grid({PEAK: values, "steps": range(count)})) == len(values) * count
+
+
+@pytest.mark.parametrize("make", [random, halton])
+def test_a_seed_always_makes_the_same_points(make):
+    axes = {PEAK: Range(1e-4, 1e-1), "model.dropout": Range(0.0, 0.5, log=False), "steps": (5, 6, 7)}
+    found = make(axes, 20, seed=3)
+    assert found == make(axes, 20, seed=3) != make(axes, 20, seed=4)
+    assert len(found) == 20
+    for point in found.values():
+        assert 1e-4 <= point[PEAK] <= 1e-1 and 0 <= point["model.dropout"] <= 0.5 and point["steps"] in (5, 6, 7)
+    assert {point["steps"] for point in found.values()} == {5, 6, 7}
+
+
+@pytest.mark.parametrize("make", [random, halton])
+def test_points_are_spread_over_the_logarithm(make):
+    logs = np.log10([point[PEAK] for point in make({PEAK: Range(1e-4, 1.0)}, 200).values()])
+    assert np.mean(logs < -2) == pytest.approx(0.5, abs=0.1)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_halton_points_fill_space_better_than_random_ones(seed):
+    axes = {name: Range(0.0, 1.0, log=False) for name in ("x", "y")}
+    uneven = {
+        make: qmc.discrepancy([list(point.values()) for point in study.sampled_points(axes, 64, make, seed)])
+        for make in ("halton", "random")
+    }
+    assert uneven["halton"] < uneven["random"] / 2
+
+
+def test_log_spaced_values_are_a_factor_apart():
+    assert log_spaced(1e-4, 1e-2, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
+    assert log_spaced(0.1, 1.0, 1) == (0.1,)
+
+
+def test_a_range_goes_from_its_low_to_its_high():
+    assert [Range(1e-4, 1e-2).at(share) for share in (0, 0.5, 1)] == pytest.approx([1e-4, 1e-3, 1e-2])
+    assert [Range(0.0, 0.4, log=False).at(share) for share in (0, 0.5, 1)] == pytest.approx([0.0, 0.2, 0.4])
+
+
+@pytest.mark.parametrize("bad", [Range(0.0, 1.0), Range(-1.0, 1.0), Range(1.0, 1.0), Range(1.0, 0.1, log=False)])
+def test_a_range_of_no_values_is_refused(bad):
+    with pytest.raises(ConfigError, match="expected low < high"):
+        halton({PEAK: bad}, 3)
+
+
+# Overrides
+
+
+def test_an_optimizer_is_a_spec_or_a_function_of_the_bases():
+    sgd = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
+    unclipped = study.apply(tiny(), {"optimizer": lambda spec: optim.drop(spec, "clip_by_global_norm")})
+    assert study.apply(tiny(), {"optimizer": sgd}).optimizer.to_dict() == sgd
+    assert unclipped.optimizer.chain == tuple(tiny().optimizer.chain)[1:]
+    assert unclipped.optimizer.scale_by_adam.to_dict() == tiny().optimizer.scale_by_adam.to_dict()
+
+
+def test_later_overrides_go_on_top():
+    sgd = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
+    variant = {"optimizer": sgd, PEAK: 0.2}
+    found = study.arm(small(overrides={PEAK: 0.3, "steps": 9}, variants={"clip": variant}), "clip", {PEAK: 0.4})
+    assert (found.optimizer.chain, found.optimizer.scale_by_learning_rate.peak) == (("scale_by_learning_rate",), 0.4)
+    assert found.steps == 9
+    assert study.apply(tiny(), variant).optimizer.scale_by_learning_rate.peak == 0.2
+    assert sgd["scale_by_learning_rate"]["peak"] == 0.1
+
+
+def test_the_callers_config_stays_as_it_is():
+    base = tiny()
+
+    def edits(spec):
+        spec["scale_by_adam"]["b2"] = 0.5
+        return spec
+
+    copy = study.apply(base, {})
+    copy.steps = 1
+    changed = study.apply(base, {"optimizer": edits, "model.dropout": 0.1})
+    changed.optimizer.scale_by_adam.b1 = 0.5
+    changed.optimizer.new = {"a": 1}
+    assert config.flat(base) == config.flat(tiny())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"model.droput": 0.1}, "unknown config field 'model.droput': did you mean 'model.dropout'?"),
+        ({"model.dropout": "much"}, "model.dropout is 'much' (str); expected float"),
+        ({"steps": 1.5}, "steps is 1.5 (float); expected int"),
+        ({"model.dropout": 2.0}, "model.dropout is 2.0; expected at least 0 and below 1"),
+        ({"optimizer": "adamw"}, "optimizer is 'adamw'; expected a spec"),
+        ({"optimizer": lambda spec: spec.clear()}, "optimizer is None; expected a spec, or a function that returns"),
+        ({"optimizer": lambda spec: optim.drop(spec, "scale_by_adan")}, "did you mean 'scale_by_adam'"),
+    ],
+)
+def test_a_wrong_override_names_its_variant(overrides, said):
+    made = small(variants={"clip": {}, "odd one": overrides})
+    study.arm(made, "clip")
+    with pytest.raises(ConfigError, match=re.escape(said)) as caught:
+        study.arm(made, "odd one")
+    assert str(caught.value).startswith("variant 'odd one': ")
+
+
+def test_a_wrong_override_of_the_base_is_refused():
+    with pytest.raises(ConfigError, match="unknown config field 'step': did you mean 'steps'"):
+        study.base(small(overrides={"step": 3}))
+
+
+def test_the_base_may_be_a_config_file():
+    assert study.base(small_of("configs/ablation.py", overrides={"steps": 3})).steps == 3
+    with pytest.raises(ConfigError, match=r"no config file 'configs/ablaton.py': did you mean 'configs/ablation.py'"):
+        study.base(small_of("configs/ablaton.py"))
+
+
+def small_of(base, **fields):
+    return Study("?", base=base, baseline="a", variants={"a": {}}, **fields)
+
+
+# Addresses
+
+
+def address(seed=0, variant="clip", point=None, **changes):
+    return study.trial(study.arm(small(**changes), "clip"), variant, seed, point).address
+
+
+def test_the_address_of_a_trial_is_its_configs():
+    assert address() == address() == address(variant="other", point={"any": 1})
+    different = [address(), address(seed=1), address(**{"model__dropout": 0.1}), address(overrides={PEAK: 1.0001e-3})]
+    assert len(set(different)) == len(different)
+
+
+def test_the_address_does_not_depend_on_the_order_of_tables():
+    tables = {"scale_by_adam": {"b1": 0.8, "b2": 0.9}, "scale_by_learning_rate": {"peak": 0.1, "final": 0.2}}
+    chain = tuple(tables)
+    turned = {name: dict(reversed(table.items())) for name, table in reversed(tables.items())}
+    assert list(turned) != list(tables)
+    specs = ({"chain": chain, **tables}, {**turned, "chain": chain})
+    assert len({address(overrides={"optimizer": spec}) for spec in specs}) == 1
+    assert address(overrides={"optimizer": {"chain": chain[::-1], **tables}}) != address(
+        overrides={"optimizer": specs[0]}
+    )
+
+
+def test_another_process_finds_the_same_address():
+    script = "from tests.ablation.test_study import address; print(address(seed=3))"
+    environment = {**os.environ, "PYTHONHASHSEED": "12345"}
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == address(seed=3)
+
+
+def test_a_trial_has_a_title():
+    cfg = study.arm(small(), "clip")
+    assert study.trial(cfg, "clip", 3).title == "clip seed=3"
+    assert study.trial(cfg, "clip", 3, {PEAK: 0.0012345}).title == "clip peak=0.001234 seed=3"
+
+
+# What a study refuses
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"baseline": "clib"}, "baseline 'clib' is no variant: did you mean 'clip'?"),
+        ({"variants": {}}, "baseline 'clip' is no variant"),
+        ({"seeds": (0, 1, 0)}, "seeds=(0, 1, 0) has a seed twice"),
+        ({**TUNED, "tuning_seeds": (9, 9)}, "tuning_seeds=(9, 9) has a seed twice"),
+        ({"seeds": ()}, "seeds is empty"),
+        ({"budget": {"token": 100}}, "budget is {'token': 100}; expected one of tokens, steps, flops, seconds"),
+        ({"budget": {"tokens": 100, "steps": 2}}, "expected one of tokens"),
+        ({"budget": {"tokens": 0}}, "budget is {'tokens': 0}; expected a number above 0"),
+        ({"budget": {"flops": math.nan}}, "expected a number above 0"),
+        ({"budget": {"flops": math.inf}}, "expected a number above 0"),
+        ({"search": "optun"}, "search is 'optun': did you mean 'optuna'?"),
+        ({**TUNED, "tuning": {"seed": (1, 2)}}, "tuning over the seed would choose luck"),
+        ({**TUNED, "tuning": {PEAK: Range(1e-3, 1e-2)}}, f"tuning axis '{PEAK}' is a range, which a grid"),
+        ({**TUNED, "tuning": {PEAK: ()}}, f"tuning axis '{PEAK}' is (); expected a sequence"),
+        ({**TUNED, "tuning": {PEAK: 0.1}}, f"tuning axis '{PEAK}' is 0.1; expected a sequence"),
+        ({**TUNED, "tuning": {PEAK: "0.1"}}, f"tuning axis '{PEAK}' is '0.1'; expected a sequence"),
+        (
+            {**TUNED, "tuning": {PEAK: Range(0, 1)}, "search": "random", "tuning_trials": 3},
+            "expected low < high and, on a logarithmic scale, low above 0",
+        ),
+        ({"tuning": {PEAK: (1e-3,)}}, "tuning and tuning_seeds go together"),
+        ({"tuning_seeds": (100,)}, "tuning and tuning_seeds go together"),
+        ({**TUNED, "tuning_seeds": (100, 1)}, "seed 1 is one of seeds and of tuning_seeds"),
+        ({**TUNED, "search": "random"}, "search='random' needs tuning_trials"),
+        ({**TUNED, "search": "optuna"}, "search='optuna' needs tuning_trials"),
+        (
+            {**TUNED, "tuning": {"no clap": {PEAK: (1e-3,)}}},
+            "tuning has axes for 'no clap', which is no variant: did you mean 'no clip'?",
+        ),
+        ({**TUNED, "tuning": {"b2": {"seed": (1,)}}}, "tuning over the seed"),
+    ],
+)
+def test_a_study_that_means_nothing_is_refused(fields, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        small(**fields)
+
+
+def test_a_study_that_means_something_is_not():
+    small(budget={})
+    small(budget={"seconds": 0.5})
+    small(**TUNED)
+    small(**{**TUNED, "tuning": {PEAK: Range(1e-3, 1e-2)}, "search": "halton", "tuning_trials": 3})
+
+
+def test_an_arm_has_the_axes_of_all_or_its_own():
+    made = small(tuning={PEAK: (1e-3, 1e-2), "b2": {B2: (0.9, 0.99)}}, tuning_seeds=(100,))
+    assert (made.axes("clip"), made.axes("b2")) == ({PEAK: (1e-3, 1e-2)}, {B2: (0.9, 0.99)})
+
+
+# Files
+
+
+GOOD = (
+    "from jaxlm.ablation import Study\n\n\ndef study():\n    return Study('?', 'configs/ablation.py', 'a', {'a': {}})\n"
+)
+
+
+def write(folder, text):
+    (folder / "decay.py").write_text(text)
+    return str(folder / "decay.py")
+
+
+def test_a_study_is_read_from_its_file(tmp_path):
+    assert study.load(write(tmp_path, GOOD)) == small_of("configs/ablation.py")
+
+
+def test_a_missing_file_names_the_nearest(tmp_path):
+    near = write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=re.escape(f"did you mean {near!r}")):
+        study.load(str(tmp_path / "dekay.py"))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("STUDY = 3\n", "defines no study()"),
+        ("def study():\n    return 3\n", "returned int; expected a jaxlm.ablation.Study"),
+        ("def study():\n    return {}['a']\n", "decay.py, line 2: KeyError: 'a'"),
+        ("def study()\n", "decay.py, line 1: SyntaxError"),
+        (GOOD.replace("'a', {'a'", "'b', {'a'"), "baseline 'b' is no variant: known: a"),
+    ],
+)
+def test_a_file_of_no_study_says_what_is_wrong(tmp_path, text, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        study.load(write(tmp_path, text))

@@ -1,0 +1,41 @@
+import pytest
+
+from jaxlm import tune
+
+CONFIG = """
+from tests.tiny import tiny
+def get_config(arg=""):
+    return tiny()
+"""
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / "small.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def test_a_range_test_from_the_command_line_and_again(config, tmp_path, capsys):
+    flags = ["lr", f"--config={config}", f"--workdir={tmp_path / 'lr'}", "--peaks=3", "--seeds=2", "--steps=6"]
+    assert tune.main(flags) == 0
+    told = capsys.readouterr()
+    assert "best after 6 steps: optimizer.scale_by_learning_rate.peak=" in told.out
+    assert str(tmp_path / "lr" / "lr.png") in told.out
+    assert len(list((tmp_path / "lr" / "trials").iterdir())) == 6
+    assert tune.main(flags) == 0
+    assert capsys.readouterr().out == told.out
+
+
+@pytest.mark.parametrize(
+    ("flag", "told"),
+    [
+        ("--low=0", "expected two numbers above 0"),
+        ("--peaks=2", "expected at least 3, 1 and 1"),
+        ("--field=optimizer.scale_by_adam.b3", "b3"),
+        ("--config.optimizer.chain=scale_by_adam,", "has a peak"),
+    ],
+)
+def test_mistakes(config, tmp_path, capsys, flag, told):
+    assert tune.main(["lr", f"--config={config}", f"--workdir={tmp_path / 'lr'}", flag]) == 2
+    assert told in capsys.readouterr().err
