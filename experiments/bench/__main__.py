@@ -15,7 +15,7 @@ from pathlib import Path
 
 from experiments.bench import machine, report
 
-SUITES = ("step", "optimizer", "decode", "data", "startup", "save", "load")
+SUITES = ("step", "optimizer", "lanes", "decode", "data", "startup", "save", "load")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """The parts of gpu.sh: each writes PARTS/<name>.json, `report` makes gpu.json and gpu.md of them.
 
-    python -m experiments.bench.gpu facts|correct|ours|peer --parts DIR [--smoke]
+    python -m experiments.bench.gpu facts|correct|ours|peer|lanes --parts DIR [--smoke]
     python -m experiments.bench.gpu report --parts DIR --out DIR
 
 `--smoke` goes through the same code with shapes for a CPU. JAX and PyTorch are never in one process here.
@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 
 from experiments.bench import report
-from experiments.bench.cases import GPT2, NANO, Case
+from experiments.bench.cases import BABY, GPT2, NANO, TINY, Case
 from experiments.bench.gpu_report import AGREED, EACH, assemble
+from experiments.bench.lanes import Plan, measure
 from experiments.bench.machine import say
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import spread
@@ -311,11 +312,20 @@ def _write(path: Path, found: dict[str, Any]) -> None:
     path.write_text(json.dumps(plain(found)))
 
 
+def lanes(parts: Path, smoke: bool) -> dict[str, Any]:
+    """Trials as lanes of one program, beside the same trials one after another."""
+    small = Plan(TINY, (1, 4, 16, 64), steps=32, rounds=5, limits={64: 30.0})
+    large = Plan(BABY, (1, 4, 16), steps=8, rounds=3, limits={16: 2.5})
+    plans = (Plan(NANO, (1, 2), steps=2, rounds=1),) if smoke else (small, large)
+    return {"rows": [row for plan in plans for row in measure(plan)]}
+
+
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "facts": facts,
     "correct": correct,
     "ours": ours,
     "peer": peer,
+    "lanes": lanes,
 }
 
 
@@ -329,7 +339,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part == "report":
         smoke = (args.parts / "smoke").exists()
         doc = assemble(args.parts, _shape(smoke))
-        report.store(doc, args.out, "gpu-smoke" if smoke else "gpu")
+        only = "-lanes" if doc["parts"]["lanes"] else ""
+        report.store(doc, args.out, f"gpu{only}{'-smoke' if smoke else ''}")
         print(report.markdown(doc))
         return 1 if doc["failed"] else 0
     if args.smoke:

@@ -19,9 +19,11 @@ AGREED = 20  # steps whose losses jaxlm and the peer compare
 
 def assemble(parts: Path, case: Case) -> dict[str, Any]:
     """The document of what the parts left; what failed is said in its notes."""
-    found = {name: _read(parts / f"{name}.json") for name in NAMES}
-    notes = [f"Part {name} failed." for name in NAMES if (parts / f"{name}.failed").exists() or not found[name]]
-    rows = [_row(row) for row in found["correct"].get("rows", [])]
+    found = {name: _read(parts / f"{name}.json") for name in (*NAMES, "lanes")}
+    asked = ("lanes",) if found["lanes"] or (parts / "lanes.failed").exists() else NAMES  # a call of its own
+    notes = [f"Part {name} failed." for name in asked if (parts / f"{name}.failed").exists() or not found[name]]
+    rows = [_row(row) for row in found["lanes"].get("rows", [])]
+    rows += [_row(row) for row in found["correct"].get("rows", [])]
     notes += found["correct"].get("notes", [])
     if found["facts"]:
         rows.insert(0, _plain_row("device", "bf16 matrix product", "TFLOP/s", found["facts"]["matmul_tflops"]))
@@ -96,7 +98,8 @@ def _plain_row(suite: str, figure: str, unit: str, value: float) -> Row:
 
 def _row(raw: dict[str, Any]) -> Row:
     fields = {name: raw[name] for name in ("suite", "figure", "unit")}
-    return Row(**fields, value=_spread(raw["value"]), limit=raw["limit"] and Limit(**raw["limit"]))
+    peer = {"peer": raw["peer"], "peer_value": _spread(raw["peer_value"])}
+    return Row(**fields, **peer, value=_spread(raw["value"]), limit=raw["limit"] and Limit(**raw["limit"]))
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -51,6 +51,12 @@ def _shared(cfg: FrozenConfigDict) -> Hashable:
     return structure, tuple((path, value) for path, value in config.items(cfg) if not path.startswith(traced))
 
 
+def shape(cfg: FrozenConfigDict) -> Hashable:
+    """What decides, but for the optimizer, how many lanes are fastest: the model, and the tokens of a call."""
+    model = tuple((path, value) for path, value in config.items(cfg.model) if path != "dropout")
+    return model, cfg.data.batch_size, cfg.data.micro_batches, cfg.steps_per_call, cfg.divergence.rollback_z > 0
+
+
 def most(cfg: FrozenConfigDict) -> int:
     """How many lanes fit into the memory of all devices, by the estimate of `training.memory`; at least 1."""
     if cfg.divergence.rollback_z:
@@ -90,7 +96,7 @@ def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
         if seconds > best:
             break
         best, width = seconds, wider
-    return even(len(members), width)
+    return width
 
 
 def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:

@@ -26,8 +26,6 @@ from jaxlm.training import lock
 from jaxlm.training.prepare import prepare
 from jaxlm.training.signals import Signals
 
-_OVER = ("done", "stopped early", "diverged")
-
 
 class Stopped(JaxlmError):
     """A signal asked to stop; what was trained is saved."""
@@ -120,9 +118,11 @@ def train(
       as `run`.
     """
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
-    waiting = {key: one for key, one in reversed(runs.items()) if findings.status(folder(workdir, one)) not in _OVER}
+    waiting = {
+        key: one for key, one in reversed(runs.items()) if findings.status(folder(workdir, one)) not in findings.OVER
+    }
     if waiting:
-        say(f"{len(runs)} runs, of which {len(runs) - len(waiting)} are over")
+        say(f"{len(runs)} runs, of which {len(over)} are over")
         steps = sum(one.config.steps for one in waiting.values())
         with Board(len(waiting), steps, metric) as board:
             groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
@@ -142,7 +142,8 @@ def grouped(
 
     Args:
       trials: all of them; those of a program decide how many lanes it has, since a lane's last bits depend on that.
-      width: the lanes of each program; 0: decided once, by timing, and kept in `memory`.
+      width: the lanes of each program; 0: decided once for all models and batches of a shape, by timing the first
+        program of it, and kept in `memory`.
     """
     keys = {one.address: side_by_side.shared(prepare(one.config).config) for one in trials}
     groups: dict[Hashable, list[Trial]] = {}
@@ -150,10 +151,12 @@ def grouped(
         groups.setdefault(keys[one.address], []).append(one)
     out = []
     for key, members in groups.items():
-        digest = side_by_side.digest(key)
+        digest, shape = side_by_side.digest(key), side_by_side.digest(side_by_side.shape(members[0].config))
         if not width and digest not in memory.lanes:
-            fellows = {one.address: one for one in trials if keys[one.address] == key}
-            memory.lanes[digest] = side_by_side.choose([prepare(one.config) for one in fellows.values()], say)
+            fellows = {one.address: prepare(one.config) for one in trials if keys[one.address] == key}
+            if shape not in memory.lanes:
+                memory.lanes[shape] = side_by_side.choose(list(fellows.values()), say)
+            memory.lanes[digest] = side_by_side.even(len(fellows), memory.lanes[shape])
             memory.write()
         out.append(Group(members, width or memory.lanes[digest]))
     return out

@@ -27,7 +27,7 @@ class Chosen(NamedTuple):
     warnings: list[str]
 
 
-def choose(study: Study, arm: Arm, train: Train, workdir: Path | None = None) -> Chosen:
+def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
     """Tries the points of each arm with every tuning seed, and takes the one with the best mean of the metric.
 
     A point at which some seed diverged counts as worse than any at which none did.
@@ -47,7 +47,7 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path | None = None) ->
         )
 
     if study.search == "optuna":
-        outcomes = _with_optuna(study, tuned, attempt)
+        outcomes = _with_optuna(study, tuned, attempt, workdir / "optuna.db")
     elif study.search == "grid":
         outcomes = attempt({variant: grid_points(study, variant) for variant in tuned})
     else:
@@ -95,10 +95,14 @@ def _with_optuna(
     study: Study,
     tuned: Sequence[str],
     attempt: Callable[[Mapping[str, Sequence[Overrides]]], list[Outcome]],
+    record: Path,
 ) -> list[Outcome]:
     """Points that Optuna's TPE sampler proposes (Bergstra et al. 2011), a few at a time.
 
-    It is seeded, and kept nowhere: a study that runs again asks again, and finds the points' runs in their directories.
+    It is seeded and begins afresh: a study that runs again asks again, and finds the points' runs in their directories.
+
+    Args:
+      record: where its studies, one an arm, are stored in the end, for Optuna's own dashboard and plots.
     """
     try:
         import optuna
@@ -106,8 +110,13 @@ def _with_optuna(
         raise ConfigError("search='optuna' needs Optuna, which is not installed: pip install jaxlm[cluster]") from error
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    storage = optuna.storages.InMemoryStorage()
     searches = {
-        variant: optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=_ROUND))
+        variant: optuna.create_study(
+            study_name=variant,
+            storage=storage,
+            sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=_ROUND),
+        )
         for variant in tuned
     }
     outcomes: list[Outcome] = []
@@ -122,6 +131,9 @@ def _with_optuna(
             for one, point in zip(asked[variant], points[variant], strict=True):
                 value = next(mean for other, mean in means if other == point)
                 search.tell(one, value if math.isfinite(value) else 1e30)
+    record.unlink(missing_ok=True)
+    for variant in tuned:
+        optuna.copy_study(from_study_name=variant, from_storage=storage, to_storage=f"sqlite:///{record}")
     return outcomes
 
 

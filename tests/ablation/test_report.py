@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from jaxlm.ablation import page, report
+from jaxlm.ablation import drawn, report
 from jaxlm.ablation.findings import Curve, Findings, Outcome
 from jaxlm.ablation.stats import Comparison, Noise
 
@@ -217,7 +217,7 @@ def test_bands_hold_the_seeds_that_finished_where_all_measured():
     findings = study(peaks=())
     short = findings.outcomes[0]
     cut = short._replace(curve=Curve(*(array[:15] for array in short.curve)))
-    found = page.bands(findings._replace(outcomes=[cut, *findings.outcomes[1:]]))
+    found = drawn.bands(findings._replace(outcomes=[cut, *findings.outcomes[1:]]))
     assert len(found["baseline"].mean) == 15 and len(found["longer warmup"].mean) == 21
     values = [one.curve.values[3] for one in findings.outcomes[:5]]
     np.testing.assert_allclose(found["baseline"].mean[3], np.mean(values), rtol=1e-12)
@@ -228,7 +228,7 @@ def test_bands_hold_the_seeds_that_finished_where_all_measured():
 
 def test_sensitivity_knows_the_good_region_and_the_edge():
     findings = study()
-    found = page.sensitivities(findings)
+    found = drawn.sensitivities(findings)
     assert list(found) == [AXIS] and list(found[AXIS]) == list(EFFECTS)
     of_baseline, fragile = found[AXIS]["baseline"], found[AXIS]["peak without limit"]
     assert of_baseline.edge == 0.03 and fragile.edge == 0.01
@@ -245,21 +245,21 @@ def test_sensitivity_takes_the_best_of_the_other_axes():
     values = [3.0, 2.0, 4.0, 5.0]
     points = [{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 1}, {"a": 2, "b": 2}]
     outcomes = [one._replace(value=-value, point=point) for one, value, point in zip(tuned, values, points)]
-    found = page.sensitivities(findings._replace(outcomes=outcomes, lower_is_better=False))
+    found = drawn.sensitivities(findings._replace(outcomes=outcomes, lower_is_better=False))
     np.testing.assert_array_equal(found["a"]["baseline"].metric, [-2.0, -4.0])
     np.testing.assert_array_equal(found["b"]["baseline"].metric, [-3.0, -2.0])
 
 
 def test_ranges_leave_out_what_would_flatten_the_rest():
     findings = study()
-    low, high = page.band_limits(page.bands(findings))
+    low, high = drawn.band_limits(drawn.bands(findings))
     assert 3.3 < low < 3.5 and high < 5  # the curves begin at 11
     far = [findings.comparisons[0]._replace(mean=3.0, interval=(-9.0, 9.0)), *findings.comparisons[1:3]]
-    low, high = page.difference_limits(findings._replace(comparisons=far))
+    low, high = drawn.difference_limits(findings._replace(comparisons=far))
     assert -0.3 < low < -findings.noise.floor and findings.noise.floor < high < 0.3
 
 
 def test_every_variant_has_its_own_look():
     findings = study({"baseline": 0.0} | {str(i): 0.0 for i in range(20)}, peaks=())
-    looks = page.looks(findings)
+    looks = drawn.looks(findings)
     assert looks["baseline"].color == "#000000" and len(set(looks.values())) == 21

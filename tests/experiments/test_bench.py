@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import cases, decode, load, machine, optimizer, report, save, step
+from experiments.bench import cases, decode, lanes, load, machine, optimizer, report, save, step
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import interleave, spread
@@ -253,6 +253,17 @@ def test_the_optimizer_suite():
     assert [row.peer for row in rows] == (
         ["PyTorch's AdamW, fused", "PyTorch's AdamW, foreach"] if machine.has("torch") else [""]
     )
+
+
+@pytest.mark.slow
+def test_the_lanes_suite(monkeypatch):
+    plan = lanes.Plan(cases.NANO, (1, 2), steps=2, rounds=1, limits={2: 30.0})
+    one, two = lanes.measure(plan)  # which compares the losses first
+    assert two.value.median > 0 and two.limit == Limit("ratio", ">=", 30.0) and one.limit is None
+    monkeypatch.setattr(lanes, "interleave", lambda *_: pytest.fail("timed"))
+    monkeypatch.setattr(lanes, "agree", lambda ours, theirs: step.agree(ours, [x * 1.01 for x in theirs]))
+    with pytest.raises(step.Disagreement):
+        lanes.measure(plan)
 
 
 @needs_torch

@@ -1,0 +1,249 @@
+"""The tables and the words of a report, whatever it is written as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxlm.ablation import drawn
+from jaxlm.ablation.findings import Findings
+
+_NOTES = (
+    (
+        "Paired seeds",
+        "Every variant runs on the baseline's seeds, and a difference is taken seed by seed, variant minus baseline: "
+        "what a seed does to both cancels. The correlation of the two over the seeds says what that gains: much near "
+        "1, nothing near 0. A diverged seed has no value and is left out of the pairs; the ranking counts it.",
+    ),
+    (
+        "Interval and p",
+        "From the paired t-test. p is how often seeds alone would give a difference at least as large if the variant "
+        "changed nothing. With several variants a small p turns up by luck; Holm's correction allows for that. The "
+        "interval is at the variant's corrected level: it leaves out 0 where the corrected test finds a difference.",
+    ),
+    (
+        "Bootstrap and sign test",
+        "Two checks that need no normal distribution, neither corrected. The bootstrap draws the seeds again and "
+        "again; with few seeds its interval is too narrow. The sign test counts only on how many seeds the variant was "
+        "better; with 5 seeds or fewer its p cannot fall below 0.05.",
+    ),
+    (
+        "Noise floor",
+        "Two arms of the baseline's config, with as many but different seeds, have means that differ by less than this "
+        "in 95 of 100 studies.",
+    ),
+    (
+        "Smallest visible effect and seeds needed",
+        "The true difference that so many seeds would show with the study's power. No difference shown does not mean "
+        "that there is none: a smaller one would mostly stay unseen. Seeds needed is for planning: how many would show "
+        "the observed difference if it were the true one.",
+    ),
+    (
+        "One seed",
+        "A single seed cannot tell a difference from luck: nothing can be concluded.",
+    ),
+)
+
+
+class Cell(NamedTuple):
+    """What a table says in one place."""
+
+    text: str
+    key: float | str  # to sort by; nan comes last
+
+
+class Table(NamedTuple):
+    title: str
+    headers: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+
+def tables(findings: Findings) -> dict[str, Table]:
+    """All of them, by name."""
+    digits = places(findings)
+    return {
+        "ranking": _ranking(findings, digits),
+        "tuning": _tuning(findings, digits),
+        "changes": _changes(findings),
+        "costs": _costs(findings),
+        "statistics": _statistics(findings, digits),
+        "trials": _trials(findings, digits),
+    }
+
+
+def places(findings: Findings) -> int:
+    """Decimals of the metric: two digits of what the seeds make of it."""
+    spreads = [one.deviation for one in findings.comparisons]
+    spreads += [findings.noise.deviation] if findings.noise else []
+    spreads = [spread for spread in spreads if spread > 0 and math.isfinite(spread)]
+    return min(max(1 - math.floor(math.log10(np.median(spreads))), 0), 8) if spreads else 4
+
+
+def words(findings: Findings) -> dict[str, Any]:
+    """The facts, what the plots show, and notes on the statistics."""
+    digits = places(findings)
+    noise, direction = findings.noise, "lower" if findings.lower_is_better else "higher"
+    facts = [f"Metric: {findings.metric}, {direction} is better.", f"Budget: {findings.budget}."]
+    if noise:
+        facts.append(
+            f"Baseline (“{findings.baseline}”): {noise.mean:.{digits}f} ± {noise.deviation:.{digits}f} "
+            f"(mean ± standard deviation over {noise.seeds} seeds); noise floor ±{noise.floor:.{digits}f}."
+        )
+    else:
+        facts.append(f"Baseline (“{findings.baseline}”): fewer than two seeds finished, so its noise is not known.")
+    smallest = [one.smallest for one in findings.comparisons if math.isfinite(one.smallest)]
+    if smallest:
+        low, high = (f"{end(smallest):.{digits}f}" for end in (min, max))
+        facts.append(
+            f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
+        )
+    floor = f"Grey: the noise floor, ±{noise.floor:.{digits}f}." if noise else "The noise floor is not known."
+    good = f"the good region, within the noise floor (±{noise.floor:.{digits}f}) of " if noise else ""
+    return {
+        "facts": facts,
+        "forest": f"Points: mean difference over the paired seeds; bars: intervals. Further left is "
+        f"{'better' if findings.lower_is_better else 'worse'}. {floor}",
+        "curves": "Lines: mean over the seeds that finished, as far as all of them ran; bands: ± one standard "
+        "deviation over the seeds. Dotted: no seed finished. The start of the run lies outside.",
+        "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best. ✕ at the top: "
+        "the smallest value from which a seed diverged. Extreme values may lie outside.",
+        "notes": _NOTES,
+    }
+
+
+def _ranking(findings: Findings, places: int) -> Table:
+    """Best first; what never finished last."""
+    against = {one.variant: one for one in findings.comparisons}
+    sign = 1 if findings.lower_is_better else -1
+    ranks, rows = {}, []
+    for variant in findings.variants:
+        trials = drawn.compared(findings, variant)
+        values = [one.value for one in trials if drawn.finished(one)]
+        mean = ranks[variant] = float(np.mean(values)) if values else math.nan
+        spread = f" ± {np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
+        lost = sum(map(drawn.diverged, trials))
+        seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
+        one = against.get(variant)
+        difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
+        if one:
+            difference, interval = _number(one.mean, f"+.{places}f"), _interval(one.interval, places)
+            p = _p(one.p_corrected)
+        row = [_word(variant), _word(one.verdict if one else "baseline")]
+        row += [Cell(f"{mean:.{places}f}{spread}" if values else "–", mean), difference, interval, p]
+        rows.append([*row, Cell(seeds, float(len(values)))])
+    rows.sort(key=lambda row: math.inf if math.isnan(ranks[row[0].text]) else sign * ranks[row[0].text])
+    headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Seeds finished")
+    return Table("By the mean over the seeds; differences and intervals are to the baseline", headers, rows)
+
+
+def _tuning(findings: Findings, places: int) -> Table:
+    rows = []
+    for axis, found in drawn.sensitivities(findings).items():
+        for variant, one in found.items():
+            best, value, good = math.nan, math.nan, "none finished"
+            if len(one.values):
+                index = int(np.argmin(one.metric if findings.lower_is_better else -one.metric))
+                best, value, ends = one.values[index], one.metric[index], one.values[one.good][[0, -1]]
+                good = " to ".join(f"{end:.6g}" for end in dict.fromkeys(ends)) if findings.noise else "not known"
+            row = [_word(variant), _word(axis), _number(best, ".6g"), _number(value, f".{places}f"), _word(good)]
+            chosen = findings.chosen.get(variant, {}).get(axis, "–")
+            rows.append([*row, _number(one.edge, ".6g", "no seed diverged"), Cell(str(chosen), chosen)])
+    headers = ("Variant", "Tuned", "Best value", findings.metric, "Good region", "Diverged from", "Compared at")
+    return Table("Good region: from the first to the last value within the noise floor of the best", headers, rows)
+
+
+def _changes(findings: Findings) -> Table:
+    rows = [
+        [_word(variant), _word(field), *(_word(str(value)) for value in pair)]
+        for variant, fields in findings.differences.items()
+        for field, pair in fields.items()
+    ]
+    return Table("Settings that differ from the baseline's", ("Variant", "Setting", "Baseline", "Variant's"), rows)
+
+
+def _costs(findings: Findings) -> Table:
+    rows = []
+    for variant in findings.variants:
+        trials = [one for one in findings.outcomes if one.variant == variant]
+        tuning = sum(one.tuning for one in trials)
+        rows.append(
+            [
+                _word(variant),
+                Cell(f"{len(trials) - tuning} + {tuning}", float(len(trials))),
+                _total([one.tokens for one in trials], "{:,.0f}".format),
+                _total([one.flops for one in trials], "{:.3g}".format),
+                _total([one.seconds for one in trials], _duration),
+                _total([one.joules for one in trials], lambda x: f"{x:,.0f} J" if x < 1e4 else f"{x / 1e3:,.1f} kJ"),
+            ]
+        )
+    headers = ("Variant", "Trials, compared + tuning", "Tokens", "FLOPs", "Training time", "Energy")
+    return Table("Of all trials of a variant together, tuning included", headers, rows)
+
+
+def _statistics(findings: Findings, places: int) -> Table:
+    rows = [
+        [
+            _word(one.variant),
+            _number(len(one.seeds), "d"),
+            _number(one.mean, f"+.{places}f"),
+            _number(one.deviation, f".{places}f"),
+            _interval(one.interval, places),
+            _interval(one.bootstrap, places),
+            *map(_p, (one.p, one.p_corrected, one.p_sign)),
+            _number(one.correlation, ".2f"),
+            _number(one.smallest, f".{places}f"),
+            _number(math.nan if one.needed is None else one.needed, ","),
+        ]
+        for one in findings.comparisons
+    ]
+    headers = "Variant|Pairs|Difference|Deviation|Interval|Bootstrap|p|Corrected p|Sign test p|Correlation"
+    headers += "|Smallest visible|Seeds needed"
+    return Table("Differences to the baseline over the paired seeds", headers.split("|"), rows)
+
+
+def _trials(findings: Findings, places: int) -> Table:
+    baseline = {one.seed: one.value for one in drawn.compared(findings, findings.baseline)}
+    rows = []
+    for one in findings.outcomes:
+        alone = one.tuning or one.variant == findings.baseline
+        difference = math.nan if alone else one.value - baseline.get(one.seed, math.nan)
+        row = [_word(one.variant), _number(one.seed, "d"), _number(one.value, f".{places}f")]
+        row += [_number(difference, f"+.{places}f"), _word("tuning" if one.tuning else "compared")]
+        point = ", ".join(f"{name} = {value}" for name, value in one.point.items())
+        rows.append([*row, *map(_word, (point, one.status or "not begun", one.trial))])
+    headers = ("Variant", "Seed", findings.metric, "Difference", "Role", "Tuned values", "Status", "Trial")
+    return Table("One row a trial; the difference is to the baseline's value on the same seed", headers, rows)
+
+
+def _word(text: str) -> Cell:
+    return Cell(text, text)
+
+
+def _number(value: float, form: str = "", unknown: str = "–") -> Cell:
+    return Cell(format(value, form) if math.isfinite(value) else unknown, float(value))
+
+
+def _interval(ends: tuple[float, float], places: int) -> Cell:
+    return Cell("–" if math.isnan(ends[0]) else f"[{ends[0]:+.{places}f}, {ends[1]:+.{places}f}]", ends[0])
+
+
+def _p(value: float) -> Cell:
+    return Cell("< 0.0001", value) if value < 1e-4 else _number(value, ".2g")
+
+
+def _total(values: Sequence[float], words: Callable[[float], str]) -> Cell:
+    known = [value for value in values if math.isfinite(value)]
+    if not known:
+        return Cell("not measured", math.nan)
+    part = "" if len(known) == len(values) else f" ({len(known)} of {len(values)} trials measured)"
+    return Cell(words(sum(known)) + part, float(sum(known)))
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 100 else f"{seconds / 60:.1f} min"

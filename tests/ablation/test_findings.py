@@ -1,0 +1,287 @@
+"""What run directories that were written by hand say, and what a study's values say together."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxlm.ablation import findings, plan, study
+from jaxlm.ablation.findings import Curve, Outcome
+from jaxlm.errors import ConfigError, DataError
+from tests.ablation.small import PEAK, small
+
+NAN = math.nan
+TOKENS = 4 * 16  # of a step
+
+
+@pytest.fixture(scope="module")
+def trial():
+    return study.trial(study.arm(small(), "clip"), "clip", 1, {PEAK: 1e-3})
+
+
+def rows_of(values, metric="eval/loss", every=2):
+    return [{"step": every * (i + 1), "time": 0.0, metric: value} for i, value in enumerate(values)]
+
+
+def paces(**milliseconds):
+    """Rows that tell the pace since the row before: `at4=500`."""
+    return [{"step": int(at[2:]), "throughput/step_ms": value} for at, value in milliseconds.items()]
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Writes a run directory."""
+
+    def write(rows=(), status="done", beside=None):
+        text = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
+        (tmp_path / "metrics.jsonl").write_text(text)
+        (tmp_path / "status.json").write_text(json.dumps({"status": status, "step": 4}))
+        if beside is not None:
+            (tmp_path / "trial.json").write_text(json.dumps({"beside": beside}))
+        return tmp_path
+
+    return write
+
+
+# Status
+
+
+@pytest.mark.parametrize(
+    "status", ["running", "done", "stopped early", "preempted", "interrupted", "diverged", "failed"]
+)
+def test_a_status_is_read(run, status):
+    assert findings.status(run(status=status)) == status
+
+
+@pytest.mark.parametrize("text", [None, "", '{"status": "do', "[]", "null", "{}", "3", "\xff"])
+def test_a_status_that_can_not_be_read_is_none(tmp_path, text):
+    if text is not None:
+        (tmp_path / "status.json").write_bytes(text.encode("latin-1"))
+    assert findings.status(tmp_path) == ""
+    assert findings.status(tmp_path / "nowhere") == ""
+
+
+# Values
+
+
+@pytest.mark.parametrize(
+    ("status", "values", "lower_is_better", "value"),
+    [
+        ("done", [3.0, 2.0, 2.5], True, 2.5),
+        ("done", [3.0, 2.0, 2.5], False, 2.5),
+        ("done", [3.0, 2.0, "nan"], True, NAN),
+        ("done", [3.0, 2.0, "inf"], True, NAN),
+        ("stopped early", [3.0, 2.0, 2.5], True, 2.0),
+        ("stopped early", [0.1, 0.3, 0.2], False, 0.3),
+        ("stopped early", ["nan", 2.0, "inf"], True, 2.0),
+        ("stopped early", ["-inf", 2.0, "inf", "nan"], False, 2.0),
+        ("stopped early", ["nan", "nan"], True, NAN),
+        *((status, [3.0, 2.0], True, NAN) for status in ("diverged", "running", "preempted", "failed", "")),
+    ],
+)
+def test_the_value_of_a_run_is_its_last_and_after_an_early_stop_its_best(
+    trial, run, status, values, lower_is_better, value
+):
+    found = findings.read(trial, run(rows_of(values), status), "eval/loss", lower_is_better)
+    assert found.value == pytest.approx(value, nan_ok=True, abs=0)
+    assert found.status == status
+    np.testing.assert_array_equal(found.curve.values, np.array(values, np.float64))
+
+
+def test_an_outcome_is_its_trials(trial, run):
+    found = findings.read(trial._replace(tuning=True), run(rows_of([3.0])), "eval/loss")
+    assert (found.trial, found.variant, found.seed, found.point) == (trial.address, "clip", 1, {PEAK: 1e-3})
+    assert found.tuning and math.isnan(found.joules)
+    assert not findings.read(trial, run(rows_of([3.0])), "eval/loss").tuning
+
+
+def test_a_curve_counts_steps_tokens_and_flops(trial, run):
+    rows = [*rows_of([3.0, 2.0], every=3), *rows_of([4.0, 3.5, 3.1, 2.9], "train/loss")]
+    found = findings.read(trial, run(rows), "eval/loss")
+    flops = TOKENS * plan.cost(trial.config).flops_per_token
+    assert flops > 0
+    for name, expected in {
+        "steps": [3, 6],
+        "tokens": [3 * TOKENS, 6 * TOKENS],
+        "flops": [3 * flops, 6 * flops],
+        "seconds": [NAN, NAN],
+        "values": [3.0, 2.0],
+    }.items():
+        np.testing.assert_array_equal(getattr(found.curve, name), expected, err_msg=name)
+    assert (found.tokens, found.flops) == (8 * TOKENS, 8 * flops)  # of all rows: the last is step 8
+    assert found.curve.steps.dtype == found.curve.tokens.dtype == np.int64
+
+
+def test_a_run_that_has_not_begun_has_an_empty_outcome(trial, tmp_path):
+    found = findings.read(trial, tmp_path / "nowhere", "eval/loss")
+    assert (found.status, found.tokens, found.flops) == ("", 0, 0.0)
+    assert math.isnan(found.value) and math.isnan(found.seconds)
+    assert all(len(column) == 0 for column in found.curve)
+
+
+# Seconds
+
+
+def test_the_time_of_a_run_is_that_of_its_steps(trial, run):
+    """Steps 1 to 4 take half a second each, 5 to 8 a quarter, and so does all that comes after."""
+    rows = [*rows_of([5, 4, 3, 2, 1]), *paces(at4=500, at8=250)]
+    found = findings.read(trial, run(rows), "eval/loss")
+    np.testing.assert_allclose(found.curve.seconds, [1.0, 2.0, 2.5, 3.0, 3.5])
+    assert found.seconds == pytest.approx(3.5)
+
+
+@pytest.mark.parametrize(("beside", "share"), [(1, 1), (4, 4), ("many", 1), ([], 1)])
+def test_runs_beside_each_other_share_the_time(trial, run, beside, share):
+    found = findings.read(trial, run([*rows_of([5, 4]), *paces(at4=500)], beside=beside), "eval/loss")
+    np.testing.assert_allclose(found.curve.seconds, np.array([1.0, 2.0]) / share)
+    assert found.seconds == pytest.approx(2.0 / share)
+
+
+def test_a_row_of_pace_and_metric_counts_once(trial, run):
+    rows = [{"step": 4, "throughput/step_ms": 500, "train/loss": 2.0}]
+    found = findings.read(trial, run(rows), "train/loss")
+    np.testing.assert_allclose(found.curve.seconds, [2.0])
+
+
+def test_time_that_no_row_tells_is_unknown(trial, run):
+    found = findings.read(trial, run(rows_of([5, 4]), beside=2), "eval/loss")
+    assert np.isnan(found.curve.seconds).all() and len(found.curve.seconds) == 2
+    assert math.isnan(found.seconds)
+
+
+# What can't be read
+
+
+@pytest.mark.parametrize("status", ["done", "stopped early"])
+def test_a_metric_that_nobody_writes_names_the_nearest(trial, run, status):
+    with pytest.raises(ConfigError, match="no trial writes metric 'eval/los': did you mean 'eval/loss'?"):
+        findings.read(trial, run(rows_of([1.0]), status), "eval/los")
+    with pytest.raises(ConfigError, match="no trial writes metric 'zzz': known: eval/loss, throughput/step_ms$"):
+        findings.read(trial, run([*rows_of([1.0]), *paces(at2=1)], status), "zzz")
+
+
+def test_a_run_that_diverged_before_its_first_evaluation_has_no_metric_and_that_is_no_mistake(trial, run):
+    found = findings.read(trial, run(rows_of([9.0], "train/loss"), "diverged"), "eval/loss")
+    assert math.isnan(found.value) and len(found.curve.steps) == 0
+
+
+def test_damaged_metrics_name_their_file(trial, run):
+    folder = run(rows_of([3.0, 2.0]))
+    path = folder / "metrics.jsonl"
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(DataError, match=f"{path}, row 1 of 3"):
+        findings.read(trial, folder, "eval/loss")
+
+
+# All together
+
+
+NOISE = (0.01, -0.02, 0.03, 0.0, -0.01, 0.02)  # of six seeds, in all arms
+JITTER = (0.001, -0.002, 0.001, 0.002, -0.001, 0.0)
+
+
+def outcome(variant, seed, value, status="", **changes):
+    status = status or ("done" if math.isfinite(value) else "diverged")
+    fields = dict(point={}, tuning=False, status=status, value=value, curve=Curve(*[np.zeros(0)] * 5))
+    return Outcome(
+        f"{variant}{seed}", variant, seed, tokens=0, flops=0.0, seconds=0.0, joules=NAN, **(fields | changes)
+    )
+
+
+def gathered(outcomes, variants=("clip", "b2"), **fields):
+    overrides = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}, "wide": {"data.batch_size": 8}}
+    made = small(variants={name: overrides[name] for name in variants}, **{"seeds": range(6), **fields})
+    arms = {name: plan.budgeted(made, name, None, plan.Memory()) for name in made.variants}
+    return findings.gather(made, arms, {"b2": {PEAK: 1.0}}, outcomes, ["careful"], name="clipping", command="again")
+
+
+def values_of(effect, jitter=JITTER, seeds=6):
+    """The values of b2 where its effect is this, beside the baseline's."""
+    base = [outcome("clip", seed, 2.0 + NOISE[seed]) for seed in range(seeds)]
+    return base + [outcome("b2", seed, 2.0 + NOISE[seed] + effect + jitter[seed]) for seed in range(seeds)]
+
+
+def diverged(variant, count):
+    """Of six seeds, the first so many diverged."""
+    return [outcome(variant, seed, NAN if seed < count else 2.0 + NOISE[seed]) for seed in range(6)]
+
+
+def test_findings_hold_what_the_report_says():
+    outcomes = values_of(0.5)
+    found = gathered(outcomes)
+    assert (found.name, found.command, found.question) == ("clipping", "again", "Does clipping matter?")
+    assert (found.metric, found.lower_is_better, found.baseline) == ("eval/loss", True, "clip")
+    assert (found.variants, found.seeds) == (("clip", "b2"), (0, 1, 2, 3, 4, 5))
+    assert (found.budget, found.warnings) == ("768 training tokens a trial", ("careful",))
+    assert found.outcomes == tuple(outcomes) and found.chosen == {"b2": {PEAK: 1.0}}
+    assert found.differences == {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": (0.95, 0.9)}}
+    assert found.noise.seeds == 6 and found.noise.mean == pytest.approx(2.0 + np.mean(NOISE))
+    assert found.noise.deviation == pytest.approx(np.std(NOISE, ddof=1))
+    (comparison,) = found.comparisons
+    assert comparison.variant == "b2" and comparison.mean == pytest.approx(0.5 + np.mean(JITTER))
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "fields", "said"),
+    [
+        (
+            values_of(-0.5),
+            {},
+            "b2 is better than clip: eval/loss -0.4998 [-0.5014, -0.4983] over 6 seeds.",
+        ),
+        (values_of(0.5), {}, "b2 is worse than clip: eval/loss +0.5002 [+0.4986, +0.5017] over 6 seeds."),
+        (
+            values_of(0.5),
+            {"lower_is_better": False},
+            "b2 is better than clip: eval/loss +0.5002 [+0.4986, +0.5017] over 6 seeds.",
+        ),
+        (values_of(0.0001), {}, "No difference shown: b2."),
+        (values_of(0.0, jitter=[0.0] * 6), {}, "Changes nothing: b2."),
+        (values_of(0.5, seeds=1), {"seeds": (0,)}, "Nothing can be concluded: b2."),
+        (
+            diverged("clip", 0) + diverged("b2", 6),
+            {},
+            "b2 is worse than clip: it diverged on every seed.",
+        ),
+        (diverged("clip", 6) + diverged("b2", 6), {}, "Nothing can be concluded: b2."),
+        (diverged("clip", 0), {"variants": ("clip",)}, f"clip alone: eval/loss {2 + np.mean(NOISE):.4f} over 6 seeds."),
+        (
+            diverged("clip", 4),
+            {"variants": ("clip",)},
+            f"clip alone: eval/loss {2 + np.mean(NOISE[4:]):.4f} over 2 seeds.",
+        ),
+        (diverged("clip", 6), {"variants": ("clip",)}, "clip alone: it finished on no seed."),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_verdict_in_words(outcomes, fields, said):
+    assert gathered(outcomes, **fields).verdict == said
+
+
+def test_a_verdict_names_every_variant():
+    outcomes = [*values_of(-0.5), *(outcome("wide", seed, 2.0 + NOISE[seed]) for seed in range(6))]
+    found = gathered(outcomes, ("clip", "wide", "b2"))
+    assert found.verdict.startswith("b2 is better than clip: ") and found.verdict.endswith(". Changes nothing: wide.")
+
+
+def test_what_chose_a_point_is_not_compared():
+    chose = [outcome("b2", seed, -9.0, tuning=True) for seed in range(6)]
+    found = gathered([*values_of(0.5), *chose])
+    assert found.comparisons == gathered(values_of(0.5)).comparisons
+    assert len(found.outcomes) == 18
+
+
+@pytest.mark.parametrize("status", ["running", "preempted", "interrupted", "failed", None])
+def test_a_run_that_is_not_over_did_not_diverge(status):
+    """It is left out; as diverged, it would take the verdict away, or give one."""
+    outcomes = [one._replace(status=status or "", value=NAN) if one.trial == "b25" else one for one in values_of(-0.5)]
+    (comparison,) = gathered(outcomes).comparisons
+    assert (comparison.verdict, comparison.lost, len(comparison.seeds)) == ("better", (), 5)
+    lost = [one._replace(status="diverged", value=NAN) if one.trial == "b25" else one for one in values_of(-0.5)]
+    (comparison,) = gathered(lost).comparisons
+    assert (comparison.verdict, comparison.lost) == ("nothing can be concluded", (5,))
+
+
+def test_a_baseline_with_one_seed_has_no_noise():
+    assert gathered(values_of(0.5, seeds=1), seeds=(0,)).noise is None
