@@ -11,14 +11,15 @@ import pickle
 import signal
 import socket
 import sys
+import sysconfig
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxlm.ablation import findings, lanes
-from jaxlm.ablation.runner import _OVER as OVER
 from jaxlm.ablation.runner import Execute, Group, Stopped, folder, train_group
 from jaxlm.ablation.study import Trial
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError
@@ -66,7 +67,8 @@ def on_ray(address: str = "") -> Execute:
 def _environment() -> dict[str, str]:
     """What workers take over: what their numbers depend on, and where they find modules."""
     taken = {name: value for name, value in os.environ.items() if name == "NPROC" or name.startswith(("JAX_", "XLA_"))}
-    own = [path for path in map(os.path.abspath, sys.path) if not path.startswith((sys.prefix, sys.base_prefix))]
+    installed = tuple(sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+    own = [path for path in map(os.path.abspath, sys.path) if not path.startswith(installed)]
     return {"XLA_PYTHON_CLIENT_PREALLOCATE": "true", **taken, "PYTHONPATH": os.pathsep.join(own)}
 
 
@@ -87,7 +89,9 @@ def _connected(address: str) -> Iterator[None]:
         stack.callback(ray.shutdown)
         with _same_handlers():
             try:
-                ray.init(address=address or "local", **settings)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message="os.fork", category=RuntimeWarning)  # JAX; they exec
+                    ray.init(address=address or "local", **settings)
             except (ConnectionError, RuntimeError, ValueError) as error:
                 raise ConfigError(f"no Ray cluster at {address or 'this machine'}: {_line(error)}") from error
             except SystemExit:  # Ray's answer to a SIGTERM, with a code of its own
@@ -271,8 +275,9 @@ def _programs() -> lanes.Programs:
 def _task(group: Group, workdir: str) -> tuple[JaxlmError | None, list[str]]:
     """Trains a group; gives back the error that the user can mend, which trying again does not, and lines to say."""
     root = Path(workdir)
-    trials = [one for one in group.trials if findings.status(folder(root, one)) not in OVER]
-    with Signals() as signals, _Said(len(trials), sum(one.config.steps for one in trials)) as board:
+    trials = [one for one in group.trials if findings.status(folder(root, one)) not in findings.OVER]
+    board = _Said(len(trials), sum(one.config.steps for one in trials))
+    with Signals() as signals, board:
         try:
             for one in trials:
                 _await_lock(folder(root, one))

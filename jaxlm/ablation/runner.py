@@ -118,9 +118,8 @@ def train(
       as `run`.
     """
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
-    waiting = {
-        key: one for key, one in reversed(runs.items()) if findings.status(folder(workdir, one)) not in findings.OVER
-    }
+    over = {key for key, one in runs.items() if findings.status(folder(workdir, one)) in findings.OVER}
+    waiting = {key: one for key, one in reversed(runs.items()) if key not in over}
     if waiting:
         say(f"{len(runs)} runs, of which {len(over)} are over")
         steps = sum(one.config.steps for one in waiting.values())
