@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, files, tree
+from jaxlm import config, files, redact, tree
 from jaxlm.ablation import lanes
 from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, trial, with_fields
 from jaxlm.errors import ConfigError, DataError
@@ -203,7 +203,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     fit = study.lanes or min(lanes.most(prepare(baseline).config), max(programs.values()))
     trials = sum(programs.values())
     minutes = flops * per_flop / 60
-    return "\n".join(
+    text = "\n".join(
         [
             study.question,
             f"metric {study.metric}, baseline {study.baseline!r}, seeds {', '.join(map(str, study.seeds))}",
@@ -215,6 +215,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
             f"another at the baseline's {step_seconds * 1e3:.3g} ms a step; evaluation and compilation come on top",
         ]
     )
+    return redact.text(text)
 
 
 def _points(study: Study, variant: str) -> int:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import files
+from jaxlm import files, redact
 from jaxlm.ablation import findings, plan, report, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
@@ -191,4 +191,4 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
 
 def say(text: str) -> None:
     """A line for people."""
-    print(text, file=sys.stderr, flush=True)
+    print(redact.text(text), file=sys.stderr, flush=True)

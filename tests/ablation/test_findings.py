@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from jaxlm import optim
 from jaxlm.ablation import findings, plan, study
 from jaxlm.ablation.findings import Curve, Outcome
 from jaxlm.errors import ConfigError, DataError
@@ -285,3 +286,20 @@ def test_a_run_that_is_not_over_did_not_diverge(status):
 
 def test_a_baseline_with_one_seed_has_no_noise():
     assert gathered(values_of(0.5, seeds=1), seeds=(0,)).noise is None
+
+
+def test_changes_are_shown_without_secrets_and_functions_by_their_names(monkeypatch):
+    import optax
+
+    def noisy(scale=1.0):
+        return optax.scale(scale)
+
+    monkeypatch.setenv("HF_TOKEN", "canary-canary")
+    edit = {"optimizer": lambda spec: optim.insert_after(spec, "scale_by_adam", "mine", transform=noisy)}
+    variants = {"clip": {}, "mine": edit, "url": {"data.source": "https://user:canary-canary@host/x.txt"}}
+    made = small(variants=variants)
+    arms = {variant: study.arm(made, variant) for variant in variants}
+    found = findings.gather(made, arms, {}, [], ["canary-canary"], name="s", command="")
+    (shown,) = [pair for path, pair in found.differences["mine"].items() if path == "optimizer.mine.transform"]
+    assert shown[0] is None and shown[1].endswith("noisy>") and "0x" not in shown[1]
+    assert "canary" not in str(found)
