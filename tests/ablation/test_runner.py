@@ -140,7 +140,9 @@ def test_the_lanes_of_a_program_are_decided_once(tmp_path, monkeypatch):
 STUDY = """
 from tests.ablation.small import PEAK, small
 def study():
-    return small(steps=60, checkpoint__every=10, tuning={PEAK: (1e-3, 1e-2)}, tuning_seeds=(7,), seeds=(0, 1, 2))
+    variants = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}
+    tuning = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (7,)}
+    return small(variants=variants, steps=200, eval__every=40, checkpoint__every=20, **tuning)
 """
 
 
@@ -164,7 +166,7 @@ def test_ten_kills_at_random_moments_change_no_number(tmp_path):
         process = start(tmp_path / "killed")
         number = moments.choice([signal.SIGKILL, signal.SIGTERM])
         try:
-            code = process.wait(moments.uniform(2, 0.6 * whole) if kills < 10 else 300)
+            code = process.wait(moments.uniform(1, 0.7 * whole) if kills < 10 else 300)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             kills += 1
