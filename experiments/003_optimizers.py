@@ -43,8 +43,9 @@ OPTIMIZERS = {
 }
 PEAKS = {name: ("optimizer.scale_by_learning_rate.peak", 1e-3, 1e-1) for name in OPTIMIZERS} | {
     "sgd_momentum": ("optimizer.scale_by_learning_rate.peak", 3e-2, 3.0),
+    "rmsprop": ("optimizer.scale_by_learning_rate.peak", 1e-4, 1e-2),
     "lion": ("optimizer.scale_by_learning_rate.peak", 1e-4, 1e-2),
-    "adafactor": ("optimizer.adafactor.peak", 1e-3, 1e-1),
+    "adafactor": ("optimizer.adafactor.peak", 1e-2, 1.0),
     "muon": ("optimizer.muon.peak", 3e-3, 3e-1),
 }
 
