@@ -202,17 +202,22 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
         if not finite:
             return f"{study.baseline} alone: it finished on no seed."
         return f"{study.baseline} alone: {study.metric} {float(np.mean(finite)):.4f} over {len(finite)} seeds."
+
+    def figures(one: Comparison) -> str:
+        if not math.isfinite(one.mean):
+            return "it diverged on every seed"
+        return f"{study.metric} {one.mean:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]"
+
     said = []
     for what in ("better", "worse"):
-        for one in sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean):
-            if not math.isfinite(one.mean):
-                said.append(f"{one.variant} is worse than {study.baseline}: it diverged on every seed.")
-                continue
-            low, high = one.interval
-            said.append(
-                f"{one.variant} is {what} than {study.baseline}: {study.metric} {one.mean:+.4f} "
-                f"[{low:+.4f}, {high:+.4f}] over {len(one.seeds)} seeds."
-            )
+        found = sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean)
+        counts = sorted({len(one.seeds) for one in found if one.seeds})
+        over = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
+        if len(found) == 1:
+            said.append(f"{found[0].variant} is {what} than {study.baseline}: {figures(found[0])}{over}.")
+        elif found:
+            listed = "; ".join(f"{one.variant}, {figures(one)}" for one in found)
+            said.append(f"{what[0].upper()}{what[1:]} than {study.baseline}{over}: {listed}.")
     for what in ("no difference shown", "nothing can be concluded", "changes nothing"):
         if names := [one.variant for one in comparisons if one.verdict == what]:
             said.append(f"{what[0].upper()}{what[1:]}: {', '.join(names)}.")

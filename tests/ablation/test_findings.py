@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm import optim
-from jaxlm.ablation import findings, plan, study
+from jaxlm.ablation import findings, plan, stats, study
 from jaxlm.ablation.findings import Curve, Outcome
 from jaxlm.errors import ConfigError, DataError
 from tests.ablation.small import PEAK, small
@@ -303,3 +303,15 @@ def test_changes_are_shown_without_secrets_and_functions_by_their_names(monkeypa
     (shown,) = [pair for path, pair in found.differences["mine"].items() if path == "optimizer.mine.transform"]
     assert shown[0] is None and shown[1].endswith("noisy>") and "0x" not in shown[1]
     assert "canary" not in str(found)
+
+
+def test_several_verdicts_of_a_kind_are_listed_best_first():
+    effects = {"a": 0.0, "b": -0.2, "c": -0.5, "d": 0.3}
+    values = {
+        name: {seed: 2.0 + NOISE[seed] + effect * (1 + JITTER[seed]) for seed in range(6)}
+        for name, effect in effects.items()
+    }
+    made = small(variants={name: {} for name in values}, baseline="a", seeds=range(6))
+    said = findings.verdict(made, stats.compare(values, "a"), values)
+    assert said.startswith("Better than a over 6 seeds: c, eval/loss -0.5")
+    assert "; b, eval/loss -0.2" in said and "d is worse than a: eval/loss +0.3" in said
