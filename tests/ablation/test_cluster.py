@@ -26,6 +26,7 @@ from tests.ablation.small import small
 from tests.runs import ROOT, checkpoints, rows
 
 ray = pytest.importorskip("ray", reason="needs Ray: pip install jaxlm[cluster]")
+pytestmark = pytest.mark.slow
 
 # A transform that the file defines itself, under the name of a module that no worker can import.
 OWN = """
@@ -169,7 +170,6 @@ def nodes(environment):
     process.communicate(timeout=60)
 
 
-@pytest.mark.slow
 def test_the_table_is_that_of_the_local_executor(tmp_path, environment, nothing_left):
     file = written(tmp_path / "own.py", OWN)
     code, said = finish(start(file, tmp_path / "ray", environment))
@@ -187,7 +187,6 @@ def test_the_table_is_that_of_the_local_executor(tmp_path, environment, nothing_
     assert len(lines) == 7 and lines[-1].startswith("report: "), said  # and a verdict; Ray says nothing
 
 
-@pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, environment, nothing_left, long):
     file, local = long
     process = start(file, tmp_path, environment)
@@ -205,7 +204,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, environment, nothi
     assert table(tmp_path) == table(local)
 
 
-@pytest.mark.slow
 def test_a_mistake_in_a_worker_is_the_users_error(tmp_path, environment, nothing_left, nodes):
     file = written(tmp_path / "own.py", OWN)
     found = study.load(str(file))
@@ -218,7 +216,6 @@ def test_a_mistake_in_a_worker_is_the_users_error(tmp_path, environment, nothing
     assert "Traceback" not in said
 
 
-@pytest.mark.slow
 def test_a_node_is_killed(tmp_path, environment, nothing_left, nodes, long):
     file, local = long
     process = start(file, tmp_path, environment, f"--address={nodes}")

@@ -11,10 +11,13 @@ from tests.ablation.test_report import AXIS, EFFECTS, NASTY, study
 pytest.importorskip("plotly", reason="needs plotly")
 webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
 WebDriverWait = pytest.importorskip("selenium.webdriver.support.wait").WebDriverWait
-pytestmark = pytest.mark.skipif(
-    not (shutil.which("chromium") and shutil.which("chromedriver")),
-    reason="needs Chromium: apt-get install chromium chromium-driver",
-)
+pytestmark = [
+    pytest.mark.slow,  # all of them share one browser
+    pytest.mark.skipif(
+        not (shutil.which("chromium") and shutil.which("chromedriver")),
+        reason="needs Chromium: apt-get install chromium chromium-driver",
+    ),
+]
 DESKTOP, PHONE = (1440, 900), (390, 844)
 
 
