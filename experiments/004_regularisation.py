@@ -2,7 +2,8 @@
 
     python -m jaxlm.sweep --experiment=experiments/004_regularisation.py
 
-The text is one module of the standard library, textwrap.py, read many times. Each arm tries four strengths with one
+The text is one module of the standard library, textwrap.py, read some fifty times: without a remedy the loss on the
+fifth that is held out falls for 400 steps, and rises for the 400 that follow. Each arm tries four strengths with one
 tuning seed.
 """
 
@@ -26,8 +27,9 @@ def study() -> Study:
         overrides={
             "data.source": str(Path(textwrap.__file__)),
             "data.validation": "20%",
-            "optimizer.scale_by_learning_rate.peak": 3e-3,
-            "eval.every": 25,
+            "steps": 800,
+            "optimizer.scale_by_learning_rate.peak": 5e-3,
+            "eval.every": 50,
             "eval.batches": 0,
         },
         baseline="none",
@@ -41,7 +43,7 @@ def study() -> Study:
         },
         tuning={
             "dropout": {"model.dropout": (0.1, 0.2, 0.3, 0.5)},
-            "l1": {"loss.l1": (1e-6, 1e-5, 1e-4, 1e-3)},
+            "l1": {"loss.l1": (1e-6, 3e-6, 1e-5, 1e-4)},
             "l2": {"loss.l2": (1e-4, 1e-3, 1e-2, 1e-1)},
             "decoupled decay": {DECAY: (0.1, 1.0, 3.0, 10.0)},
         },
