@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, redact
+from jaxlm import redact
 from jaxlm.ablation import stats
-from jaxlm.ablation.plan import budget, cost
+from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
 from jaxlm.ablation.study import Overrides, Study, Trial
 from jaxlm.errors import ConfigError, nearest
@@ -177,22 +177,12 @@ def gather(
         outcomes=tuple(outcomes),
         comparisons=comparisons,
         noise=stats.noise(values[study.baseline]),
-        differences={variant: _changes(arms[study.baseline], cfg) for variant, cfg in arms.items()},
+        differences={variant: changes(arms[study.baseline], cfg) for variant, cfg in arms.items()},
         chosen=points,
         warnings=tuple(map(redact.text, warnings)),
         verdict=verdict(study, comparisons, values),
         command=command,
     )
-
-
-def _changes(old: FrozenConfigDict, new: FrozenConfigDict) -> dict[str, tuple[Any, Any]]:
-    """How a config differs, without secrets; functions by their names."""
-    named = config.objects(old), config.objects(new)
-    shown = redact.fields(old), redact.fields(new)
-    return {
-        path: (named[0].get(path, was), named[1].get(path, now))
-        for path, (was, now) in config.differences(*shown).items()
-    }
 
 
 def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]]) -> str:

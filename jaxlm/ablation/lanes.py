@@ -149,9 +149,7 @@ def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Si
             stack.enter_context(memory.explained(cfg))
             steps = programs.steps(cfg, lanes)
             runs = [stack.enter_context(open_run(one.prepared, one.workdir, steps, one.view)) for one in chunk]
-            for done in sorted(
-                {run.done for run in runs}
-            ):  # those that a kill left at different steps can't share calls
+            for done in sorted({run.done for run in runs}):  # a kill may have left them at different steps
                 if not signals.caught:
                     loop.go([run for run in runs if run.done == done], steps, signals)
             for run in runs:

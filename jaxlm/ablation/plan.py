@@ -7,17 +7,17 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, files, redact, tree
+from jaxlm import config, files, redact
 from jaxlm.ablation import lanes
 from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, trial, with_fields
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2
-from jaxlm.telemetry.flops import flops_per_token
+from jaxlm.telemetry import flops
 from jaxlm.training.prepare import prepare
 
 
@@ -74,8 +74,7 @@ class Cost(NamedTuple):
 def _cost(cfg: FrozenConfigDict) -> Cost:
     model = prepare(cfg).config.model
     params = jax.eval_shape(gpt2.build(model).init, jax.random.key(0))
-    flops = flops_per_token(tree.matmul_size(params), model.num_layers, model.context_length, model.embed_dim)
-    return Cost(cfg.data.batch_size * model.context_length, flops)
+    return Cost(cfg.data.batch_size * model.context_length, flops.of_model(model, params))
 
 
 def cost(cfg: FrozenConfigDict) -> Cost:
@@ -162,6 +161,13 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
     return out
 
 
+def changes(old: FrozenConfigDict, new: FrozenConfigDict) -> dict[str, tuple[Any, Any]]:
+    """How a config differs, without secrets; functions by their names."""
+    named = config.objects(old), config.objects(new)
+    differing = config.differences(redact.fields(old), redact.fields(new))
+    return {path: (named[0].get(path, was), named[1].get(path, now)) for path, (was, now) in differing.items()}
+
+
 def budget(study: Study, arms: Mapping[str, FrozenConfigDict]) -> str:
     """The budget of a trial, in words."""
     if study.budget == {}:
@@ -179,16 +185,16 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     arms = {name: budgeted(study, name, None, memory) for name in study.variants}
     compared, tuned = len(study.seeds), {name: _points(study, name) * len(study.tuning_seeds) for name in arms}
     rows = [("variant", "trials", "tuning", "steps", "tokens", "FLOPs a trial", "differs from the baseline in")]
-    flops = tokens = 0.0
+    in_all = tokens = 0.0
     programs: dict[str, int] = {}
     for name, cfg in arms.items():
         own = cost(cfg)
         trial_tokens = cfg.steps * own.tokens_per_step
-        changed = config.differences(arms[study.baseline], cfg)
+        changed = changes(arms[study.baseline], cfg)
         shown = "; ".join(f"{path} {was!r} -> {now!r}" for path, (was, now) in changed.items())
         shown = shown if len(shown) <= 100 else shown[:97] + "..."
         total = compared + tuned[name]
-        flops += total * trial_tokens * own.flops_per_token
+        in_all += total * trial_tokens * own.flops_per_token
         tokens += total * trial_tokens
         trial_flops = f"{trial_tokens * own.flops_per_token:.3g}"
         rows.append((name, str(compared), str(tuned[name]), f"{cfg.steps:,}", f"{trial_tokens:,}", trial_flops, shown))
@@ -202,7 +208,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     per_flop = step_seconds / (cost(baseline).tokens_per_step * cost(baseline).flops_per_token)
     fit = study.lanes or min(lanes.most(prepare(baseline).config), max(programs.values()))
     trials = sum(programs.values())
-    minutes = flops * per_flop / 60
+    minutes = in_all * per_flop / 60
     text = "\n".join(
         [
             study.question,
@@ -211,7 +217,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
             *table,
             *(f"doubt: {line}" for line in doubts(study, arms)),
             f"{trials} trials in {len(programs)} programs, as lanes of up to {fit} where that is faster",
-            f"{tokens:,.0f} training tokens, {flops:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after "
+            f"{tokens:,.0f} training tokens, {in_all:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after "
             f"another at the baseline's {step_seconds * 1e3:.3g} ms a step; evaluation and compilation come on top",
         ]
     )

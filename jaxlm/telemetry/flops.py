@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from jaxlm import tree
 
 
 def flops_per_token(num_params: int, num_layers: int, context_length: int, embed_dim: int) -> int:
@@ -25,6 +27,11 @@ def flops_per_token(num_params: int, num_layers: int, context_length: int, embed
       embed_dim: D, heads times head dimension.
     """
     return 6 * num_params + 12 * num_layers * context_length * embed_dim
+
+
+def of_model(model: Any, params: Any) -> int:
+    """`flops_per_token` of a config's `model` section and its parameters, or their shapes."""
+    return flops_per_token(tree.matmul_size(params), model.num_layers, model.context_length, model.embed_dim)
 
 
 class Peak(NamedTuple):

@@ -11,8 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxlm import config, optim, redact, tree
 from jaxlm.optim import chain
 from jaxlm.optim.stages import stages, walk
-from jaxlm.telemetry import curves
-from jaxlm.telemetry.flops import flops_per_token
+from jaxlm.telemetry import curves, flops
 from jaxlm.training import memory, step
 from jaxlm.training.prepare import prepare
 
@@ -92,7 +91,7 @@ def schedule(cfg: FrozenConfigDict, workdir: Path | None) -> str:
 def costs(cfg: FrozenConfigDict, state: step.State, num_tokens: int) -> str:
     """FLOPs of the run and memory of a step."""
     model, T = cfg.model, cfg.model.context_length
-    per_token = flops_per_token(tree.matmul_size(state.params), model.num_layers, T, model.embed_dim)
+    per_token = flops.of_model(model, state.params)
     tokens = cfg.steps * cfg.data.batch_size * T
     return "\n".join(
         [

@@ -19,7 +19,7 @@ from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import perplexity
 from jaxlm.model.losses import TokenSums
-from jaxlm.telemetry.flops import flops_per_token
+from jaxlm.telemetry import flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers, open_writers
 from jaxlm.training import initial, lock, position, rundir, step
@@ -143,7 +143,7 @@ class Run:
             tokens_before=self._position.sequences * T,
             position=self._position,
             divergence=cfg.divergence,
-            flops_per_token=flops_per_token(tree.matmul_size(self.state.params), model.num_layers, T, model.embed_dim),
+            flops_per_token=flops.of_model(model, self.state.params),
             dtype=model.dtype,
         )
         epochs = cfg.steps * cfg.data.batch_size / self._batches.num_windows

@@ -75,7 +75,7 @@ class Steps:
         """The states of runs, each like `like`, as one argument of `advance`."""
         if not self.lanes:
             return states[0]
-        return jax.device_put(self._stack(*self.filled(states)), parallel.laid_out(self.mesh))
+        return jax.device_put(self._stack(*self._filled(states)), parallel.laid_out(self.mesh))
 
     def one(self, states: State, i: int) -> State:
         """The state of run i."""
@@ -83,12 +83,12 @@ class Steps:
 
     def stacked(self, values: Sequence[PyTree]) -> PyTree:
         """NumPy arrays of each run, as one argument of `advance`."""
-        return jax.tree.map(lambda *x: np.stack(x), *self.filled(values)) if self.lanes else values[0]
+        return jax.tree.map(lambda *x: np.stack(x), *self._filled(values)) if self.lanes else values[0]
 
     def part(self, values: PyTree, i: int) -> PyTree:
         """Run i's of the NumPy arrays that `advance` or `evaluate` gave."""
         return jax.tree.map(lambda x: x[i], values) if self.lanes else values
 
-    def filled(self, values: Sequence[Any]) -> list[Any]:
+    def _filled(self, values: Sequence[Any]) -> list[Any]:
         """As many as there are lanes."""
         return [*values, *[values[-1]] * (self.lanes - len(values))]
