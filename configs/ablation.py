@@ -2,7 +2,7 @@
 
     python -m jaxlm.main --config=configs/ablation.py --workdir=runs/ablation
 
-123,000 parameters on the bytes of the Python standard library's source, 307,200 tokens a run.
+128,768 parameters on the bytes of the Python standard library's source, 307,200 tokens a run.
 """
 
 from jaxlm import config

@@ -102,6 +102,8 @@ class Study:
             )
         if self.budget and not 0 < next(iter(self.budget.values())) < math.inf:
             raise ConfigError(f"budget is {dict(self.budget)}; expected a number above 0")
+        if self.lanes < 0 or self.tuning_trials < 0:
+            raise ConfigError(f"lanes={self.lanes}, tuning_trials={self.tuning_trials}; expected at least 0")
         if self.search not in SEARCHES:
             raise ConfigError(f"search is {self.search!r}: {nearest(self.search, SEARCHES)}")
         self._check_tuning()

@@ -52,8 +52,8 @@ class Board:
             yield lane
         finally:
             lane.close()
-            self._ended += lane.step >= steps
-            self.advance(0)
+            self._ended += 1
+            self.advance(steps - lane.step)  # one that ended early leaves none to wait for
             if not self.bar:
                 print(f"run {self._ended} of {self._runs}  {lane.line()}", file=sys.stderr, flush=True)
 

@@ -255,6 +255,7 @@ def test_a_trial_has_a_title():
         ({"budget": {"flops": math.nan}}, "expected a number above 0"),
         ({"budget": {"flops": math.inf}}, "expected a number above 0"),
         ({"search": "optun"}, "search is 'optun': did you mean 'optuna'?"),
+        ({"lanes": -1}, "lanes=-1, tuning_trials=0; expected at least 0"),
         ({**TUNED, "tuning": {"seed": (1, 2)}}, "tuning over the seed would choose luck"),
         ({**TUNED, "tuning": {PEAK: Range(1e-3, 1e-2)}}, f"tuning axis '{PEAK}' is a range, which a grid"),
         ({**TUNED, "tuning": {PEAK: ()}}, f"tuning axis '{PEAK}' is (); expected a sequence"),

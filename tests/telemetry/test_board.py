@@ -17,7 +17,7 @@ def test_elsewhere_than_in_a_terminal_each_run_is_a_line_when_it_ends(capsys):
     assert out == ""
     assert err.splitlines() == [
         "run 1 of 2  lion seed=0: step 100 of 100  train/loss 3.2100  eval/loss 3.5000",
-        "run 1 of 2  b: step 50 of 100  train/loss 3.2100  eval/loss 3.5000",
+        "run 2 of 2  b: step 50 of 100  train/loss 3.2100  eval/loss 3.5000",
         "hello",
     ]
 
