@@ -3,17 +3,15 @@
 A simulation with k studies may miss its promised share q by three standard errors, 3 √(q (1 - q) / k).
 """
 
-import itertools
 import math
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from scipy import integrate
 from scipy import stats as scipy_stats
 
-from jaxlm.ablation import stats
+from jaxlm.ablation import power, stats
 from jaxlm.errors import ConfigError
 
 NAN, INF = math.nan, math.inf
@@ -53,20 +51,6 @@ def holm_by_definition(p):
     return corrected
 
 
-def power_by_integral(difference, deviation, n, alpha):
-    """Power as an average over the estimated deviation: P(|Z + shift| > critical · χ / √(n - 1))."""
-    critical, shift = scipy_stats.t.isf(alpha / 2, n - 1), difference / deviation * math.sqrt(n)
-
-    def integrand(v):
-        bound = critical * v / math.sqrt(n - 1)
-        tails = scipy_stats.norm.sf(bound - shift) + scipy_stats.norm.cdf(-bound - shift)
-        return scipy_stats.chi.pdf(v, n - 1) * tails
-
-    low, high = max(0, math.sqrt(n - 1) - 9), math.sqrt(n - 1) + 9
-    edges = np.union1d(np.linspace(low, high, 19), low + np.geomspace(1e-9, high - low, 40))
-    return sum(integrate.quad(integrand, *edge)[0] for edge in itertools.pairwise(edges))
-
-
 # Against SciPy and by hand
 
 
@@ -81,7 +65,7 @@ def test_one_variant_agrees_with_scipy():
     assert found.p == found.p_corrected == pytest.approx(expected.pvalue, rel=1e-10)
     assert found.interval == pytest.approx(tuple(expected.confidence_interval(0.95)), rel=1e-10)
     assert found.correlation == pytest.approx(scipy_stats.pearsonr(variant, base).statistic, rel=1e-10)
-    assert stats.power_of(found.smallest, found.deviation, 6) == pytest.approx(0.8, abs=1e-9)
+    assert power.power_of(found.smallest, found.deviation, 6) == pytest.approx(0.8, abs=1e-9)
 
 
 def test_the_bootstrap_agrees_with_scipy_and_repeats():
@@ -121,49 +105,6 @@ def test_sign_test_drops_zeros():
     assert math.isnan(stats.sign_test([]))
 
 
-@pytest.mark.parametrize("n", [2, 3, 5, 30, 10_000])
-@pytest.mark.parametrize("alpha", [0.05, 0.05 / 8, 1e-5])
-def test_power_agrees_with_the_integral(n, alpha):
-    for shift in (0.01, 1, 3, 5, 10, 300):
-        difference = shift / math.sqrt(n)
-        expected = power_by_integral(difference, 1, n, alpha)
-        assert stats.power_of(2 * difference, 2, n, alpha) == pytest.approx(expected, abs=1e-9)
-    if n in (5, 30) and alpha > 0.001:  # where SciPy's noncentral t is well
-        critical, shift = scipy_stats.t.isf(alpha / 2, n - 1), 2.5
-        expected = scipy_stats.nct.sf(critical, n - 1, shift) + scipy_stats.nct.cdf(-critical, n - 1, shift)
-        assert stats.power_of(-shift / math.sqrt(n), 1, n, alpha) == pytest.approx(expected, abs=1e-9)
-
-
-def test_power_in_the_tables():
-    """A difference of half a deviation at 5% and power 0.8 takes 34 pairs: G*Power's and Cohen's number."""
-    assert stats.seeds_needed(0.5, 1) == 34
-    assert stats.seeds_needed(-1, 2) == 34
-    assert stats.power_of(0.5, 1, 34) == pytest.approx(0.808, abs=5e-4)
-    assert stats.power_of(0, 1, 5, 0.01) == 0.01
-    assert stats.power_of(1, 0, 2) == 1
-    assert math.isnan(stats.power_of(1, 1, 1)) and math.isnan(stats.power_of(NAN, 1, 5))
-    assert stats.smallest_effect(1, 5, alpha=0.5, power=0.4) == 0
-    assert math.isnan(stats.smallest_effect(1, 1)) and math.isnan(stats.smallest_effect(NAN, 5))
-
-
-@pytest.mark.parametrize("difference", [0.03, 0.1, 0.7, 3, 1e9])
-@pytest.mark.parametrize("alpha", [0.05, 0.00625])
-def test_the_seeds_needed_are_the_fewest(difference, alpha):
-    n = stats.seeds_needed(difference, 1, alpha)
-    if n is None:
-        assert stats.power_of(difference, 1, stats.MOST_SEEDS, alpha) < 0.8
-    else:
-        assert stats.power_of(difference, 1, n, alpha) >= 0.8
-        assert n == 2 or stats.power_of(difference, 1, n - 1, alpha) < 0.8
-
-
-def test_seeds_needed_may_be_unknown():
-    assert stats.seeds_needed(0.001, 1) is None
-    assert stats.seeds_needed(0, 1) is None
-    assert stats.seeds_needed(NAN, 1) is None
-    assert stats.seeds_needed(1, NAN) is None
-
-
 def test_the_family_sets_level_and_power():
     """Three variants: `smallest` and `needed` at alpha / 3, the intervals at Holm's levels."""
     rng = np.random.default_rng(3)
@@ -174,8 +115,8 @@ def test_the_family_sets_level_and_power():
     levels = [0.05 / 3, 0.05 / 2, 0.05 / 2]
     for c, row, level in zip(found, values[1:], levels):
         assert c.interval == pytest.approx(stats.t_interval(row - values[0], 1 - level), rel=1e-9)
-        assert c.smallest == pytest.approx(stats.smallest_effect(c.deviation, 8, 0.05 / 3, 0.8), rel=1e-9)
-        assert c.needed == stats.seeds_needed(c.mean, c.deviation, 0.05 / 3, 0.8)
+        assert c.smallest == pytest.approx(power.smallest_effect(c.deviation, 8, 0.05 / 3, 0.8), rel=1e-9)
+        assert c.needed == power.seeds_needed(c.mean, c.deviation, 0.05 / 3, 0.8)
 
 
 # Properties
@@ -285,7 +226,7 @@ def test_the_interval_holds_the_truth(seeds):
 def test_the_smallest_effect_is_found_as_often_as_promised(seeds, variants):
     """At Bonferroni's level, with the true deviation; SciPy's test judges."""
     count, alpha = 4000, 0.05 / variants
-    effect = stats.smallest_effect(0.7, seeds, alpha, 0.8)
+    effect = power.smallest_effect(0.7, seeds, alpha, 0.8)
     differences = np.random.default_rng(seeds).normal(effect, 0.7, (count, seeds))
     found = (scipy_stats.ttest_1samp(differences, 0, axis=1).pvalue < alpha).mean()
     assert found == pytest.approx(0.8, abs=error(0.8, count))
