@@ -65,6 +65,7 @@ def default() -> ConfigDict:
     c.model.dtype = "float32"  # of the computation; softmax, loss and norm statistics stay float32
     c.model.param_dtype = "float32"
     c.model.attention = "auto"  # "cudnn", "blockwise", or the first of these that serves
+    c.model.loss_chunks = 1  # parts of T whose logits are in memory at a time; 0: all, in float32, by autodiff
     c.model.remat = "none"  # recompute in the backward pass: "none", all but "dots", or each "block"
     c.model.unroll = False  # unroll the loop over layers: faster on GPUs, compiles slower; same values
 
@@ -178,6 +179,9 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
         raise ConfigError("model.context_length is 0; expected at least 1, or init_from, whose length 0 takes over")
     if model["embed_dim"] % model["num_heads"] and not out["init_from"]:  # these are then the source's
         raise ConfigError(f"model.num_heads={model['num_heads']} does not divide model.embed_dim={model['embed_dim']}")
+    chunks, length = model["loss_chunks"], model["context_length"]
+    if chunks and length % chunks:
+        raise ConfigError(f"model.loss_chunks={chunks} does not divide model.context_length={length}")
     if data["batch_size"] % data["micro_batches"]:
         raise ConfigError(
             f"data.micro_batches={data['micro_batches']} does not divide data.batch_size={data['batch_size']}"

@@ -53,6 +53,7 @@ RULES: dict[str, Rule] = {
     "model.dtype": _DTYPES,
     "model.param_dtype": _one_of("float32", "bfloat16"),
     "model.attention": _one_of("auto", "cudnn", "blockwise"),
+    "model.loss_chunks": _at_least(0),
     "model.remat": _one_of("none", "dots", "block"),
     "data.source": _NAME,
     "data.tokenizer": _NAME,

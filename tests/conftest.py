@@ -32,6 +32,7 @@ def pytest_configure(config):
         os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
     if wants_gpu(config.getoption("markexpr")):
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # several test processes share one GPU
+        os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 there is TF32 unless one asks
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
         if "jax" in sys.modules:  # too late for the variable, not for the setting

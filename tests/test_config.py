@@ -151,6 +151,7 @@ def test_a_value_out_of_range_is_refused(path, value):
     ("changes", "said"),
     [
         ({"model.num_heads": 3}, "model.num_heads=3 does not divide model.embed_dim=128"),
+        ({"model.loss_chunks": 3}, "model.loss_chunks=3 does not divide model.context_length=128"),
         ({"data.micro_batches": 3}, "data.micro_batches=3 does not divide data.batch_size=16"),
         ({"model.attention": "cudnn", "model.dropout": 0.1}, "model.attention='cudnn' has no dropout"),
     ],

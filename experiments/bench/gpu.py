@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench import report
+from experiments.bench import report, trace
 from experiments.bench.cases import BABY, GPT2, NANO, TINY, Case
 from experiments.bench.gpu_report import AGREED, EACH, assemble
 from experiments.bench.lanes import Plan, measure
@@ -30,7 +30,7 @@ from experiments.bench.machine import say
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import spread
 
-CHECKED = Case("6/6/384", 6, 6, 384, 256, 16, unroll=True)
+CHECKED = Case("6/6/384", 6, 6, 384, 256, 16)
 STEPS = 50
 MEAN = 5e-3  # bf16 losses to fp32 ones, relatively: on average; EACH is the bound of the worst step
 ATTENTION = 2e-2  # norm of the error over norm of the reference, of outputs and of gradients
@@ -136,8 +136,10 @@ def _attention_errors(kind: str, smoke: bool) -> dict[str, float]:
     """|x - reference| / |reference| of attention's output and gradients in bf16, on random inputs."""
     import jax
     import jax.numpy as jnp
+    from jax.sharding import Mesh
 
     from jaxlm.model.attention import causal
+    from jaxlm.training import parallel
 
     shape = (2, 32, 2, 16) if smoke else (8, 1024, 12, 64)
     inputs = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(4)]
@@ -148,7 +150,8 @@ def _attention_errors(kind: str, smoke: bool) -> dict[str, float]:
         return (out, *pull(upstream))
 
     def run(dtype: Any, implementation: str) -> list[np.ndarray]:
-        found = jax.jit(functools.partial(both, dtype=dtype, implementation=implementation))(*inputs)
+        pure = functools.partial(both, dtype=dtype, implementation=implementation)
+        found = parallel.compile(pure, Mesh(np.array(jax.devices()[:1]), ("data",)))(*inputs)
         return [np.asarray(x.astype(jnp.float32), np.float64) for x in found]
 
     with jax.default_matmul_precision("highest"):
@@ -186,6 +189,7 @@ def ours(parts: Path, smoke: bool) -> dict[str, Any]:
         device = jax.devices()[0]
         rate = 1e3 * case.tokens_per_step / found["ms"].median
         stats = device.memory_stats() or {}
+        found |= _profiled(side.run, parts)
         return found | {
             "losses": losses,
             "compile": first.compile,
@@ -277,6 +281,17 @@ def _timed(
     return {"ms": ms, "mj_per_token": spread(energies) if energies else None}
 
 
+def _profiled(run: Callable[[int, int], Any], parts: Path) -> dict[str, Any]:
+    """The kernels that took longest, and all of a step's together; {} where the profiler does not serve."""
+    steps = 3
+    try:
+        found = trace.kernels(trace.record(lambda: run(AGREED, steps), parts / "trace"), steps)
+    except Exception as error:  # no figure needs it
+        say(f"no profile: {type(error).__name__}: {str(error)[:200]}")
+        return {}
+    return {"busy_ms": sum(kernel.ms for kernel in found), "kernels": found[:60]}
+
+
 @contextlib.contextmanager
 def _joules() -> Iterator[list[float]]:
     """Fills the list with the joules that the card has used meanwhile, idle power included, by NVML's counter; leaves
@@ -316,8 +331,12 @@ def lanes(parts: Path, smoke: bool) -> dict[str, Any]:
     """Trials as lanes of one program, beside the same trials one after another."""
     small = Plan(TINY, (1, 4, 16, 64), steps=32, rounds=5, limits={64: 30.0})
     large = Plan(BABY, (1, 4, 16), steps=8, rounds=3, limits={16: 2.5})
-    plans = (Plan(NANO, (1, 2), steps=2, rounds=1),) if smoke else (small, large)
-    return {"rows": [row for plan in plans for row in measure(plan)]}
+    rows: list[Row] = []
+    for plan in (Plan(NANO, (1, 2), steps=2, rounds=1),) if smoke else (small, large):
+        for row in measure(plan):
+            rows.append(row)
+            _write(parts / "lanes.json", {"rows": rows})  # what there is, should time run out
+    return {"rows": rows}
 
 
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
@@ -339,7 +358,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part == "report":
         smoke = (args.parts / "smoke").exists()
         doc = assemble(args.parts, _shape(smoke))
-        only = "-lanes" if doc["parts"]["lanes"] else ""
+        only = "_lanes" if doc["parts"]["lanes"] else ""
         report.store(doc, args.out, f"gpu{only}{'-smoke' if smoke else ''}")
         print(report.markdown(doc))
         return 1 if doc["failed"] else 0

@@ -6,9 +6,8 @@ One after another means: one trial of them is timed, and the others would take a
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -34,19 +33,17 @@ class Plan(NamedTuple):
 
 def run(quick: bool) -> list[Row]:
     if quick:
-        return measure(Plan(NANO, (1, 4), steps=4, rounds=2))
-    return measure(Plan(STUDY, COUNTS, steps=10, rounds=7)) + measure(Plan(TINY, COUNTS, steps=4, rounds=5))
+        return list(measure(Plan(NANO, (1, 4), steps=4, rounds=2)))
+    return [*measure(Plan(STUDY, COUNTS, steps=10, rounds=7)), *measure(Plan(TINY, COUNTS, steps=4, rounds=5))]
 
 
-def measure(plan: Plan) -> list[Row]:
+def measure(plan: Plan) -> Iterator[Row]:
     """Steps per second, all lanes together.
 
     Raises:
       Disagreement: a lane is not the trial alone.
     """
-    rows = []
-    with contextlib.ExitStack() as stack:
-        alone = stack.enter_context(Remote("experiments.bench.lanes:Side", plan.case, 0, plan.steps))
+    with Remote("experiments.bench.lanes:Side", plan.case, 0, plan.steps) as alone:
         expected = alone.call("losses")
         for count in plan.counts:
             machine.say(f"lanes: {plan.case.name}, {count} lanes, {plan.rounds} rounds")
@@ -59,8 +56,7 @@ def measure(plan: Plan) -> list[Row]:
                 found = interleave({"lanes": rate(side, count), "alone": rate(alone, 1)}, plan.rounds)
             limit = Limit("ratio", ">=", plan.limits[count]) if count in plan.limits else None
             what = f"{plan.case.name}: steps per second of {count} lanes"
-            rows.append(Row("lanes", what, "", found["lanes"], "one after another", found["alone"], limit))
-    return rows
+            yield Row("lanes", what, "", found["lanes"], "one after another", found["alone"], limit)
 
 
 class Side:

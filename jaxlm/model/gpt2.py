@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key
 
 from jaxlm.errors import ConfigError
@@ -72,6 +73,8 @@ class Model(NamedTuple):
     apply(params, batch, dropout=None, key=None) -> logits float32[B, T, V]
         batch: `inputs` int32[B, T], and for packed documents `segment_ids` and `positions` int32[B, T];
         dropout: a rate, traced or not; None is off, and then no key is needed
+    hidden(params, batch, dropout=None, key=None) -> hidden states [B, T, D], in the dtype of the computation
+    head(params) -> the matrix [V padded, D] whose product with hidden states is their logits
     unstack(params) -> what `prefill` and `decode` take: layers apart, matrices in the dtype that they compute in.
         It copies layers: once, not for each token. Not for jit, which would copy the embeddings too
     prefill(unstacked, tokens_BT, start_B, slots) -> (logits of the last token, float32[B, V], a Cache)
@@ -81,6 +84,8 @@ class Model(NamedTuple):
 
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
+    hidden: Callable[..., jax.Array]
+    head: Callable[[PyTree], jax.Array]
     unstack: Callable[[PyTree], PyTree]
     prefill: Callable[[PyTree, jax.Array, jax.Array, int], tuple[jax.Array, Cache]]
     decode: Callable[[PyTree, jax.Array, Cache], tuple[jax.Array, Cache]]
@@ -108,22 +113,22 @@ def build(section: Any) -> Model:
     def init(key: Key[Array, ""]) -> PyTree:
         return module.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
 
-    def apply(
+    def hidden(
         params: PyTree,
         batch: Batch,
         *,
         dropout: Float[Array, ""] | float | None = None,
         key: Key[Array, ""] | None = None,
-    ) -> Float[Array, "B T V"]:
-        hidden = run(
-            {"params": params},
-            batch["inputs"],
-            positions_BT=batch.get("positions"),
-            segment_ids_BT=batch.get("segment_ids"),
-            dropout=dropout,
-            key=key,
-        )
-        return run({"params": params}, hidden, method=GPT2.head)
+    ) -> Float[Array, "B T D"]:
+        packed = {f"{name}_BT": batch.get(name) for name in ("positions", "segment_ids")}
+        found: jax.Array = run({"params": params}, batch["inputs"], **packed, dropout=dropout, key=key)
+        return found
+
+    def head(params: PyTree) -> Float[Array, "V D"]:
+        return params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T
+
+    def apply(params: PyTree, batch: Batch, **dropout: Any) -> Float[Array, "B T V"]:
+        return run({"params": params}, hidden(params, batch, **dropout), method=GPT2.head)
 
     def unstack(params: PyTree) -> PyTree:
         keep = functools.partial(jax.tree.map, jnp.asarray)
@@ -165,7 +170,7 @@ def build(section: Any) -> Model:
         logits, pairs = unrolled(unstacked, token_B[:, None], positions_B[:, None], {"kv": cache.kv}, shared)
         return logits, Cache(pairs, cache.start_B, cache.length + 1)
 
-    return Model(init, apply, unstack, prefill, decode)
+    return Model(init, apply, hidden, head, unstack, prefill, decode)
 
 
 class Attention(nn.Module):
@@ -258,7 +263,8 @@ class GPT2(nn.Module):
         T = tokens_BT.shape[1]
         if T > self.shape.context_length:
             raise ValueError(f"{T} tokens are longer than the context of {self.shape.context_length}")
-        x_BTD = self.embed(tokens_BT, positions_BT)
+        # For the sum over B in the positions' gradient XLA:GPU would lay the whole residual stream out as [T, D, B]
+        x_BTD = with_layout_constraint(self.embed(tokens_BT, positions_BT), Layout((0, 1, 2)))
         shared = {} if segment_ids_BT is None else {"segment_ids": segment_ids_BT}
         per_layer = _scales(self.shape)
         if dropout is not None:

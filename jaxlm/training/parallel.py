@@ -14,6 +14,10 @@ from jaxlm.errors import ConfigError
 
 PyTree = Any
 
+GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
+"""XLA's compiler options. Trying Triton's products beside cuBLAS's, none of which wins in GPT-2 124M on an H200, takes
+most of the time to compile there (experiments/bench)."""
+
 
 def mesh(section: Any, batch_size: int, micro_batches: int) -> Mesh:
     """The mesh of a config's `parallel` section: one axis, "data", along which a batch's rows are laid out.
@@ -66,7 +70,8 @@ def compile(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ())
     Args:
       donate: positions of arguments whose buffers the results may take over.
     """
-    return jax.jit(fn, donate_argnums=donate, out_shardings=laid_out(mesh))
+    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
+    return jax.jit(fn, donate_argnums=donate, out_shardings=laid_out(mesh), compiler_options=options)
 
 
 def repeat(train_step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:

@@ -98,15 +98,15 @@ def build(structure: FrozenConfigDict) -> Program:
         weight = jnp.sum(batch["weights"])
         weight = jnp.where(weight > 0, weight, 1.0)
 
-        def objective(params: PyTree, part: Batch, key: jax.Array) -> tuple[jax.Array, losses.TokenSums]:
-            logits = model.apply(params, part, dropout=hparams.dropout if dropout_on else None, key=key)
-            sums = losses.token_sums(
-                logits,
-                part["targets"],
-                part["weights"],
-                label_smoothing=strength["label_smoothing"],
-                z_loss=strength["z_loss"],
-            )
+        def objective(params: PyTree, part: Batch, key: jax.Array, chunks: int) -> tuple[jax.Array, losses.TokenSums]:
+            dropout = {"dropout": hparams.dropout if dropout_on else None, "key": key}
+            wanted = (part["targets"], part["weights"])
+            terms: Any = {name: strength[name] for name in ("label_smoothing", "z_loss")}
+            if chunks == 0:
+                sums = losses.token_sums(model.apply(params, part, **dropout), *wanted, **terms)
+            else:
+                terms |= {"vocab_size": structure.model.vocab_size, "chunks": chunks}
+                sums = losses.head_sums(model.hidden(params, part, **dropout), model.head(params), *wanted, **terms)
             return sums.objective / weight, sums  # parts of one mean: they add up
 
         def penalty(params: PyTree) -> jax.Array:
@@ -116,12 +116,12 @@ def build(structure: FrozenConfigDict) -> Program:
             key = jax.random.fold_in(state.key, state.step)
             return _added(fn, batch, key, structure.micro_batches)
 
-        def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, elsewhere
-            loss = over_batch(lambda part, key: objective(params, part, key)[0])
+        def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, some of them in forward mode
+            loss = over_batch(lambda part, key: objective(params, part, key, 0)[0])
             return loss + penalty(params) if on["l1"] or on["l2"] else loss
 
         gradient = jax.grad(objective, has_aux=True)
-        grads, sums = over_batch(lambda part, key: gradient(state.params, part, key))
+        grads, sums = over_batch(lambda part, key: gradient(state.params, part, key, structure.model.loss_chunks))
         total = sums.objective / weight
         if on["l1"] or on["l2"]:
             extra, extra_grads = jax.value_and_grad(penalty)(state.params)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import cases, decode, lanes, load, machine, optimizer, report, save, step
+from experiments.bench import cases, decode, lanes, load, machine, optimizer, report, save, step, trace
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import interleave, spread
@@ -263,7 +263,7 @@ def test_the_lanes_suite(monkeypatch):
     monkeypatch.setattr(lanes, "interleave", lambda *_: pytest.fail("timed"))
     monkeypatch.setattr(lanes, "agree", lambda ours, theirs: step.agree(ours, [x * 1.01 for x in theirs]))
     with pytest.raises(step.Disagreement):
-        lanes.measure(plan)
+        list(lanes.measure(plan))
 
 
 @needs_torch
@@ -351,6 +351,19 @@ def test_gpu_checks_can_fail(monkeypatch, tmp_path):
     assert doc["failed"]
     assert "Check failed: bf16 to fp32, blockwise: loss, worst of 50 steps." in doc["notes"]
     assert "Part ours failed." in doc["notes"]
+
+
+def test_a_profile_names_what_ran_and_how_long(tmp_path):
+    import jax
+    import jax.numpy as jnp
+
+    x, function = jnp.ones((256, 256)), jax.jit(lambda x: jnp.sin(x @ x))
+    function(x)
+    file = trace.record(lambda: [function(x).block_until_ready() for _ in range(3)], tmp_path)
+    found = trace.kernels(file, 3, device="/host:CPU", line="")
+    assert [kernel.ms for kernel in found] == sorted((kernel.ms for kernel in found), reverse=True)
+    assert any("fusion" in kernel.name and kernel.calls >= 1 and 0 < kernel.ms < 1e3 for kernel in found)
+    assert trace.kernels(file, 3) == []  # no GPU
 
 
 def test_gpu_falls_back_to_micro_batches():

@@ -171,6 +171,19 @@ def test_bfloat16_compute_keeps_float32_parameters_and_follows_float32():
     assert not np.array_equal(a, b)
 
 
+@pytest.mark.parametrize("chunks", [0, 4])
+def test_the_loss_by_chunks_is_the_loss(chunks):
+    terms = {"loss__label_smoothing": 0.1, "loss__z_loss": 0.01}
+    whole, hparams, state = program(**GRADIENTS, **terms)
+    parts, _, _ = program(**GRADIENTS, **terms, model__loss_chunks=chunks)
+    moved, metrics = jax.jit(whole.train_step)(hparams, state, batch())
+    other, others = jax.jit(parts.train_step)(hparams, state, batch())
+    for name, value in metrics.items():
+        np.testing.assert_allclose(others[name], value, rtol=1e-5, err_msg=name)
+    for one, two, before in zip(*map(jax.tree.leaves, (moved.params, other.params, state.params)), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5 * np.abs(one - before).max() + 1e-7)
+
+
 def test_a_number_that_cannot_be_traced_stays_a_constant(tmp_path, monkeypatch):
     (tmp_path / "branching.py").write_text(
         "import optax\ndef double_if(x: float, y: float = 2.0):\n    return optax.scale(y if x > 0 else 1.0)\n"
