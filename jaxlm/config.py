@@ -73,9 +73,15 @@ def default() -> ConfigDict:
     c.data.source = "stdlib"  # "stdlib", a file, glob or folder of text, a .bin token file, hf://name[:split]
     c.data.validation = "5%"  # a share of the documents, held out; or a source of its own; "" for none
     c.data.tokenizer = "bytes"  # "bytes", "chars", "bpe:SIZE", a tokenizer.json, a Hugging Face directory or id
-    c.data.format = "text"
+    c.data.format = "text"  # or "pairs": each row of a table is a prompt and its completion
     c.data.text_field = "text"  # column of .jsonl, .csv, .parquet and hf:// that holds the text
+    c.data.prompt = "{prompt}"  # of a pair: a template, in which {name} stands for the text of that column
+    c.data.completion = "{completion}"  # the same; an end of text follows it
+    c.data.loss_on = "completions"  # or "all": the prompts' tokens count as well
+    c.data.too_long = "cut"  # a pair that is longer than the context: "cut" its prompt on the left, "drop", "error"
     c.data.errors = "strict"  # text that is not UTF-8: "strict" stops, "replace" goes on with U+FFFD
+    # Several pairs, or documents, in a row of T: attention stays within each, and positions begin anew. Without it a
+    # pair has a row to itself, and documents follow each other as one text.
     c.data.pack = False
     c.data.batch_size = 16  # B: sequences per optimizer step over all devices
     c.data.micro_batches = 1  # the batch is computed in so many parts; the numbers stay the same

@@ -66,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         params,
         tokenizer,
         split,
+        cfg.data,
         batch_size=args.batch_size or (cfg.data.batch_size if step is not None else max(1, 4096 // T)),
         context_length=T,
         stride=args.stride,

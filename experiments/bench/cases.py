@@ -76,5 +76,5 @@ def batches(case: Case) -> data.Batches:
         text += document.text.encode()
         if len(text) >= _TEXT:
             break
-    tokens = np.frombuffer(text, np.uint8) % case.vocab_size
-    return data.Batches(tokens.astype(np.uint16), case.batch_size, case.context_length, seed=0)
+    tokens = np.frombuffer(text, np.uint8).astype(np.uint16) % case.vocab_size
+    return data.Batches(tokens, case.batch_size, case.context_length, seed=0)

@@ -105,8 +105,8 @@ def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:
     steps = Steps(first, lanes)
     hparams = [step.split(one.config)[1] for one in members]
     states = steps.together([steps.init(one.config.seed, h, None) for one, h in zip(members, hparams)])
-    B, T = first.data.batch_size, first.model.context_length
-    rows = data.Batches(members[0].data.train.tokens, B, T, first.seed).rows(0, B)
+    batches, _ = data.training(first.data, members[0].data, first.model.context_length, first.seed)
+    rows = batches[0]
     count = first.steps_per_call
     if count > 1:
         rows = {name: np.stack([x] * count) for name, x in rows.items()}

@@ -1,7 +1,8 @@
-"""Data: text in, token files, batch n. `open(cfg.data)` gives the tokenizer and the splits, `Batches` the batches."""
+"""Data: text in, token files, batch n. `open(cfg.data)` gives the tokenizer and the splits, `training` the batches."""
 
 from jaxlm.data.batches import Batch, Batches, evaluation, prefetch
-from jaxlm.data.readers import Document
+from jaxlm.data.examples import HeldOut, held_out, training
+from jaxlm.data.forms import Document
 from jaxlm.data.sources import Source, open_source
 from jaxlm.data.store import Data, open, tokenize
 from jaxlm.data.tokenfile import TokenFile, open_tokens, tokenizer_of, verify, write_tokens
@@ -12,16 +13,19 @@ __all__ = [
     "Batches",
     "Data",
     "Document",
+    "HeldOut",
     "Source",
     "TokenFile",
     "Tokenizer",
     "evaluation",
+    "held_out",
     "open",
     "open_source",
     "open_tokens",
     "prefetch",
     "tokenize",
     "tokenizer_of",
+    "training",
     "verify",
     "write_tokens",
 ]

@@ -1,8 +1,9 @@
-"""Batch n as a pure function of (tokens, seed, n): the same on every machine and after every restart.
+"""Batch n as a pure function of (data, seed, n): the same on every machine and after every restart.
 
-The N tokens lie on a circle. Epoch e turns it by a shift and cuts W = N // T windows of T targets, taken in the order
-of a keyed permutation. So each window comes once an epoch, at other cuts each epoch, with no state to save and no
-array of indices to shuffle. Where the circle closes, the last document's end-of-text token meets the first document.
+Each epoch takes all rows once, in the order of a keyed permutation, with no state to save and no array of indices to
+shuffle. Rows of running text are windows: its N tokens lie on a circle, which epoch e turns by a shift and cuts into
+W = N // T windows of T targets, so each epoch has other cuts. Where the circle closes, the last document's end-of-text
+token meets the first document.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar, overload
+from typing import Protocol, TypeVar, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,32 +31,36 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _ROUNDS = 6
 
 
+class Rows(Protocol):
+    """What an epoch is made of: rows of T, each once."""
+
+    context_length: int  # T
+
+    def __len__(self) -> int: ...
+    def take(self, places: UInt64s, keys: UInt64s) -> Batch:
+        """Those at places [B] in [0, len), of epochs whose keys are [B], as a batch."""
+
+
 class Batches:
     """Batches without end: `batches[n]` for n = 0, 1, ...
 
     Args:
-      tokens: [N] of an integer type, such as those of a token file.
+      rows: of an epoch; or tokens [N] of an integer type, such as those of a token file, for `Windows` of them.
       batch_size: B.
       context_length: T.
-      seed: of the order and the cuts.
+      seed: of the order, and of the windows' cuts.
 
     Raises:
       DataError: fewer than T + 1 tokens.
     """
 
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int) -> None:
-        if len(tokens) < context_length + 1:
-            raise DataError(
-                f"text of {len(tokens)} tokens is shorter than one window of {context_length + 1}; "
-                "lower model.context_length or give more text"
-            )
-        self._tokens = np.asarray(tokens)  # a plain view, if they are a numpy.memmap: its own indexing is slower
-        self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)
+    def __init__(self, rows: np.ndarray | Rows, batch_size: int, context_length: int, seed: int) -> None:
+        self._rows = Windows(rows, context_length) if isinstance(rows, np.ndarray) else rows
         self._seed_key = _mix(np.array([seed % 2**64], np.uint64))
         self.batch_size = batch_size
         self.context_length = context_length
-        self.num_windows = len(tokens) // context_length
-        """W: windows in an epoch."""
+        self.num_windows = len(self._rows)
+        """W: rows in an epoch."""
 
     def __getitem__(self, n: int) -> Batch:
         return self.rows(n * self.batch_size, self.batch_size)
@@ -72,7 +77,35 @@ class Batches:
         """
         if first < 0:
             raise IndexError(f"sequence {first}: they count from 0")
-        starts = self._starts(np.arange(first, first + count, dtype=np.uint64))
+        sequences, size = np.arange(first, first + count, dtype=np.uint64), np.uint64(self.num_windows)
+        keys = _mix(self._seed_key + sequences // size * np.uint64(_GOLDEN))
+        return self._rows.take(permutation(sequences % size, self.num_windows, keys), keys)
+
+
+class Windows:
+    """Windows of tokens [N] that lie on a circle, turned in each epoch.
+
+    Raises:
+      DataError: fewer than T + 1 tokens.
+    """
+
+    def __init__(self, tokens: np.ndarray, context_length: int) -> None:
+        if len(tokens) < context_length + 1:
+            raise DataError(
+                f"text of {len(tokens)} tokens is shorter than one window of {context_length + 1}; "
+                "lower model.context_length or give more text"
+            )
+        self._tokens = np.asarray(tokens)  # a plain view, if they are a numpy.memmap: its own indexing is slower
+        self._windows = np.lib.stride_tricks.sliding_window_view(self._tokens, context_length + 1)
+        self.context_length = context_length
+
+    def __len__(self) -> int:
+        return len(self._tokens) // self.context_length
+
+    def take(self, places: UInt64s, keys: UInt64s) -> Batch:
+        size = len(self._tokens)
+        shifts = _mix(keys) % np.uint64(size)
+        starts = ((shifts + places * np.uint64(self.context_length)) % np.uint64(size)).astype(np.int64)
         mapped.check_unchanged(self._tokens)
         if int(starts.max(initial=0)) < len(self._windows):
             windows = self._windows[starts]
@@ -82,17 +115,8 @@ class Batches:
         return {
             "inputs": windows[:, :-1].astype(np.int32),
             "targets": windows[:, 1:].astype(np.int32),
-            "weights": np.ones((count, self.context_length), np.float32),
+            "weights": np.ones((len(places), self.context_length), np.float32),
         }
-
-    def _starts(self, sequences: UInt64s) -> np.ndarray:
-        """int64[B] in [0, N) where the windows of uint64[B] sequences start."""
-        size = len(self._tokens)
-        epochs = sequences // np.uint64(self.num_windows)
-        keys = _mix(self._seed_key + epochs * np.uint64(_GOLDEN))
-        windows = permutation(sequences % np.uint64(self.num_windows), self.num_windows, keys)
-        shifts = _mix(keys) % np.uint64(size)
-        return ((shifts + windows * np.uint64(self.context_length)) % np.uint64(size)).astype(np.int64)
 
 
 def permutation(indices: UInt64s, size: int, keys: UInt64s) -> UInt64s:
@@ -177,8 +201,7 @@ class _Evaluation(Sequence[Batch]):
         self._batch_size, self._context_length, self._stride = batch_size, context_length, stride
         windows = 1 + -(-max(len(tokens) - 1 - context_length, 0) // stride)
         total = -(-windows // batch_size)
-        count = min(limit, total) if limit else total
-        self._chosen = [(2 * j + 1) * total // (2 * count) for j in range(count)]  # the middles of equal parts
+        self._chosen = middles(total, limit)
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -207,6 +230,12 @@ class _Evaluation(Sequence[Batch]):
         weights = known.copy()
         weights[1 if first == 0 else 0 :, : T - stride] = 0  # counted in the window before, if there is one
         return {"inputs": ids[:, :-1] * known.astype(np.int32), "targets": ids[:, 1:].copy(), "weights": weights}
+
+
+def middles(total: int, limit: int) -> list[int]:
+    """At most `limit` of so many things, evenly spaced: the middles of equal parts. 0 is all of them."""
+    count = min(limit, total) if limit else total
+    return [(2 * j + 1) * total // (2 * count) for j in range(count)]
 
 
 @contextlib.contextmanager

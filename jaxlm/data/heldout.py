@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from jaxlm.data.readers import Document
+from jaxlm.data.forms import Document
 from jaxlm.data.sources import Source
 from jaxlm.errors import ConfigError, DataError
 
@@ -44,7 +44,7 @@ def split(source: Source, share: float) -> tuple[Source, Source]:
     hashes, lengths = array("Q"), array("Q")
     for document in source.read():
         hashes.append(int.from_bytes(hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()[:8]))
-        lengths.append(len(document.text.encode()))
+        lengths.append(len((document.text + (document.completion or "")).encode()))
     sizes = np.array(lengths, np.int64)
     if len(sizes) == 1:
         return _split_text(source, share)
@@ -74,14 +74,17 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
 
 
 def _split_text(source: Source, share: float) -> tuple[Source, Source]:
-    length = len(next(source.read()).text)
+    only = next(source.read())
+    if only.completion is not None:
+        raise DataError(f'{source.name} is one pair: nothing to hold out; set data.validation=""')
+    length = len(only.text)
     if length < 2:
         raise DataError(f'{source.name} is one character long: nothing to hold out; set data.validation=""')
     cut = min(max(round(length * (1 - share)), 1), length - 1)
 
     def part(side: str, chosen: slice) -> Source:
         def read() -> Iterator[Document]:
-            return (Document(f"{name}[{side}]", text[chosen]) for name, text in source.read())
+            return (Document(f"{only.name}[{side}]", only.text[chosen]) for only in source.read())
 
         num_bytes = source.num_bytes * len(range(length)[chosen]) // length
         return Source(source.name, _side(source, share, side), num_bytes, read)

@@ -15,14 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlm.data.forms import Document, Form
 from jaxlm.errors import DataError, nearest
 
 _BYTE_ORDER_MARK = codecs.BOM_UTF8.decode()
-
-
-class Document(NamedTuple):
-    name: str  # unique in its source, and the same wherever the source lies
-    text: str  # not empty; no surrogates, so it has a UTF-8 form
 
 
 class File(NamedTuple):
@@ -30,20 +26,22 @@ class File(NamedTuple):
     path: Path
 
 
-def read(file: File, text_field: str, errors: str) -> Iterator[Document]:
+def read(file: File, form: Form, errors: str) -> Iterator[Document]:
     """The documents of a file; one with a suffix of no known kind is text.
 
     Args:
-      text_field: the column that holds the text of a row.
+      form: what is made of a row.
       errors: "strict", "replace" to put U+FFFD for what is not UTF-8, or "skip" to leave out such a text file.
 
     Raises:
-      DataError: it can't be read, is not of its kind or not UTF-8, or a row has no text in `text_field`.
+      DataError: it can't be read, is not of its kind or not UTF-8, or a row lacks a column or text in it.
     """
-    return _READERS.get(file.path.suffix.lower(), _text)(file, text_field, errors)
+    return _READERS.get(file.path.suffix.lower(), _text)(file, form, errors)
 
 
-def _text(file: File, text_field: str, errors: str) -> Iterator[Document]:
+def _text(file: File, form: Form, errors: str) -> Iterator[Document]:
+    if form.pairs:
+        raise DataError(f"{file.path} is text, and has no pairs; they are rows of .jsonl, .csv, .parquet or hf://")
     with reading(file.path):
         raw = file.path.read_bytes()
     try:
@@ -53,10 +51,11 @@ def _text(file: File, text_field: str, errors: str) -> Iterator[Document]:
             raise
         return
     del raw  # as large as the text, for as long as that is in use
-    yield from document(file.name, text.removeprefix(_BYTE_ORDER_MARK))
+    if text := text.removeprefix(_BYTE_ORDER_MARK):
+        yield Document(file.name, text)
 
 
-def _jsonl(file: File, text_field: str, errors: str) -> Iterator[Document]:
+def _jsonl(file: File, form: Form, errors: str) -> Iterator[Document]:
     for number, line in _lines(file.path, errors):
         if not line.strip():
             continue
@@ -66,31 +65,31 @@ def _jsonl(file: File, text_field: str, errors: str) -> Iterator[Document]:
         except (ValueError, RecursionError) as error:
             raise DataError(f"{where}: not JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with the text in {text_field!r}")
-        if text_field not in row:
-            raise no_column(where, text_field, row)
-        yield from document(f"{file.name}:{number}", string(row[text_field], where, text_field, errors))
+            wanted = ", ".join(map(repr, form.columns))
+            raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with the text in {wanted}")
+        check_columns(where, form, row)
+        values = {column: string(row[column], where, column, errors) for column in form.columns}
+        yield from form.documents(f"{file.name}:{number}", where, values)
 
 
-def _csv(file: File, text_field: str, errors: str) -> Iterator[Document]:
+def _csv(file: File, form: Form, errors: str) -> Iterator[Document]:
     csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 KiB is shorter than many a document
     rows = csv.reader((line for _, line in _lines(file.path, errors)), strict=True)
     try:
         header = next(rows, None)
         if header is None:
             return
-        if text_field not in header:
-            raise no_column(str(file.path), text_field, header)
-        column = header.index(text_field)
+        check_columns(str(file.path), form, header)
         for row in filter(None, rows):
+            where = f"{file.path}, line {rows.line_num}"
             if len(row) != len(header):
-                raise DataError(f"{file.path}, line {rows.line_num}: {len(row)} fields; the header has {len(header)}")
-            yield from document(f"{file.name}:{rows.line_num}", row[column])
+                raise DataError(f"{where}: {len(row)} fields; the header has {len(header)}")
+            yield from form.documents(f"{file.name}:{rows.line_num}", where, dict(zip(header, row, strict=True)))
     except csv.Error as error:
         raise DataError(f"{file.path}, line {rows.line_num}: not CSV: {error}") from error
 
 
-def _parquet(file: File, text_field: str, errors: str) -> Iterator[Document]:
+def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -98,61 +97,61 @@ def _parquet(file: File, text_field: str, errors: str) -> Iterator[Document]:
         raise DataError(f"{file.path} needs pyarrow: pip install 'jaxlm[data]'") from error
     try:
         with reading(file.path), pq.ParquetFile(file.path) as table:
-            names = table.schema_arrow.names
-            if text_field not in names:
-                raise no_column(str(file.path), text_field, names)
-            kind = table.schema_arrow.field(text_field).type
-            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
-            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                raise DataError(f"{file.path}: column {text_field!r} is {kind}; expected string")
+            check_columns(str(file.path), form, table.schema_arrow.names)
+            kinds = {}
+            for column in form.columns:
+                kind = table.schema_arrow.field(column).type
+                kind = kinds[column] = kind.value_type if pa.types.is_dictionary(kind) else kind
+                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+                    raise DataError(f"{file.path}: column {column!r} is {kind}; expected string")
             number = 0
-            for batch in table.iter_batches(columns=[text_field]):
+            for batch in table.iter_batches(columns=list(form.columns)):
                 # As bytes, since Arrow doesn't check that its strings are UTF-8.
-                for value in batch.column(0).cast(kind).cast(pa.large_binary()):
-                    where, number = f"{file.path}, row {number}", number + 1
-                    raw = value.as_py()
-                    text = raw if raw is None else _decode(raw, where, errors)
-                    yield from document(f"{file.name}:{number - 1}", string(text, where, text_field, errors))
+                parts = [batch.column(name).cast(kind).cast(pa.large_binary()) for name, kind in kinds.items()]
+                for row in zip(*parts, strict=True):
+                    where, values = f"{file.path}, row {number}", {}
+                    for column, value in zip(kinds, row, strict=True):
+                        raw = value.as_py()
+                        text = raw if raw is None else _decode(raw, where, errors)
+                        values[column] = string(text, where, column, errors)
+                    yield from form.documents(f"{file.name}:{number}", where, values)
+                    number += 1
     except pa.ArrowException as error:
         raise DataError(f"{file.path}: not Parquet: {str(error).splitlines()[0]}") from error
 
 
-_READERS: dict[str, Callable[[File, str, str], Iterator[Document]]] = {
+_READERS: dict[str, Callable[[File, Form, str], Iterator[Document]]] = {
     ".jsonl": _jsonl,
     ".csv": _csv,
     ".parquet": _parquet,
 }
 
 
-def document(name: str, text: str) -> Iterator[Document]:
-    """One; none where the text is empty."""
-    if text:
-        yield Document(name, text)
-
-
-def string(value: Any, where: str, text_field: str, errors: str) -> str:
+def string(value: Any, where: str, column: str, errors: str) -> str:
     """`value`, if it is text that has a UTF-8 form. JSON can spell half a surrogate pair, which has none."""
     if not isinstance(value, str):
-        raise DataError(f"{where}: {text_field!r} is {type(value).__name__}; expected a string")
+        raise DataError(f"{where}: {column!r} is {type(value).__name__}; expected a string")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         if errors == "strict":
             raise DataError(
-                f"{where}: {text_field!r} has a lone surrogate at character {error.start}. "
+                f"{where}: {column!r} has a lone surrogate at character {error.start}. "
                 'data.errors="replace" goes on with U+FFFD in its place'
             ) from error
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
 
 
-def no_column(where: str, text_field: str, columns: Iterable[str]) -> DataError:
-    """The error for a column that isn't there, with the nearest name that is."""
+def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
+    """Raises DataError for the first column that isn't there, with the nearest name that is."""
     columns = sorted(columns)
-    hint = nearest(text_field, columns)
-    if not hint.startswith("known"):
-        hint += f" known: {', '.join(columns)}"
-    return DataError(f"{where}: no column {text_field!r}, which is data.text_field; {hint}")
+    for column, field in form.columns.items():
+        if column not in columns:
+            hint = nearest(column, columns)
+            if not hint.startswith("known"):
+                hint += f" known: {', '.join(columns)}"
+            raise DataError(f"{where}: no column {column!r}, which {field} names; {hint}")
 
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:

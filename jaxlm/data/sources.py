@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm import hub
-from jaxlm.data import readers
-from jaxlm.data.readers import Document, File
+from jaxlm.data import forms, readers
+from jaxlm.data.forms import Document, Form
+from jaxlm.data.readers import File
 from jaxlm.errors import DataError
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
@@ -37,27 +38,28 @@ class Source(NamedTuple):
     read: Callable[[], Iterator[Document]]  # from the start at each call, in a fixed order; DataError if there is none
 
 
-def open_source(spec: str, *, text_field: str = "text", errors: str = "strict") -> Source:
+def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") -> Source:
     """The documents that `spec` names. Reads every file once, for the fingerprint.
 
     Args:
       spec: `stdlib` (the Python standard library's own source), a file, a glob, a folder (read recursively: files
         with one of `SUFFIXES`, nothing hidden), or `hf://name[:split]`; also `hf://owner/name/config[:split]`.
-      text_field: the column of .jsonl, .csv, .parquet and hf:// that holds the text.
+      form: what is made of a row of .jsonl, .csv, .parquet and hf://; by default its column "text" is a document.
       errors: "strict", or "replace" to put U+FFFD for what is not UTF-8.
 
     Raises:
       DataError: missing, empty or unreadable. Bad rows and bytes raise it when they are read.
     """
+    form = form or forms.text()
     if spec.startswith("hf://"):
-        return _hub_source(spec, text_field, errors)
+        return _hub_source(spec, form, errors)
     if spec == "stdlib":
         errors = "skip"  # a few of its files are in other encodings on purpose
     files = _files(spec)
 
     def read() -> Iterator[Document]:
         for file in files:
-            yield from readers.read(file, text_field, errors)
+            yield from readers.read(file, form, errors)
 
     num_bytes = sum(file.path.stat().st_size for file in files)
     return Source(spec, _fingerprint(files), num_bytes, lambda: _not_none(spec, read()))
@@ -140,7 +142,7 @@ def _fingerprint(files: Iterable[File]) -> str:
 # The hub
 
 
-def _hub_source(spec: str, text_field: str, errors: str) -> Source:
+def _hub_source(spec: str, form: Form, errors: str) -> Source:
     try:
         import datasets
     except ImportError as error:
@@ -154,15 +156,16 @@ def _hub_source(spec: str, text_field: str, errors: str) -> Source:
         dataset = datasets.load_dataset("/".join(parts[:2]), config, split=split_name or "train")
     except Exception as error:  # whatever it is, it is about this name, this split or this machine
         raise DataError(f"{spec}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
-    if text_field not in dataset.column_names:
-        raise readers.no_column(spec, text_field, dataset.column_names)
+    readers.check_columns(spec, form, dataset.column_names)
 
     def read() -> Iterator[Document]:
         number = 0
-        for rows in dataset.select_columns([text_field]).iter(batch_size=1000):
-            for value in rows[text_field]:
-                text = readers.string(value, f"{spec}, row {number}", text_field, errors)
-                yield from readers.document(str(number), text)
+        for rows in dataset.select_columns(list(form.columns)).iter(batch_size=1000):
+            for row in zip(*(rows[column] for column in form.columns), strict=True):
+                where = f"{spec}, row {number}"
+                cells = zip(form.columns, row, strict=True)
+                values = {column: readers.string(cell, where, column, errors) for column, cell in cells}
+                yield from form.documents(str(number), where, values)
                 number += 1
 
     # The library's fingerprint comes from the hashes of the files in the hub, not from where they are cached.

@@ -6,6 +6,7 @@ tokenizer and the settings that shape the ids, so a cache entry can be used, sha
 
 from __future__ import annotations
 
+import enum
 import hashlib
 import json
 import sys
@@ -15,8 +16,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from jaxlm.data import heldout, mapped, sources, tokenizer_specs, tokenizers
-from jaxlm.data.readers import Document
+from jaxlm.data import forms, heldout, mapped, sources, tokenizer_specs, tokenizers
+from jaxlm.data.forms import Document
 from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
 from jaxlm.data.tokenizers import Tokenizer
@@ -26,7 +27,7 @@ from jaxlm.files import cache_dir
 _CHUNK = 4 * 2**20  # characters encoded at once
 
 
-class Section(Protocol):
+class Section(forms.Section, Protocol):
     """`cfg.data`, as far as it is read here."""
 
     @property
@@ -35,8 +36,6 @@ class Section(Protocol):
     def validation(self) -> str: ...
     @property
     def tokenizer(self) -> str: ...
-    @property
-    def text_field(self) -> str: ...
     @property
     def errors(self) -> str: ...
     @property
@@ -63,18 +62,20 @@ def open(section: Section, progress: bool = False) -> Data:
     """
     share = heldout.share(section.validation)
     files = [name for name in (section.source, section.validation) if name.endswith(".bin")]
+    form = forms.of(section)
     if section.source in files:
+        _no_pairs(section, section.source)
         return _open_files(section, share)
     if files:
         raise ConfigError(f"data.validation={files[0]!r} is a token file, data.source={section.source!r} is text")
 
-    text = sources.open_source(section.source, text_field=section.text_field, errors=section.errors)
+    text = sources.open_source(section.source, form=form, errors=section.errors)
     other = None
     if section.validation and share is None:
-        other = sources.open_source(section.validation, text_field=section.text_field, errors=section.errors)
+        other = sources.open_source(section.validation, form=form, errors=section.errors)
     held_out = other.fingerprint if other else share
     tokenizer = tokenizer_specs.key(section.tokenizer)
-    what = [FORMAT, text.fingerprint, held_out, tokenizer, section.text_field, section.errors]
+    what = [FORMAT, text.fingerprint, held_out, tokenizer, form.key, section.errors]
     names = ("validation", "train") if section.validation else ("train",)
 
     def build(entry: Path) -> None:
@@ -89,23 +90,25 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
 
     Args:
       source: as `data.source`; a .bin file must be of this tokenizer.
-      section: `cfg.data`, of which text_field, errors and cache_dir are read.
+      section: `cfg.data`, of which all but source, validation and tokenizer is read.
 
     Raises:
       DataError: the source is missing, empty, damaged, or of another tokenizer.
     """
     if source.endswith(".bin"):
+        _no_pairs(section, source)
         file = open_tokens(source)
         if file.tokenizer != tokenizer.fingerprint:
             raise DataError(f"{source} was made by another tokenizer than the model's")
         return file
-    text = sources.open_source(source, text_field=section.text_field, errors=section.errors)
+    form = forms.of(section)
+    text = sources.open_source(source, form=form, errors=section.errors)
 
     def build(entry: Path) -> None:
         documents = _tracked(text, "tokenizing", progress and sys.stderr.isatty())
         write(entry / "text.bin", _encoded(documents, tokenizer), tokenizer, text.fingerprint)
 
-    what = [FORMAT, text.fingerprint, tokenizer.fingerprint, section.text_field, section.errors]
+    what = [FORMAT, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
     return _through_cache(section, what, ("text",), build)["text"]
 
 
@@ -146,6 +149,8 @@ def _build(
         for split in splits if section.tokenizer == "chars" else [train]:
             for document in _tracked(split, f"building {section.tokenizer}", progress):
                 yield document.text
+                if document.completion is not None:
+                    yield document.completion
 
     tokenizer = tokenizer_specs.build(section.tokenizer, corpus())
     for split in splits:
@@ -167,26 +172,43 @@ def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:
         task = bar.add_task(what, total=source.num_bytes or None)
         for document in source.read():
             yield document
-            bar.advance(task, len(document.text))
+            bar.advance(task, len(document.text) + len(document.completion or ""))
 
 
 def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """Token ids of documents, some megabytes of text at a time."""
+    """Token ids of documents, some megabytes of text at a time. Each ends in end of text, and of a pair the prompt does
+    too: so a pair's tokens say where it is parted."""
 
-    def pieces() -> Iterator[str | None]:
+    def pieces() -> Iterator[str | _End]:
         for document in documents:
             yield from tokenizer.pieces(document.text)
-            yield None  # the document ends
+            if document.completion is not None:
+                yield _End.PROMPT
+                yield from tokenizer.pieces(document.completion)
+            yield _End.DOCUMENT
 
     end = np.array([tokenizer.end_of_text], tokenizer.dtype)
-    for group in tokenizers.grouped(pieces(), lambda piece: len(piece or ""), _CHUNK):
-        texts = [piece for piece in group if piece is not None]
+    for group in tokenizers.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
+        texts = [piece for piece in group if isinstance(piece, str)]
         encoded = iter(tokenizer.encode_batch(texts))
-        ids = np.concatenate([end if piece is None else next(encoded) for piece in group])
-        yield Chunk(ids, sum(len(text.encode()) for text in texts), group.count(None))
+        ids = np.concatenate([next(encoded) if isinstance(piece, str) else end for piece in group])
+        yield Chunk(ids, sum(len(text.encode()) for text in texts), group.count(_End.DOCUMENT))
+
+
+class _End(enum.Enum):
+    PROMPT = enum.auto()
+    DOCUMENT = enum.auto()
 
 
 # A .bin file as the source
+
+
+def _no_pairs(section: Section, path: str) -> None:
+    if section.format == "pairs":
+        raise ConfigError(
+            f"{path} is a token file, which holds text; data.format='pairs' reads rows of .jsonl, .csv, "
+            ".parquet or hf://"
+        )
 
 
 def _open_files(section: Section, share: float | None) -> Data:

@@ -10,7 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.data import TokenFile, Tokenizer, evaluation
+from jaxlm.data import TokenFile, Tokenizer, evaluation, held_out
+from jaxlm.data.examples import Section
+from jaxlm.errors import ConfigError
 from jaxlm.model import losses
 from jaxlm.model.gpt2 import Model
 from jaxlm.model.losses import TokenSums
@@ -23,13 +25,6 @@ _CHUNK = 2**20  # tokens decoded at once
 def token_sums(model: Model, params: PyTree, batch: Any) -> TokenSums:
     """The weighted sums of a batch of int32[B, T], without dropout. Pure; how it is compiled is the caller's affair."""
     return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
-
-
-def evaluate(
-    eval_step: Callable[[Any], TokenSums], batches: Iterable[Any], *, bytes_per_token: float
-) -> dict[str, float]:
-    """Metrics over batches, each token weighed alike: `metrics` of `sums`."""
-    return metrics(sums(eval_step, batches), bytes_per_token)
 
 
 def sums(eval_step: Callable[[Any], TokenSums], batches: Iterable[Any]) -> TokenSums:
@@ -72,31 +67,44 @@ def evaluate_split(
     params: PyTree,
     tokenizer: Tokenizer,
     split: TokenFile,
+    section: Section,
     *,
     batch_size: int,
     context_length: int,
     stride: int = 0,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Metrics over a whole split, whose documents follow each other in the context as they do in training.
+    """Metrics over a whole split, whose documents or pairs are in the context as they are in training.
 
     Args:
+      section: `cfg.data`, for what a row is made of.
       stride: as `jaxlm.data.evaluation` takes it: below context_length, windows overlap and tokens have more context.
       progress: show a bar on stderr.
 
     Returns:
-      what `evaluate` returns, and eval/word_perplexity: the exponential of all nats, those of end-of-text tokens
-      included, over the words of the text (absent where it has none). And tokens (those predicted: all but the first),
-      words, bytes: how many there are.
+      what `metrics` returns, and tokens: how many are predicted. Of running text also eval/word_perplexity: the
+      exponential of all nats, those of end-of-text tokens included, over the words of the text (absent where it has
+      none); and words, bytes: how many there are.
+
+    Raises:
+      ConfigError: a stride for pairs or packed documents, which have rows of their own.
     """
     from rich.console import Console
     from rich.progress import track
 
-    batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
+    batches, bytes_per_token = held_out(section, tokenizer, split, context_length, batch_size)
+    running = section.format == "text" and not section.pack
+    if stride and not running:
+        raise ConfigError(f"stride is {stride}, but pairs and packed documents have rows of their own; leave it out")
+    if stride:
+        batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
     shown = track(batches, "evaluating", console=Console(stderr=True), transient=True, disable=not progress)
     eval_step = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
-    found = evaluate(eval_step, shown, bytes_per_token=split.num_bytes / split.num_tokens)
-    tokens, words = split.num_tokens - 1, count_words(split.tokens, tokenizer)
+    total = sums(eval_step, shown)
+    found, tokens = metrics(total, bytes_per_token), round(float(total.weight))
+    if not running:
+        return found | {"tokens": tokens}
+    words = count_words(split.tokens, tokenizer)
     if words:
         found["eval/word_perplexity"] = _exp(found["eval/loss"] * tokens / words)
     return found | {"tokens": tokens, "words": words, "bytes": split.num_bytes}

@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 
+from jaxlm import config
+
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +21,7 @@ def section():
     """`section(source, ...)` is a data section as in a config."""
 
     def make(source: object, **fields: object) -> SimpleNamespace:
-        defaults = {"validation": "", "tokenizer": "bytes", "text_field": "text", "errors": "strict", "cache_dir": ""}
-        return SimpleNamespace(source=str(source), **{**defaults, **{k: str(v) for k, v in fields.items()}})
+        changes = {"source": str(source), "validation": ""} | {name: str(value) for name, value in fields.items()}
+        return SimpleNamespace(**config.default().data.to_dict() | changes)
 
     return make

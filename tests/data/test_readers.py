@@ -14,14 +14,14 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import readers
+from jaxlm.data import forms, readers
 from jaxlm.errors import DataError
 
 TEXTS = ["first\n", "zweiter Text, größer", 'third "quoted"\r\nline 🙂']
 
 
 def texts(path: Path, text_field: str = "text", errors: str = "strict") -> list[str]:
-    return [document.text for document in readers.read(readers.File(path.name, path), text_field, errors)]
+    return [document.text for document in readers.read(readers.File(path.name, path), forms.text(text_field), errors)]
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.md", "a.py", "a.log", "noext"])
@@ -125,7 +125,7 @@ def test_junk_is_text_or_an_error(tmp_path: Path, name: str, errors: str, junk: 
         ('["x"]', "a.jsonl, line 2: a JSON list; expected an object with the text in 'text'"),
         (
             '{"txt": "x", "id": 1}',
-            r"line 2: no column 'text', which is data.text_field; did you mean 'txt'\? known: id, txt$",
+            r"line 2: no column 'text', which data.text_field names; did you mean 'txt'\? known: id, txt$",
         ),
         ('{"text": 3}', "line 2: 'text' is int; expected a string"),
         ('{"text": null}', "line 2: 'text' is NoneType; expected a string"),
@@ -146,7 +146,7 @@ def test_lone_surrogate_can_be_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("id,body\n1,x\n", "a.csv: no column 'text', which is data.text_field; known: body, id"),
+        ("id,body\n1,x\n", "a.csv: no column 'text', which data.text_field names; known: body, id"),
         ("id,text\n1,x\n2\n", "a.csv, line 3: 1 fields; the header has 2"),
         ('id,text\n1,"x\n', "a.csv, line 2: not CSV"),
     ],
@@ -164,7 +164,7 @@ def test_bad_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         texts(path)
     with pytest.raises(DataError, match="row 1: 'body' is NoneType"):
         texts(path, text_field="body")
-    with pytest.raises(DataError, match="no column 'none', which is data.text_field; known: body, text"):
+    with pytest.raises(DataError, match="no column 'none', which data.text_field names; known: body, text"):
         texts(path, text_field="none")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="a.parquet: not Parquet"):

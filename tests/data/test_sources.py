@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 
 from jaxlm import hub
-from jaxlm.data import sources
+from jaxlm.data import forms, sources
 from jaxlm.errors import DataError
 
 TEXTS = ["first\n", "zweiter Text, größer"]
 
 
-def texts(spec: object, **kwargs: str) -> list[str]:
-    return [document.text for document in sources.open_source(str(spec), **kwargs).read()]
+def texts(spec: object, text_field: str = "text", errors: str = "strict") -> list[str]:
+    source = sources.open_source(str(spec), form=forms.text(text_field), errors=errors)
+    return [document.text for document in source.read()]
 
 
 def folder(tmp_path: Path, files: dict[str, str]) -> Path:
@@ -112,7 +113,7 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [("owner/name", None, {"split": "train"}), ("owner/name", "config", {"split": "test"})]
     with pytest.raises(DataError, match=r"^hf://none/such: Dataset 'none/such' doesn't exist$"):
         texts("hf://none/such")
-    with pytest.raises(DataError, match="no column 'body', which is data.text_field; known: id, text"):
+    with pytest.raises(DataError, match="no column 'body', which data.text_field names; known: id, text"):
         texts("hf://owner/name", text_field="body")
     fake_hub(monkeypatch, ["a", None], seen)
     with pytest.raises(DataError, match="row 1: 'text' is NoneType; expected a string"):

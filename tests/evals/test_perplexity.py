@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jaxlm import config
 from jaxlm.data import tokenizer_specs, write_tokens
 from jaxlm.evals import perplexity
-from jaxlm.evals.perplexity import count_words, evaluate, evaluate_split
+from jaxlm.evals.perplexity import count_words, evaluate_split
 from jaxlm.model import gpt2
 from jaxlm.model.losses import TokenSums, token_sums
 from tests.tiny import resolved
@@ -29,6 +30,10 @@ def batch(seed, rows, length):
 
 def eval_step(batch):
     return token_sums(batch["logits"], batch["targets"], batch["weights"])
+
+
+def evaluate(eval_step, batches, bytes_per_token):
+    return perplexity.metrics(perplexity.sums(eval_step, batches), bytes_per_token)
 
 
 BATCHES = [batch(0, 3, 5), batch(1, 1, 2), batch(2, 4, 7)]  # of uneven size and weight
@@ -129,7 +134,9 @@ def by_hand(model, params, tokens, stride):
 @pytest.mark.parametrize("stride", [1, 3, T])
 def test_sliding_windows_are_a_loop_by_hand(model, split, stride):
     tokenizer, (model, params) = tokenizer_specs.build("bytes"), model
-    found = evaluate_split(model, params, tokenizer, split, batch_size=3, context_length=T, stride=stride)
+    found = evaluate_split(
+        model, params, tokenizer, split, config.default().data, batch_size=3, context_length=T, stride=stride
+    )
     nll, correct = by_hand(model, params, np.asarray(split.tokens, np.int32), stride)
     words = sum(len(document.split()) for document in DOCUMENTS)
     assert len(nll) == found["tokens"] == len(split.tokens) - 1
@@ -150,7 +157,9 @@ def test_sliding_windows_are_a_loop_by_hand(model, split, stride):
 def test_a_stride_is_another_number_and_none_is_that_of_the_whole_context(model, split):
     def loss(stride):
         tokenizer = tokenizer_specs.build("bytes")
-        return evaluate_split(*model, tokenizer, split, batch_size=3, context_length=T, stride=stride)["eval/loss"]
+        return evaluate_split(
+            *model, tokenizer, split, config.default().data, batch_size=3, context_length=T, stride=stride
+        )["eval/loss"]
 
     assert loss(0) == loss(T) != loss(1)
 
@@ -174,5 +183,5 @@ def kinds():
 def test_a_text_without_words_has_no_word_perplexity(model, tmp_path):
     tokenizer = tokenizer_specs.build("bytes")
     blank = write_tokens(tmp_path / "t.bin", [tokenizer.encode("\n \n")], tokenizer)
-    found = evaluate_split(*model, tokenizer, blank, batch_size=3, context_length=T)
+    found = evaluate_split(*model, tokenizer, blank, config.default().data, batch_size=3, context_length=T)
     assert found["words"] == 0 and "eval/word_perplexity" not in found

@@ -1,0 +1,224 @@
+"""Rows of whole examples: pairs of a prompt and its completion, or documents. An example never attends to another.
+
+An example of n + 1 tokens takes n positions of a row. A pair is prompt, completion, end of text; an empty prompt is an
+end of text, as at the start of generation. A document is what follows an end of text, up to and with its own; one that
+is longer than a row goes on in another, as an example of its own. Rows that hold several examples ("packed") have
+`segment_ids` int32[B, T] (from 1; 0 is padding) and `positions` int32[B, T] (from 0 in each example).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, overload
+
+import numpy as np
+
+from jaxlm.data import mapped
+from jaxlm.data.batches import Batch, Batches, UInt64s, evaluation, middles, permutation
+from jaxlm.data.store import Data
+from jaxlm.data.tokenfile import TokenFile
+from jaxlm.data.tokenizers import Tokenizer
+from jaxlm.errors import DataError
+
+
+class Section(Protocol):
+    """`cfg.data`, as far as it is read here."""
+
+    @property
+    def format(self) -> str: ...
+    @property
+    def pack(self) -> bool: ...
+    @property
+    def loss_on(self) -> str: ...
+    @property
+    def too_long(self) -> str: ...
+    @property
+    def batch_size(self) -> int: ...
+
+
+class HeldOut(NamedTuple):
+    batches: Sequence[Batch]
+    bytes_per_token: float  # UTF-8 bytes of the tokens that are predicted, over their number
+
+
+def training(section: Section, data: Data, context_length: int, seed: int) -> tuple[Batches, str]:
+    """The batches of a run, and what is to be said of them: "" where they are windows of running text.
+
+    Raises:
+      DataError: there is too little text, no example, or one that is too long where that is an error.
+    """
+    if section.format == "text" and not section.pack:
+        return Batches(data.train.tokens, section.batch_size, context_length, seed), ""
+    rows = Examples(section, data.tokenizer, data.train, context_length, seed)
+    return Batches(rows, section.batch_size, context_length, seed), str(rows)
+
+
+def held_out(
+    section: Section, tokenizer: Tokenizer, file: TokenFile, context_length: int, batch_size: int, limit: int = 0
+) -> HeldOut:
+    """A split in order, each prediction once; at most `limit` batches, evenly spaced, where that is not 0.
+
+    Raises:
+      DataError: as `training`.
+    """
+    if section.format == "text" and not section.pack:
+        return HeldOut(evaluation(file.tokens, batch_size, context_length, limit), file.num_bytes / file.num_tokens)
+    rows = Examples(section, tokenizer, file, context_length)
+    return HeldOut(_InOrder(rows, batch_size, limit), rows.bytes_per_token(tokenizer))
+
+
+class Examples:
+    """The rows of a token file's examples.
+
+    Args:
+      seed: of the order in which examples are packed; None is the file's.
+
+    Raises:
+      DataError: there is no example that fits, or one that doesn't where `too_long` is "error".
+    """
+
+    def __init__(
+        self, section: Section, tokenizer: Tokenizer, file: TokenFile, context_length: int, seed: int | None = None
+    ) -> None:
+        self._tokens, self.context_length, self._packed = np.asarray(file.tokens), context_length, section.pack
+        ends = np.flatnonzero(self._tokens == tokenizer.end_of_text)
+        self._what, self._cut, self._dropped = "pieces of documents", 0, 0
+        if section.format == "pairs":
+            self._spans = self._pairs(ends, section.too_long, file)
+            self._what = "pairs"
+        else:
+            self._spans = _documents(ends, context_length)
+        if not len(self._spans):
+            raise DataError(f"none of the {self._what} in {file.path} fits a context of {context_length} tokens")
+        heads, tails = self._spans[:, 1] - self._spans[:, 0], self._spans[:, 3] - self._spans[:, 2]
+        self._sizes = heads + tails - 1
+        self._first_counted = np.zeros_like(heads) if section.loss_on == "all" else heads - 1
+
+        count = len(self._spans)
+        order = np.arange(count, dtype=np.uint64)
+        if seed is not None:
+            order = permutation(order, count, np.array([seed % 2**64], np.uint64))
+        order = order.astype(np.int64)
+        bins = first_fit(self._sizes[order], context_length) if section.pack else np.arange(count)
+        self._members = order[np.argsort(bins, kind="stable")]
+        # where each row's members begin; and a row after the last, which has none
+        starts = np.append(0, np.cumsum(np.bincount(bins)))
+        self._starts = np.append(starts, starts[-1])
+
+    def __len__(self) -> int:
+        return len(self._starts) - 2
+
+    def __str__(self) -> str:
+        share = self._sizes.sum() / (len(self) * self.context_length)
+        said = [f"{len(self._spans):,} {self._what} in {len(self):,} rows, {share:.1%} of whose positions are used"]
+        if self._cut:
+            said.append(f"{self._cut:,} prompts cut on the left")
+        if self._dropped:
+            said.append(f"{self._dropped:,} pairs dropped, which are too long")
+        return "; ".join(said)
+
+    def take(self, places: UInt64s, keys: UInt64s | None = None) -> Batch:
+        """Rows at places [B] of [0, len]: the one at len is empty."""
+        mapped.check_unchanged(self._tokens)
+        shape = (len(places), self.context_length)
+        names = ("inputs", "targets", *(("segment_ids", "positions") if self._packed else ()))
+        batch = {name: np.zeros(shape, np.int32) for name in names} | {"weights": np.zeros(shape, np.float32)}
+        for b, place in enumerate(places.tolist()):
+            at = 0
+            for number, example in enumerate(self._members[self._starts[place] : self._starts[place + 1]], 1):
+                ids = np.concatenate([self._read(*span) for span in self._spans[example].reshape(2, 2)])
+                here = slice(at, at := at + len(ids) - 1)
+                batch["inputs"][b, here], batch["targets"][b, here] = ids[:-1], ids[1:]
+                batch["weights"][b, here][self._first_counted[example] :] = 1
+                if self._packed:
+                    batch["segment_ids"][b, here] = number
+                    batch["positions"][b, here] = np.arange(len(ids) - 1)
+        return batch
+
+    def bytes_per_token(self, tokenizer: Tokenizer) -> float:
+        """UTF-8 bytes of the tokens that count, over their number."""
+        total = number = 0
+        for example, counted in zip(self._spans, self._first_counted, strict=True):
+            ids = np.concatenate([self._read(*span) for span in example.reshape(2, 2)])[1:][counted:]
+            total, number = total + int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), number + len(ids)
+        return total / number
+
+    def _read(self, start: int, stop: int) -> np.ndarray:
+        ids = self._tokens[start:stop]
+        mapped.check_ids(self._tokens, ids[None], [start])
+        return ids
+
+    def _pairs(self, ends: np.ndarray, too_long: str, file: TokenFile) -> np.ndarray:
+        """Spans int64[E, 4]: of the prompt, or of the end of text where it is empty; and of what follows it."""
+        if len(ends) % 2 or len(ends) != 2 * file.num_documents:
+            raise DataError(f"{file.path} holds no pairs of prompt and completion")
+        middle, last = ends[0::2], ends[1::2]
+        first = np.append(0, last[:-1] + 1)
+        first, stop = np.minimum(first, middle), np.where(first == middle, middle + 1, middle)
+        over = (stop - first) + (last - middle) - 1 - self.context_length  # positions too many
+        if too_long == "error" and (over > 0).any():
+            pair = int(np.argmax(over > 0))
+            raise DataError(
+                f"pair {pair} of {len(over)} in {file.source[:8]} takes {over[pair] + self.context_length} positions, "
+                f"and model.context_length is {self.context_length}; data.too_long='cut' shortens prompts, 'drop' "
+                "leaves out such pairs"
+            )
+        kept = over <= (stop - first - 1 if too_long == "cut" else 0)
+        cut = np.maximum(over, 0)
+        self._cut, self._dropped = int((kept & (cut > 0)).sum()), int((~kept).sum())
+        return np.stack([first + cut, stop, middle + 1, last + 1], axis=1)[kept]
+
+
+def _documents(ends: np.ndarray, context_length: int) -> np.ndarray:
+    """Spans int64[E, 4] of documents: the token before, and at most T that follow it."""
+    spans = []
+    before = 0  # the first document has no end of text before it: its first token is not predicted
+    for end in ends.tolist():
+        for start in range(before, end, context_length):
+            spans.append((start, start + 1, start + 1, min(start + context_length, end) + 1))
+        before = end
+    return np.array(spans, np.int64).reshape(-1, 4)
+
+
+class _InOrder(Sequence[Batch]):
+    def __init__(self, rows: Examples, batch_size: int, limit: int) -> None:
+        self._rows, self._batch_size = rows, batch_size
+        self._chosen = middles(-(-len(rows) // batch_size), limit)
+
+    def __len__(self) -> int:
+        return len(self._chosen)
+
+    @overload
+    def __getitem__(self, n: int) -> Batch: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[Batch]: ...
+    def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
+        if isinstance(n, slice):
+            return [self[i] for i in range(len(self))[n]]
+        places = self._chosen[n] * self._batch_size + np.arange(self._batch_size, dtype=np.uint64)
+        return self._rows.take(np.minimum(places, np.uint64(len(self._rows))))
+
+
+def first_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:
+    """The bin of each thing: the first that has room when its turn comes. int64[N] of sizes [N], at most `capacity`.
+
+    By a tree over the bins whose nodes know the most room below them, so that a turn takes O(log N).
+    """
+    leaves = 1 << max(len(sizes) - 1, 0).bit_length()
+    room = [capacity] * (2 * leaves)
+    bins = np.empty(len(sizes), np.int64)
+    for i, size in enumerate(sizes.tolist()):
+        node = 1
+        while node < leaves:
+            node *= 2
+            if room[node] < size:
+                node += 1
+        bins[i] = node - leaves
+        room[node] -= size
+        while node > 1:
+            node //= 2
+            most = max(room[2 * node], room[2 * node + 1])
+            if room[node] == most:
+                break
+            room[node] = most
+    return bins
