@@ -103,16 +103,16 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 200  # steps between evaluations, and one at the end; 0: never
     c.eval.batches = 20  # batches of validation data each time; 0: the whole split
-    c.eval.tasks = ()
+    c.eval.tasks = ()  # on held-out pairs: "generate", "classify", "classify_by_length", or a package.module:function
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 500  # steps between checkpoints, and one at the end; 0: never, not at the end either
     c.checkpoint.keep = 2  # so many of the latest stay
-    c.checkpoint.best = "eval/loss"  # and the one with the lowest value of this metric; "": none
+    c.checkpoint.best = "eval/loss"  # and the one where this metric is lowest, or of "-name" highest; "": none
     c.checkpoint.max_failures = 3  # so many saves that fail one after another stop the run; fewer are warned of
 
     c.early_stopping = ConfigDict()
-    c.early_stopping.metric = "eval/loss"
+    c.early_stopping.metric = "eval/loss"  # is to fall; "-name" is to rise
     c.early_stopping.patience = 0  # stop after so many evaluations without improvement; 0: never
     c.early_stopping.min_delta = 0.0  # how much lower counts as an improvement
 

@@ -71,7 +71,7 @@ RULES: dict[str, Rule] = {
     "loss.l2": _NONNEGATIVE,
     "eval.every": _at_least(0),
     "eval.batches": _at_least(0),
-    "eval.tasks": _only(()),
+    "eval.tasks": Rule(lambda v: all(isinstance(name, str) and name for name in v), "names of tasks, as ('generate',)"),
     "checkpoint.every": _at_least(0),
     "checkpoint.keep": _at_least(1),
     "early_stopping.metric": _NAME,

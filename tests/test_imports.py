@@ -21,6 +21,7 @@ HOUSE = {
     "config_rules": (1, "config"),
     "files": (1, "files"),
     "hub": (1, "hub"),
+    "lookup": (1, "lookup"),
     "tree": (1, "tree"),
     "model": (2, "model"),
     "optim": (2, "optim"),

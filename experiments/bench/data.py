@@ -7,14 +7,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from experiments.bench import machine
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import Spread, interleave
-from jaxlm import data
+from jaxlm import config, data
 from jaxlm.data import tokenizer_specs, tokenizers
 
 B, T = 64, 256
@@ -68,12 +67,13 @@ def _to_file(rounds: int, quick: bool) -> list[Row]:
             size += (source / f"{i}.py").write_bytes(document.text.encode())
             if quick and i > 40:
                 break
-        section = dict(source=str(source), validation="5%", tokenizer="bytes", text_field="text", errors="strict")
-
+        section = config.default().data
+        section.source = str(source)
         caches = itertools.count()
 
         def once() -> object:
-            return data.open(SimpleNamespace(**section, cache_dir=f"{folder}/{next(caches)}"))
+            section.cache_dir = f"{folder}/{next(caches)}"
+            return data.open(section)
 
         found = _speeds({"jaxlm": once}, size / 1e6, rounds)["jaxlm"]
     limit = Limit("value", ">=", 5)

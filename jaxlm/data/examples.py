@@ -67,6 +67,30 @@ def held_out(
     return HeldOut(_InOrder(rows, batch_size, limit), rows.bytes_per_token(tokenizer))
 
 
+def pairs(tokenizer: Tokenizer, file: TokenFile) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt, completion) of each pair in a token file, as ids without their ends of text.
+
+    Raises:
+      DataError: it holds no pairs.
+    """
+    tokens = np.asarray(file.tokens)
+    first, middle, last = _parts(tokens, tokenizer, file)
+    mapped.check_unchanged(tokens)
+    return [
+        (tokens[start:stop].astype(np.int64), tokens[stop + 1 : end].astype(np.int64))
+        for start, stop, end in zip(first.tolist(), middle.tolist(), last.tolist(), strict=True)
+    ]
+
+
+def _parts(tokens: np.ndarray, tokenizer: Tokenizer, file: TokenFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where each pair begins, its prompt's end of text, and its completion's: int64[E]."""
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+    if len(ends) != 2 * file.num_documents or not len(ends):
+        raise DataError(f"{file.path} holds no pairs of prompt and completion")
+    middle, last = ends[0::2], ends[1::2]
+    return np.append(0, last[:-1] + 1), middle, last
+
+
 class Examples:
     """The rows of a token file's examples.
 
@@ -81,13 +105,12 @@ class Examples:
         self, section: Section, tokenizer: Tokenizer, file: TokenFile, context_length: int, seed: int | None = None
     ) -> None:
         self._tokens, self.context_length, self._packed = np.asarray(file.tokens), context_length, section.pack
-        ends = np.flatnonzero(self._tokens == tokenizer.end_of_text)
         self._what, self._cut, self._dropped = "pieces of documents", 0, 0
         if section.format == "pairs":
-            self._spans = self._pairs(ends, section.too_long, file)
+            self._spans = self._fitted(*_parts(self._tokens, tokenizer, file), section.too_long)
             self._what = "pairs"
         else:
-            self._spans = _documents(ends, context_length)
+            self._spans = _documents(np.flatnonzero(self._tokens == tokenizer.end_of_text), context_length)
         if not len(self._spans):
             raise DataError(f"none of the {self._what} in {file.path} fits a context of {context_length} tokens")
         heads, tails = self._spans[:, 1] - self._spans[:, 0], self._spans[:, 3] - self._spans[:, 2]
@@ -148,20 +171,16 @@ class Examples:
         mapped.check_ids(self._tokens, ids[None], [start])
         return ids
 
-    def _pairs(self, ends: np.ndarray, too_long: str, file: TokenFile) -> np.ndarray:
+    def _fitted(self, first: np.ndarray, middle: np.ndarray, last: np.ndarray, too_long: str) -> np.ndarray:
         """Spans int64[E, 4]: of the prompt, or of the end of text where it is empty; and of what follows it."""
-        if len(ends) % 2 or len(ends) != 2 * file.num_documents:
-            raise DataError(f"{file.path} holds no pairs of prompt and completion")
-        middle, last = ends[0::2], ends[1::2]
-        first = np.append(0, last[:-1] + 1)
-        first, stop = np.minimum(first, middle), np.where(first == middle, middle + 1, middle)
+        stop = np.where(first == middle, middle + 1, middle)
         over = (stop - first) + (last - middle) - 1 - self.context_length  # positions too many
         if too_long == "error" and (over > 0).any():
             pair = int(np.argmax(over > 0))
             raise DataError(
-                f"pair {pair} of {len(over)} in {file.source[:8]} takes {over[pair] + self.context_length} positions, "
-                f"and model.context_length is {self.context_length}; data.too_long='cut' shortens prompts, 'drop' "
-                "leaves out such pairs"
+                f"pair {pair} of {len(over)} takes {over[pair] + self.context_length} positions, and "
+                f"model.context_length is {self.context_length}; data.too_long='cut' shortens prompts, 'drop' leaves "
+                "out such pairs"
             )
         kept = over <= (stop - first - 1 if too_long == "cut" else 0)
         cut = np.maximum(over, 0)

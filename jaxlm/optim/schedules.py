@@ -30,8 +30,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxlm import errors  # not their names: a function in this module is a schedule
-from jaxlm.optim import lookup
+from jaxlm import errors, lookup  # not their names: a function in this module is a schedule
 
 Number = Float[Array, ""] | float
 Shape = Callable[[Int[Array, ""] | int], Float[Array, ""]]

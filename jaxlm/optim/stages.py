@@ -27,8 +27,8 @@ from ml_collections import ConfigDict
 from jaxlm import tree
 from jaxlm.config import TRACED, flat
 from jaxlm.errors import ConfigError, nearest
+from jaxlm.lookup import find
 from jaxlm.optim import schedules, transforms
-from jaxlm.optim.lookup import find
 
 Spec = Mapping[str, Any]
 """A config's `optimizer` section, or the same in a structure, where traced numbers are marked."""

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxlm import tree
+from jaxlm import lookup, tree  # not their functions: a function in this module is a transform
 from jaxlm.errors import ConfigError
-from jaxlm.optim import lookup, schedules, wrappers  # not their functions: a function in this module is a transform
+from jaxlm.optim import schedules, wrappers
 from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
 from jaxlm.optim.muon import muon, scale_by_muon
 from jaxlm.optim.wrappers import (

@@ -24,7 +24,7 @@ from orbax.checkpoint import options
 
 from jaxlm import config, tree
 from jaxlm.errors import DataError
-from jaxlm.training import manifest
+from jaxlm.training import manifest, position
 from jaxlm.training.step import PyTree, State
 from jaxlm.training.step_folders import StepFolders
 
@@ -102,7 +102,8 @@ class Checkpoints(StepFolders):
                     config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
                 ),
             )
-        value = metrics.get(self._best, math.nan)
+        value = position.lowest(metrics, self._best)
+        value = math.nan if value is None else value
         self._finishing = self._thread.submit(self._finish, step, value if math.isfinite(value) else None)
 
     def _finish(self, step: int, metric: float | None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -52,3 +53,9 @@ def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
         out.append((start, stop - start))
         start = stop
     return out
+
+
+def lowest(metrics: Mapping[str, float], name: str) -> float | None:
+    """The metric that is to be low: that of this name, or minus the one that "-name" wants high. None: not there."""
+    value = metrics.get(name.removeprefix("-"))
+    return -value if value is not None and name.startswith("-") else value

@@ -17,8 +17,9 @@ from ml_collections import FrozenConfigDict
 from jaxlm import data, redact, tree
 from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
-from jaxlm.evals import perplexity
+from jaxlm.evals import perplexity, tasks
 from jaxlm.model.losses import TokenSums
+from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers, open_writers
@@ -99,6 +100,7 @@ class Run:
             self.validation, self._bytes_per_token = data.held_out(
                 cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
             )
+        self._ask = tasks.asker(cfg, opened.tokenizer, opened.validation) if cfg.eval.tasks else None
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
@@ -197,14 +199,17 @@ class Run:
         metrics: dict[str, float] = {}
         if evaluates:
             metrics = self.metrics = self._meaning(evaluate())
+            if self._ask:
+                asked = state()
+                metrics |= self._ask(evaluation_params(asked.opt_state, asked.params)[""])
             if (mean := self.recorder.mean_loss()) is not None:
                 metrics["eval/gap"] = metrics["eval/loss"] - mean
             self.recorder.write(done, metrics)
             best, patience = self._position.best, self._position.patience
-            if (value := metrics.get(cfg.checkpoint.best)) is not None:
+            if (value := position.lowest(metrics, cfg.checkpoint.best)) is not None:
                 best = best.seen(value, done)
                 save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
-            if (value := metrics.get(cfg.early_stopping.metric)) is not None:
+            if (value := position.lowest(metrics, cfg.early_stopping.metric)) is not None:
                 patience = patience.seen(value, done, cfg.early_stopping.min_delta)
                 if 0 < cfg.early_stopping.patience <= patience.stale:
                     stop = "stopped early"

@@ -196,14 +196,17 @@ def test_an_unknown_suite_is_refused(capsys):
     assert "choose from" in capsys.readouterr().err
 
 
-def test_a_disagreement_ends_it(monkeypatch, capsys, tmp_path):
+def test_a_suite_that_breaks_leaves_the_others_figures(monkeypatch, capsys, tmp_path):
     def run(quick):
         raise step.Disagreement("step 3: apart")
 
     monkeypatch.setattr(step, "run", run)
-    assert bench.main(["--suite", "step", "--out", str(tmp_path)]) == 1
-    assert "error: step 3: apart" in capsys.readouterr().err
-    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setattr(load, "run", lambda quick: [Row("load", "loading", "s", single(2.0))])
+    assert bench.main(["--suite", "step", "load", "--out", str(tmp_path)]) == 1
+    doc = json.loads((tmp_path / "cpu-step-load.json").read_text())
+    assert doc["notes"] == ["Suite step failed: Disagreement: step 3: apart."]
+    assert [row["figure"] for row in doc["rows"]] == ["loading"]
+    assert "**Suite step failed" in capsys.readouterr().out
 
 
 @pytest.mark.slow

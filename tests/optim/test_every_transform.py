@@ -16,9 +16,9 @@ import optax.contrib
 import pytest
 
 from jaxlm import config
+from jaxlm.lookup import _functions
 from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, transforms
-from jaxlm.optim.lookup import _functions
 from jaxlm.optim.static import static_arguments
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import State

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from jaxlm import config
 from jaxlm.errors import ConfigError
+from jaxlm.lookup import find
 from jaxlm.optim import schedules, transforms
-from jaxlm.optim.lookup import find
 
 STEPS = 200
 COUNTS = np.arange(0, STEPS + 50)

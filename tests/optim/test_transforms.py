@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
-from jaxlm import tree
+from jaxlm import lookup, tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain, lookup, schedules, transforms
+from jaxlm.optim import chain, schedules, transforms
 from tests.optim.trajectory import GRADIENTS, PARAMS, STEPS, adam, assert_close, checked, leaf
 
 UPDATES = {"w": jnp.array([1.0, -2.0]), "b": jnp.float32(3.0)}

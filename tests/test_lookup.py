@@ -3,8 +3,8 @@ import optax.contrib
 import pytest
 
 from jaxlm.errors import ConfigError
+from jaxlm.lookup import find
 from jaxlm.optim import schedules, transforms
-from jaxlm.optim.lookup import find
 
 
 @pytest.fixture

@@ -1,0 +1,179 @@
+"""Evaluations by name, on models whose answers are known, and through the doors."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm import data, evaluate
+from jaxlm.data import examples
+from jaxlm.errors import ConfigError, DataError
+from jaxlm.evals import tasks
+from jaxlm.model import gpt2
+from tests.tiny import resolved, tiny
+
+T = 32
+FIELDS = {"data__format": "pairs", "model__context_length": T, "data__validation": ""}
+
+
+@pytest.fixture
+def subject(tmp_path):
+    """`subject(pairs, params=None)`: of a small model, or one that gives every token what `logits` says."""
+
+    def make(pairs, model=None):
+        path = tmp_path / f"{len(list(tmp_path.iterdir()))}.jsonl"
+        path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+        opened = data.open(tiny(data__source=str(path), **FIELDS).data)
+        built = gpt2.build(resolved(model__context_length=T).model)
+        params = built.init(jax.random.key(0))
+        return tasks.Subject(model or built, params, opened.tokenizer, opened.train, T, batch_size=4)
+
+    return make
+
+
+REVIEWS = [("good film:", "pos"), ("bad film:", "neg"), ("fine:", "pos"), ("dull book:", "neg"), ("great:", "pos")]
+
+
+def by_hand(subject, prompt, completion):
+    """The log-likelihood of one completion, from the logits of one unpadded row."""
+    end = subject.tokenizer.end_of_text
+    ids = [*(list(prompt.encode()) or [end]), *completion.encode(), end]
+    logits = subject.model.apply(subject.params, {"inputs": jnp.array([ids[:-1]])})
+    found = np.asarray(jax.nn.log_softmax(logits))[0, np.arange(len(ids) - 1), ids[1:]]
+    return found[-len(completion.encode()) - 1 :].sum()
+
+
+def test_log_likelihoods_by_hand(subject):
+    asked = subject([*REVIEWS, ("", "alone"), ("p", "a long completion")])
+    found = tasks.log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
+    expected = [by_hand(asked, *pair) for pair in [*REVIEWS, ("", "alone"), ("p", "a long completion")]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_long_prompt_is_cut_and_a_long_completion_an_error(subject):
+    asked = subject([("x" * 50 + "tail:", "yes"), ("tail:", "no")])
+    (prompt, completion), _ = examples.pairs(asked.tokenizer, asked.split)
+    found = tasks.log_likelihoods(asked, [(prompt, completion)])
+    np.testing.assert_allclose(found, by_hand(asked, ("x" * 50 + "tail:")[-(T - 3) :], "yes"), rtol=1e-5)
+    with pytest.raises(DataError, match="a completion of 40 tokens fills the context of 32"):
+        tasks.log_likelihoods(asked, [(prompt, np.full(40, 65))])
+
+
+def rigged(answer):
+    """A model that follows each token by what `answer` has for it, with near certainty."""
+    table = np.full((257, 257), -20.0, np.float32)
+    for token, following in answer.items():
+        table[token, following] = 20.0
+    built = gpt2.build(resolved(model__context_length=T).model)
+    return built._replace(
+        apply=lambda params, batch: jnp.asarray(table)[batch["inputs"]],
+        unstack=lambda params: params,
+        prefill=lambda params, tokens, start, slots: (
+            jnp.asarray(table)[tokens[:, -1]],
+            gpt2.Cache((), start, jnp.int32(tokens.shape[1])),
+        ),
+        decode=lambda params, token, cache: (jnp.asarray(table)[token], cache._replace(length=cache.length + 1)),
+    )
+
+
+def test_classify_takes_the_most_probable_label(subject):
+    yes = rigged({ord(":"): ord("p"), ord("p"): ord("o"), ord("o"): ord("s"), ord("s"): 256})
+    found = tasks.classify(subject(REVIEWS, yes))
+    assert found.metrics == {"classify/accuracy": 0.6, "classify/macro_f1": pytest.approx((0 + 0.75) / 2)}
+    assert found.details == {"labels": ["neg", "pos"], "confusion": [[0, 2], [0, 3]]}
+    low, high = found.intervals["classify/accuracy"]
+    assert 0 <= low < 0.6 < high <= 1
+    assert found.text.splitlines()[1:] == ["predicted: 'neg' 'pos'", "'neg'          0     2", "'pos'          0     3"]
+
+
+def test_labels_may_begin_alike_and_be_each_others_beginning(subject):
+    one = rigged({ord(":"): ord("a"), ord("a"): ord("b"), ord("b"): 256})
+    found = tasks.classify(subject([("x:", "ab"), ("y:", "abc"), ("z:", "a")], one))
+    assert found.metrics["classify/accuracy"] == pytest.approx(1 / 3)
+    assert found.details["confusion"] == [[0, 1, 0], [0, 1, 0], [0, 1, 0]]
+
+
+def test_length_counts_where_it_is_asked_for(subject):
+    """Every token costs the same: the shorter label is the more probable, a token of either is not."""
+    same = rigged({})
+    pairs = [("x:", "no"), ("y:", "no"), ("z:", "perhaps")]
+    assert tasks.classify(subject(pairs, same)).details["confusion"] == [[2, 0], [1, 0]]
+    asked = subject(pairs, same)
+    likelihoods = tasks.log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
+    assert likelihoods[0] / 3 == pytest.approx(likelihoods[2] / 8)
+    assert set(tasks.classify_by_length(asked).metrics) == {
+        "classify_by_length/accuracy",
+        "classify_by_length/macro_f1",
+    }
+
+
+def test_what_has_no_classes(subject):
+    with pytest.raises(DataError, match="classify: all 2 completions are 'yes'; one class tells nothing"):
+        tasks.classify(subject([("a", "yes"), ("b", "yes")]))
+    with pytest.raises(DataError, match="classify: 101 different completions, and at most 100 are taken for labels"):
+        tasks.classify(subject([("a", f"{i}") for i in range(101)]))
+
+
+def test_generate_compares_what_is_written(subject, capsys):
+    counts = rigged({ord(":"): ord("1"), ord("1"): ord("2"), ord("2"): 256})
+    found = tasks.generate(subject([("a:", "12"), ("b:", "13"), ("", "12"), ("c:", "12")], counts))
+    assert found.metrics["generate/exact_match"] == found.metrics["generate/f1"] == 0.5
+    assert [item["answer"] for item in found.details][:2] == ["12", "12"]
+    assert {"generate/bleu", "generate/chrf"} <= set(found.metrics)
+    assert found.text.splitlines()[1:3] == ["2 of 4 answers are not the reference", "'b:': '12', expected '13'"]
+
+
+def test_names_of_tasks(tmp_path, monkeypatch):
+    with pytest.raises(
+        ConfigError, match="unknown task 'generat': did you mean 'generate'.*; or name a package.module:f"
+    ):
+        tasks.find("generat")
+    (tmp_path / "mine.py").write_text(
+        "def size(subject):\n    return {'size': subject.context_length}\ndef bad(s): 3\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    blank = tasks.Subject(None, None, None, None, 7, 1)
+    assert tasks.find("mine:size")(blank) == tasks.Result({"size": 7.0}, {})
+    with pytest.raises(ConfigError, match="task 'mine:bad' returned NoneType; expected a dict of numbers, or a Result"):
+        tasks.find("mine:bad")(blank)
+    with pytest.raises(ConfigError, match="'mine' has no function 'siz'"):
+        tasks.find("mine:siz")
+
+
+def test_tasks_in_training_and_afterwards(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"prompt": f"{p}{i} ", "completion": c} for i in range(20) for p, c in REVIEWS]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = FIELDS | {"data__validation": "20%", "data__source": str(path), "steps": 40, "eval__every": 20}
+    best = {"checkpoint__best": "-eval/classify/accuracy", "eval__tasks": ("classify", "generate")}
+    cfg = tiny(**fields, **best, optimizer__scale_by_learning_rate__peak=0.01, data__batch_size=16)
+    run = jaxlm.train(cfg, tmp_path / "run")
+    written = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    told = {row["step"]: row["eval/classify/accuracy"] for row in written if "eval/classify/accuracy" in row}
+    assert set(told) == {20, 40} and told[40] == run.metrics["eval/classify/accuracy"]
+    from jaxlm.training.load import locate
+
+    manifests = {
+        p.parent.name: json.loads(p.read_text())["metric"] for p in tmp_path.glob("run/checkpoints/*/manifest.json")
+    }
+    assert manifests["40"] == -told[40]
+    assert locate(str(tmp_path / "run")).step == 40
+    arguments = [f"--checkpoint={tmp_path / 'run'}", "--task=classify", "--task=generate"]
+    assert evaluate.main([*arguments, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["eval/classify/accuracy"] == pytest.approx(told[40])
+    assert found["intervals"]["eval/classify/accuracy"][0] <= told[40] and found["details"]["generate"]
+    assert evaluate.main(arguments) == 0
+    shown = capsys.readouterr().out
+    assert "eval/classify/accuracy" in shown and "predicted:" in shown and "  [" in shown
+    assert evaluate.main([arguments[0], "--task=clasify"]) == 2
+
+
+def test_tasks_of_running_text(tmp_path):
+    with pytest.raises(ConfigError, match=r"eval.tasks=\('generate',\) needs data.validation and eval.every"):
+        jaxlm.train(tiny(eval__tasks=("generate",), data__validation=""), tmp_path / "a")
+    with pytest.raises((ConfigError, DataError), match="holds no pairs of prompt and completion"):
+        jaxlm.train(tiny(eval__tasks=("generate",)), tmp_path / "b")
