@@ -67,6 +67,10 @@ def default() -> ConfigDict:
     c.model.attention = "auto"  # "cudnn", "blockwise", or the first of these that serves
     c.model.loss_chunks = 1  # parts of T whose logits are in memory at a time; 0: all, in float32, by autodiff
     c.model.remat = "none"  # recompute in the backward pass: "none", all but "dots", or each "block"
+    c.model.lora = ConfigDict()  # low-rank adaptation, see model/lora.py: freeze the rest in the optimizer
+    c.model.lora.rank = 0  # 0: none
+    c.model.lora.alpha = 16.0  # the products are multiplied by alpha / rank
+    c.model.lora.where = "attn/c_attn/kernel$"  # the matrices, by path
     c.model.unroll = False  # unroll the loop over layers: faster on GPUs, compiles slower; same values
 
     c.data = ConfigDict()

@@ -49,10 +49,10 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--batch_size is {args.batch_size}; expected at least 1, or 0 for that of the training")
 
     from jaxlm import data
-    from jaxlm.evals import perplexity, tasks
+    from jaxlm.evals import asking, perplexity, tasks
     from jaxlm.training.load import load, locate
 
-    wanted = {name: tasks.find(name) for name in args.task}
+    wanted = {name: asking.find(name) for name in args.task}
     step = locate(args.checkpoint).step
     if step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")

@@ -88,9 +88,10 @@ def group_metrics(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, j
 
 
 def matmul_size(params: PyTree) -> int:
-    """How many of GPT-2's parameters multiply each token: all but the tables that are only looked up."""
+    """How many of GPT-2's parameters multiply each token: all but the tables that are only looked up, and but
+    low-rank products, which are added to matrices once a step."""
     tables = ["wpe"] if "lm_head" not in params else ["wpe", "wte"]
-    return size(params) - sum(size(params[name]) for name in tables)
+    return size(params) - sum(size(params[name]) for name in tables) - size(params.get("lora", ()))
 
 
 def norm(tree: PyTree) -> jax.Array:

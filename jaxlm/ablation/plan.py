@@ -18,6 +18,7 @@ from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, tria
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2
 from jaxlm.telemetry import flops
+from jaxlm.telemetry.text import aligned
 from jaxlm.training.prepare import prepare
 
 
@@ -200,8 +201,6 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
         rows.append((name, str(compared), str(tuned[name]), f"{cfg.steps:,}", f"{trial_tokens:,}", trial_flops, shown))
         digest = lanes.digest(lanes.shared(prepare(cfg).config))
         programs[digest] = programs.get(digest, 0) + total
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    table = ["  " + "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     baseline = arms[study.baseline]
     say("timing a few steps of the baseline")
     step_seconds = lanes.seconds_per_step([prepare(baseline)], 0)
@@ -214,7 +213,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
             study.question,
             f"metric {study.metric}, baseline {study.baseline!r}, seeds {', '.join(map(str, study.seeds))}",
             f"budget: {budget(study, arms)}",
-            *table,
+            *(f"  {line}" for line in aligned(rows)),
             *(f"doubt: {line}" for line in doubts(study, arms)),
             f"{trials} trials in {len(programs)} programs, as lanes of up to {fit} where that is faster",
             f"{tokens:,.0f} training tokens, {in_all:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after "

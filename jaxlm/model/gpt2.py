@@ -22,6 +22,7 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from jaxtyping import Array, Float, Int, Key
 
 from jaxlm.errors import ConfigError
+from jaxlm.model import lora
 from jaxlm.model.attention import cached, causal, drop
 
 PyTree = Any
@@ -109,9 +110,11 @@ def build(section: Any) -> Model:
     )
     module = GPT2(shape)
     run: Callable[..., Any] = module.apply
+    whole = functools.partial(lora.merged, section=section.lora)
 
     def init(key: Key[Array, ""]) -> PyTree:
-        return module.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
+        params = module.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
+        return lora.added(params, section.lora, key)
 
     def hidden(
         params: PyTree,
@@ -121,16 +124,18 @@ def build(section: Any) -> Model:
         key: Key[Array, ""] | None = None,
     ) -> Float[Array, "B T D"]:
         packed = {f"{name}_BT": batch.get(name) for name in ("positions", "segment_ids")}
-        found: jax.Array = run({"params": params}, batch["inputs"], **packed, dropout=dropout, key=key)
+        found: jax.Array = run({"params": whole(params)}, batch["inputs"], **packed, dropout=dropout, key=key)
         return found
 
     def head(params: PyTree) -> Float[Array, "V D"]:
+        params = whole(params)
         return params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T
 
     def apply(params: PyTree, batch: Batch, **dropout: Any) -> Float[Array, "B T V"]:
-        return run({"params": params}, hidden(params, batch, **dropout), method=GPT2.head)
+        return run({"params": whole(params)}, hidden(params, batch, **dropout), method=GPT2.head)
 
     def unstack(params: PyTree) -> PyTree:
+        params = whole(params)
         keep = functools.partial(jax.tree.map, jnp.asarray)
         cast = functools.partial(jax.tree.map, lambda x: jnp.asarray(x, shape.dtype))
 

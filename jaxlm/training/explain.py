@@ -12,6 +12,7 @@ from jaxlm import config, optim, redact, tree
 from jaxlm.optim import chain
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves, flops
+from jaxlm.telemetry.text import aligned
 from jaxlm.training import memory, step
 from jaxlm.training.prepare import prepare
 
@@ -58,11 +59,7 @@ def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
         shape = str(list(leaf.shape))
         rows.append((path, shape, f"{leaf.size:,}", numbers, f"{decay:g}", f"x{multiplier:g}", f"{state:,} B"))
     rows.append(("total", "", f"{tree.size(params):,}", "", "", "", ""))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    left = (str.ljust, str.ljust, str.rjust, str.ljust, str.rjust, str.rjust, str.rjust)
-    return "\n".join(
-        ("  " + "  ".join(pad(cell, width) for pad, cell, width in zip(left, row, widths))).rstrip() for row in rows
-    )
+    return "\n".join(f"  {line}" for line in aligned(rows, right={2, 4, 5, 6}))
 
 
 def optimizer(cfg: FrozenConfigDict, params: step.PyTree) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from jaxlm.data import tokenizer_export
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.model import huggingface
+from jaxlm.model import huggingface, lora
 from jaxlm.training import card
 from jaxlm.training.load import load, locate
 
@@ -38,7 +38,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     texts = tokenizer_export.files(tokenizer, section.context_length)
     texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded)
     with _folder(out) as folder:
-        huggingface.write(folder, loaded.params, section, end_of_text=tokenizer.end_of_text)
+        huggingface.write(folder, lora.merged(loaded.params, section.lora), section, end_of_text=tokenizer.end_of_text)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return out

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxlm import config
 from jaxlm.data.tokenizers import Bytes, Tokenizer
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.model import lora
 from jaxlm.model.resize import resize
 from jaxlm.training.load import Located, locate, read_config, read_params, read_tokenizer
 from jaxlm.training.step import PyTree
@@ -87,7 +88,8 @@ def params(cfg: FrozenConfigDict, source: Source, tokenizer: Tokenizer) -> tuple
     """
     out, said = read_params(source.located, source.config), list(source.said)
     key, _ = jax.random.split(jax.random.key(cfg.seed))  # the one that draws parameters where there is no source
-    out, resized = resize(out, source.config.model, cfg.model, key)
+    out, resized = resize(lora.merged(out, source.config.model.lora), source.config.model, cfg.model, key)
+    out = lora.added(out, cfg.model.lora, key)
     if source.tokenizer is None:
         said.append(f"{cfg.init_from!r} has no tokenizer that could be compared with that of the data")
     elif not _same(tokenizer, source.tokenizer):

@@ -17,7 +17,7 @@ from ml_collections import FrozenConfigDict
 from jaxlm import data, redact, tree
 from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
-from jaxlm.evals import perplexity, tasks
+from jaxlm.evals import asking, perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import flops
@@ -100,7 +100,7 @@ class Run:
             self.validation, self._bytes_per_token = data.held_out(
                 cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
             )
-        self._ask = tasks.asker(cfg, opened.tokenizer, opened.validation) if cfg.eval.tasks else None
+        self._ask = asking.asker(cfg, opened.tokenizer, opened.validation) if cfg.eval.tasks else None
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}

@@ -16,9 +16,9 @@ from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, review
-from jaxlm.optim.stages import stages
+from jaxlm.optim.stages import stages, walk
 from jaxlm.optim.static import static_arguments
-from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.optim.wrappers import evaluation_params, freeze
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -66,7 +66,13 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
         raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
-    return [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
+    said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
+    frozen = any(stage.function is freeze for stage in walk(stages(cfg.optimizer.to_dict())))
+    if cfg.model.lora.rank and not frozen:
+        said.append(
+            "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
+        )
+    return said
 
 
 def build(structure: FrozenConfigDict) -> Program:

@@ -11,7 +11,7 @@ import jaxlm
 from jaxlm import data, evaluate
 from jaxlm.data import examples
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.evals import tasks
+from jaxlm.evals import asking, likelihoods, tasks
 from jaxlm.model import gpt2
 from tests.tiny import resolved, tiny
 
@@ -37,6 +37,10 @@ def subject(tmp_path):
 REVIEWS = [("good film:", "pos"), ("bad film:", "neg"), ("fine:", "pos"), ("dull book:", "neg"), ("great:", "pos")]
 
 
+def log_likelihoods(subject, pairs):
+    return likelihoods.of_completions(*subject[:2], subject.tokenizer.end_of_text, pairs, T, subject.batch_size)
+
+
 def by_hand(subject, prompt, completion):
     """The log-likelihood of one completion, from the logits of one unpadded row."""
     end = subject.tokenizer.end_of_text
@@ -48,7 +52,7 @@ def by_hand(subject, prompt, completion):
 
 def test_log_likelihoods_by_hand(subject):
     asked = subject([*REVIEWS, ("", "alone"), ("p", "a long completion")])
-    found = tasks.log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
+    found = log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
     expected = [by_hand(asked, *pair) for pair in [*REVIEWS, ("", "alone"), ("p", "a long completion")]]
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -56,10 +60,10 @@ def test_log_likelihoods_by_hand(subject):
 def test_a_long_prompt_is_cut_and_a_long_completion_an_error(subject):
     asked = subject([("x" * 50 + "tail:", "yes"), ("tail:", "no")])
     (prompt, completion), _ = examples.pairs(asked.tokenizer, asked.split)
-    found = tasks.log_likelihoods(asked, [(prompt, completion)])
+    found = log_likelihoods(asked, [(prompt, completion)])
     np.testing.assert_allclose(found, by_hand(asked, ("x" * 50 + "tail:")[-(T - 3) :], "yes"), rtol=1e-5)
     with pytest.raises(DataError, match="a completion of 40 tokens fills the context of 32"):
-        tasks.log_likelihoods(asked, [(prompt, np.full(40, 65))])
+        log_likelihoods(asked, [(prompt, np.full(40, 65))])
 
 
 def rigged(answer):
@@ -86,7 +90,11 @@ def test_classify_takes_the_most_probable_label(subject):
     assert found.details == {"labels": ["neg", "pos"], "confusion": [[0, 2], [0, 3]]}
     low, high = found.intervals["classify/accuracy"]
     assert 0 <= low < 0.6 < high <= 1
-    assert found.text.splitlines()[1:] == ["predicted: 'neg' 'pos'", "'neg'          0     2", "'pos'          0     3"]
+    assert found.text.splitlines()[1:] == [
+        "predicted:  'neg'  'pos'",
+        "'neg'           0      2",
+        "'pos'           0      3",
+    ]
 
 
 def test_labels_may_begin_alike_and_be_each_others_beginning(subject):
@@ -102,7 +110,7 @@ def test_length_counts_where_it_is_asked_for(subject):
     pairs = [("x:", "no"), ("y:", "no"), ("z:", "perhaps")]
     assert tasks.classify(subject(pairs, same)).details["confusion"] == [[2, 0], [1, 0]]
     asked = subject(pairs, same)
-    likelihoods = tasks.log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
+    likelihoods = log_likelihoods(asked, examples.pairs(asked.tokenizer, asked.split))
     assert likelihoods[0] / 3 == pytest.approx(likelihoods[2] / 8)
     assert set(tasks.classify_by_length(asked).metrics) == {
         "classify_by_length/accuracy",
@@ -127,20 +135,18 @@ def test_generate_compares_what_is_written(subject, capsys):
 
 
 def test_names_of_tasks(tmp_path, monkeypatch):
-    with pytest.raises(
-        ConfigError, match="unknown task 'generat': did you mean 'generate'.*; or name a package.module:f"
-    ):
-        tasks.find("generat")
+    with pytest.raises(ConfigError, match="unknown task 'generat': did you mean 'generate'"):
+        asking.find("generat")
     (tmp_path / "mine.py").write_text(
         "def size(subject):\n    return {'size': subject.context_length}\ndef bad(s): 3\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     blank = tasks.Subject(None, None, None, None, 7, 1)
-    assert tasks.find("mine:size")(blank) == tasks.Result({"size": 7.0}, {})
+    assert asking.find("mine:size")(blank) == tasks.Result({"size": 7.0}, {})
     with pytest.raises(ConfigError, match="task 'mine:bad' returned NoneType; expected a dict of numbers, or a Result"):
-        tasks.find("mine:bad")(blank)
+        asking.find("mine:bad")(blank)
     with pytest.raises(ConfigError, match="'mine' has no function 'siz'"):
-        tasks.find("mine:siz")
+        asking.find("mine:siz")
 
 
 def test_tasks_in_training_and_afterwards(tmp_path, capsys):

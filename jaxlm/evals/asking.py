@@ -1,0 +1,60 @@
+"""From names of evaluations to what they find."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from ml_collections import FrozenConfigDict
+
+from jaxlm import lookup
+from jaxlm.data import TokenFile, Tokenizer
+from jaxlm.errors import ConfigError
+from jaxlm.evals import tasks
+from jaxlm.evals.tasks import Result, Subject
+from jaxlm.model import gpt2
+from jaxlm.model.gpt2 import PyTree
+
+
+def find(name: str) -> Callable[[Subject], Result]:
+    """The evaluation that a name of `eval.tasks` or --task means.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    function = lookup.find("task", name, tasks)
+
+    def ask(subject: Subject) -> Result:
+        found = function(subject)
+        if isinstance(found, Result):
+            return found
+        if isinstance(found, dict) and all(isinstance(value, (int, float)) for value in found.values()):
+            return Result({key: float(value) for key, value in found.items()}, {})
+        raise ConfigError(f"task {name!r} returned {type(found).__name__}; expected a dict of numbers, or a Result")
+
+    return ask
+
+
+def asker(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile | None) -> Callable[[PyTree], dict[str, float]]:
+    """What gives the metrics of `eval.tasks` for parameters, named eval/TASK/METRIC.
+
+    Raises:
+      ConfigError: an unknown task, or there is nothing to ask.
+    """
+    functions = [find(name) for name in cfg.eval.tasks]
+    if split is None or not cfg.eval.every:
+        raise ConfigError(f"eval.tasks={tuple(cfg.eval.tasks)} needs data.validation and eval.every")
+    subject = functools.partial(
+        Subject,
+        model=gpt2.build(cfg.model),
+        tokenizer=tokenizer,
+        split=split,
+        context_length=cfg.model.context_length,
+        batch_size=cfg.data.batch_size,
+    )
+
+    def ask(params: PyTree) -> dict[str, float]:
+        results = [function(subject(params=params)) for function in functions]
+        return {f"eval/{name}": value for result in results for name, value in result.metrics.items()}
+
+    return ask

@@ -1,0 +1,127 @@
+"""Low-rank adaptation: the same function to begin with, a small part that trains, and a product that is folded in."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm import tree
+from jaxlm.errors import ConfigError
+from jaxlm.model import gpt2, lora
+from jaxlm.training import step
+from jaxlm.training.export import export
+from tests.tiny import assert_same_bits, batch, resolved, tiny
+
+WHERE = "kernel$|wte/embedding"
+ON = {"model__lora__rank": 2, "model__lora__where": WHERE}
+FROZEN = {
+    "optimizer__chain": ("freeze", "clip_by_global_norm", "scale_by_adam", "scale_by_learning_rate"),
+    "optimizer__freeze": {"where": "^(?!lora/)"},
+}
+TOKENS = {"inputs": np.arange(32, dtype=np.int32).reshape(2, 16)}
+
+
+def model(**changes):
+    cfg = resolved(**changes)
+    built = gpt2.build(cfg.model)
+    return built, built.init(jax.random.key(0)), cfg.model.lora
+
+
+def trained(params):
+    """The same, with products that are not zero."""
+    thin = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params["lora"])
+    return params | {"lora": thin}
+
+
+def test_at_first_the_function_is_what_it_was():
+    plain, base, _ = model()
+    adapted, params, section = model(**ON)
+    assert_same_bits({name: part for name, part in params.items() if name != "lora"}, base)
+    assert_same_bits(adapted.apply(params, TOKENS), plain.apply(base, TOKENS))
+    assert params["lora"]["h"]["attn"]["c_attn"]["kernel"]["a"].shape == (1, 16, 2)
+    assert params["lora"]["h"]["attn"]["c_attn"]["kernel"]["b"].shape == (1, 2, 48)
+    assert params["lora"]["wte"]["embedding"]["b"].shape == (2, 16)
+    assert "lora" not in base and lora.merged(base, section) is base
+
+
+def test_merged_parameters_give_the_same_logits():
+    plain, _, _ = model()
+    adapted, params, section = model(**ON)
+    params = trained(params)
+    expected = adapted.apply(params, TOKENS)
+    assert (
+        np.abs(
+            expected - adapted.apply(lora.added(plain.init(jax.random.key(0)), section, jax.random.key(0)), TOKENS)
+        ).max()
+        > 0.1
+    )
+    np.testing.assert_allclose(plain.apply(lora.merged(params, section), TOKENS), expected, rtol=1e-5, atol=1e-5)
+    starts, slots = jnp.zeros(2, jnp.int32), 16
+    last, _ = adapted.prefill(adapted.unstack(params), TOKENS["inputs"], starts, slots)
+    np.testing.assert_allclose(last, expected[:, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_the_product_is_scaled_by_alpha_over_rank():
+    _, params, section = model(**ON, model__lora__alpha=6.0)
+    params = trained(params)
+    thin = params["lora"]["h"]["mlp"]["c_fc"]["kernel"]
+    expected = params["h"]["mlp"]["c_fc"]["kernel"] + 3.0 * np.einsum("lmr,lrn->lmn", thin["a"], thin["b"])
+    np.testing.assert_allclose(
+        lora.merged(params, section)["h"]["mlp"]["c_fc"]["kernel"], expected, rtol=1e-5, atol=1e-7
+    )
+
+
+def test_only_the_thin_matrices_train_and_have_optimizer_memory():
+    structure, hparams = step.split(resolved(**ON, **FROZEN))
+    program = step.build(structure)
+    state = program.init(jax.random.key(0), hparams)
+    after, train_step = state, jax.jit(program.train_step)
+    for n in range(4):  # the first step's rate is 0, and a moves once b has
+        after, _ = train_step(hparams, after, batch(seed=n))
+    before, now = ({n: p for n, p in s.params.items() if n != "lora"} for s in (state, after))
+    assert_same_bits(before, now)
+    moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), state.params["lora"], after.params["lora"])
+    assert all(jax.tree.leaves(moved))
+    numbers = sum(x.size for x in jax.tree.leaves(state.opt_state))
+    assert 2 * tree.size(state.params["lora"]) <= numbers <= 2 * tree.size(state.params["lora"]) + 8
+
+
+def test_an_export_has_the_products_folded_in(tmp_path):
+    run = jaxlm.train(tiny(**ON, **FROZEN, optimizer__scale_by_learning_rate__peak=0.05), tmp_path / "run")
+    built, params, _, _ = jaxlm.load(tmp_path / "run")
+    assert_same_bits(params, run.state.params)
+    export(tmp_path / "run", tmp_path / "out")
+    merged, theirs, _, config = jaxlm.load(tmp_path / "out")
+    assert config.model.lora.rank == 0 and "lora" not in theirs
+    expected = built.apply(params, TOKENS)
+    np.testing.assert_allclose(merged.apply(theirs, TOKENS), expected, rtol=1e-5, atol=1e-5)
+    plain = built.apply(params | {"lora": jax.tree.map(jnp.zeros_like, params["lora"])}, TOKENS)
+    assert np.abs(plain - expected).max() > 1e-2
+
+
+def test_a_run_begins_with_a_model_and_adds_products(tmp_path, capfd):
+    base = jaxlm.train(tiny(), tmp_path / "base")
+    fields = {"init_from": str(tmp_path / "base"), "steps": 4}
+    run = jaxlm.train(tiny(**ON, **FROZEN, **fields), tmp_path / "tuned")
+    kept = {name: part for name, part in run.state.params.items() if name != "lora"}
+    assert_same_bits(kept, base.state.params)
+    assert "warning: model.lora" not in capfd.readouterr().err
+    again = jaxlm.train(tiny(init_from=str(tmp_path / "tuned"), steps=1), tmp_path / "again")  # folded in
+    assert "lora" not in again.state.params
+    rows = [json.loads(line) for line in (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()]
+    assert rows
+
+
+def test_what_is_no_matrix_and_what_matches_nothing():
+    with pytest.raises(ConfigError, match="model.lora.where='attn' matches h/attn/c_attn/bias, which is no matrix"):
+        model(model__lora__rank=2, model__lora__where="attn")
+    with pytest.raises(ConfigError, match="where='nothing' matches no parameter"):
+        model(model__lora__rank=2, model__lora__where="nothing")
+
+
+def test_products_beside_parameters_that_train_are_doubted():
+    assert any("model.lora is on and nothing is frozen" in line for line in step.doubts(resolved(**ON)))
+    assert not any("model.lora" in line for line in step.doubts(resolved(**ON, **FROZEN)))
