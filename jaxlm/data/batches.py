@@ -188,37 +188,17 @@ def evaluation(
             f"stride is {stride}; expected from 1 to the context of {context_length} tokens, or 0 for windows that "
             "don't overlap"
         )
-    return _Evaluation(tokens, batch_size, context_length, limit, stride or context_length)
+    if len(tokens) < 2:
+        raise DataError(f"a split of {len(tokens)} tokens has nothing to predict; give more text to data.validation")
+    T, stride, plain = context_length, stride or context_length, np.asarray(tokens)
+    rows = 1 + -(-max(len(tokens) - 1 - T, 0) // stride)
 
-
-class _Evaluation(Sequence[Batch]):
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, limit: int, stride: int) -> None:
-        if len(tokens) < 2:
-            raise DataError(
-                f"a split of {len(tokens)} tokens has nothing to predict; give more text to data.validation"
-            )
-        self._tokens = np.asarray(tokens)
-        self._batch_size, self._context_length, self._stride = batch_size, context_length, stride
-        windows = 1 + -(-max(len(tokens) - 1 - context_length, 0) // stride)
-        total = -(-windows // batch_size)
-        self._chosen = middles(total, limit)
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    @overload
-    def __getitem__(self, n: int) -> Batch: ...
-    @overload
-    def __getitem__(self, n: slice) -> list[Batch]: ...
-    def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
-        if isinstance(n, slice):
-            return [self[i] for i in range(len(self))[n]]
-        T, stride = self._context_length, self._stride
-        first = self._chosen[n] * self._batch_size * stride
-        span = (self._batch_size - 1) * stride + T + 1
-        mapped.check_unchanged(self._tokens)
-        part = self._tokens[first : first + span]
-        mapped.check_ids(self._tokens, part[None], [first])
+    def batch(n: int) -> Batch:
+        first = n * batch_size * stride
+        span = (batch_size - 1) * stride + T + 1
+        mapped.check_unchanged(plain)
+        part = plain[first : first + span]
+        mapped.check_ids(plain, part[None], [first])
 
         def windows(values: np.ndarray | float, dtype: type) -> np.ndarray:
             """[B, T + 1], filled with zeros."""
@@ -231,11 +211,26 @@ class _Evaluation(Sequence[Batch]):
         weights[1 if first == 0 else 0 :, : T - stride] = 0  # counted in the window before, if there is one
         return {"inputs": ids[:, :-1] * known.astype(np.int32), "targets": ids[:, 1:].copy(), "weights": weights}
 
+    return Chosen(-(-rows // batch_size), limit, batch)
 
-def middles(total: int, limit: int) -> list[int]:
-    """At most `limit` of so many things, evenly spaced: the middles of equal parts. 0 is all of them."""
-    count = min(limit, total) if limit else total
-    return [(2 * j + 1) * total // (2 * count) for j in range(count)]
+
+class Chosen(Sequence[Batch]):
+    """At most `limit` of so many batches, evenly spaced: the middles of equal parts; all of them if it is 0.
+    Each is made when it is asked for."""
+
+    def __init__(self, total: int, limit: int, make: Callable[[int], Batch]) -> None:
+        count = min(limit, total) if limit else total
+        self._numbers, self._make = [(2 * j + 1) * total // (2 * count) for j in range(count)], make
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    @overload
+    def __getitem__(self, n: int) -> Batch: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[Batch]: ...
+    def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
+        return [self[i] for i in range(len(self))[n]] if isinstance(n, slice) else self._make(self._numbers[n])
 
 
 @contextlib.contextmanager

@@ -9,36 +9,27 @@ is longer than a row goes on in another, as an example of its own. Rows that hol
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.data import mapped
-from jaxlm.data.batches import Batch, Batches, UInt64s, evaluation, middles, permutation
+from jaxlm.data.batches import Batch, Batches, Chosen, UInt64s, evaluation, permutation
+from jaxlm.data.section import Section
 from jaxlm.data.store import Data
 from jaxlm.data.tokenfile import TokenFile
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
 
 
-class Section(Protocol):
-    """`cfg.data`, as far as it is read here."""
-
-    @property
-    def format(self) -> str: ...
-    @property
-    def pack(self) -> bool: ...
-    @property
-    def loss_on(self) -> str: ...
-    @property
-    def too_long(self) -> str: ...
-    @property
-    def batch_size(self) -> int: ...
-
-
 class HeldOut(NamedTuple):
     batches: Sequence[Batch]
     bytes_per_token: float  # UTF-8 bytes of the tokens that are predicted, over their number
+
+
+def running(section: Section) -> bool:
+    """Whether rows are windows of running text, not whole examples."""
+    return section.format == "text" and not section.pack
 
 
 def training(section: Section, data: Data, context_length: int, seed: int) -> tuple[Batches, str]:
@@ -47,7 +38,7 @@ def training(section: Section, data: Data, context_length: int, seed: int) -> tu
     Raises:
       DataError: there is too little text, no example, or one that is too long where that is an error.
     """
-    if section.format == "text" and not section.pack:
+    if running(section):
         return Batches(data.train.tokens, section.batch_size, context_length, seed), ""
     rows = Examples(section, data.tokenizer, data.train, context_length, seed)
     return Batches(rows, section.batch_size, context_length, seed), str(rows)
@@ -61,10 +52,15 @@ def held_out(
     Raises:
       DataError: as `training`.
     """
-    if section.format == "text" and not section.pack:
+    if running(section):
         return HeldOut(evaluation(file.tokens, batch_size, context_length, limit), file.num_bytes / file.num_tokens)
     rows = Examples(section, tokenizer, file, context_length)
-    return HeldOut(_InOrder(rows, batch_size, limit), rows.bytes_per_token(tokenizer))
+
+    def batch(n: int) -> Batch:
+        places = n * batch_size + np.arange(batch_size, dtype=np.uint64)
+        return rows.take(np.minimum(places, np.uint64(len(rows))))
+
+    return HeldOut(Chosen(-(-len(rows) // batch_size), limit, batch), rows.bytes_per_token(tokenizer))
 
 
 def pairs(tokenizer: Tokenizer, file: TokenFile) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -197,25 +193,6 @@ def _documents(ends: np.ndarray, context_length: int) -> np.ndarray:
             spans.append((start, start + 1, start + 1, min(start + context_length, end) + 1))
         before = end
     return np.array(spans, np.int64).reshape(-1, 4)
-
-
-class _InOrder(Sequence[Batch]):
-    def __init__(self, rows: Examples, batch_size: int, limit: int) -> None:
-        self._rows, self._batch_size = rows, batch_size
-        self._chosen = middles(-(-len(rows) // batch_size), limit)
-
-    def __len__(self) -> int:
-        return len(self._chosen)
-
-    @overload
-    def __getitem__(self, n: int) -> Batch: ...
-    @overload
-    def __getitem__(self, n: slice) -> list[Batch]: ...
-    def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
-        if isinstance(n, slice):
-            return [self[i] for i in range(len(self))[n]]
-        places = self._chosen[n] * self._batch_size + np.arange(self._batch_size, dtype=np.uint64)
-        return self._rows.take(np.minimum(places, np.uint64(len(self._rows))))
 
 
 def first_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import string
 from collections.abc import Callable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
+from jaxlm.data.section import Section
 from jaxlm.errors import ConfigError, DataError
 
 
@@ -20,19 +21,6 @@ class Form(NamedTuple):
     documents: Callable[[str, str, Mapping[str, str]], Iterator[Document]]  # of (name, where, row): one, or none
     pairs: bool
     key: object  # JSON that is different for forms that read differently
-
-
-class Section(Protocol):
-    """`cfg.data`, as far as it is read here."""
-
-    @property
-    def format(self) -> str: ...
-    @property
-    def text_field(self) -> str: ...
-    @property
-    def prompt(self) -> str: ...
-    @property
-    def completion(self) -> str: ...
 
 
 def of(section: Section) -> Form:

@@ -12,12 +12,13 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxlm.data import forms, heldout, mapped, sources, tokenizer_specs, tokenizers
 from jaxlm.data.forms import Document
+from jaxlm.data.section import Section
 from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
 from jaxlm.data.tokenizers import Tokenizer
@@ -25,21 +26,6 @@ from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import cache_dir
 
 _CHUNK = 4 * 2**20  # characters encoded at once
-
-
-class Section(forms.Section, Protocol):
-    """`cfg.data`, as far as it is read here."""
-
-    @property
-    def source(self) -> str: ...
-    @property
-    def validation(self) -> str: ...
-    @property
-    def tokenizer(self) -> str: ...
-    @property
-    def errors(self) -> str: ...
-    @property
-    def cache_dir(self) -> str: ...
 
 
 class Data(NamedTuple):

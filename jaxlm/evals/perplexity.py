@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxlm.data import TokenFile, Tokenizer, evaluation, held_out
-from jaxlm.data.examples import Section
+from jaxlm.data import TokenFile, Tokenizer, evaluation, examples, held_out
+from jaxlm.data.section import Section
 from jaxlm.errors import ConfigError
 from jaxlm.model import losses
 from jaxlm.model.gpt2 import Model
@@ -93,7 +93,7 @@ def evaluate_split(
     from rich.progress import track
 
     batches, bytes_per_token = held_out(section, tokenizer, split, context_length, batch_size)
-    running = section.format == "text" and not section.pack
+    running = examples.running(section)
     if stride and not running:
         raise ConfigError(f"stride is {stride}, but pairs and packed documents have rows of their own; leave it out")
     if stride:

@@ -103,8 +103,8 @@ class Checkpoints(StepFolders):
                 ),
             )
         value = position.lowest(metrics, self._best)
-        value = math.nan if value is None else value
-        self._finishing = self._thread.submit(self._finish, step, value if math.isfinite(value) else None)
+        metric = value if value is not None and math.isfinite(value) else None
+        self._finishing = self._thread.submit(self._finish, step, metric)
 
     def _finish(self, step: int, metric: float | None) -> None:
         """In a thread of its own: waits until the files are written, lists them, and lets go of older steps."""

@@ -15,8 +15,8 @@ from jaxlm.errors import ConfigError
 PyTree = Any
 
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
-"""XLA's compiler options. Trying Triton's products beside cuBLAS's, none of which wins in GPT-2 124M on an H200, takes
-most of the time to compile there (experiments/bench)."""
+"""XLA's compiler options: no trials of Triton's matrix products beside cuBLAS's, none of which was taken in GPT-2 124M
+on an H200, and which cost time to compile (experiments/bench/README.md)."""
 
 
 def mesh(section: Any, batch_size: int, micro_batches: int) -> Mesh:

@@ -94,7 +94,7 @@ class Run:
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
         _, self.hparams = step.split(cfg)
         T = cfg.model.context_length
-        self._batches, self._rows = data.training(cfg.data, opened, T, cfg.seed)
+        self._batches, self._note = data.training(cfg.data, opened, T, cfg.seed)
         self.validation = None
         if opened.validation is not None and cfg.eval.every:
             self.validation, self._bytes_per_token = data.held_out(
@@ -155,8 +155,8 @@ class Run:
             f"{tree.size(self.state.params):,} parameters, {self._batches.num_windows * T:,} training tokens, "
             f"{cfg.data.batch_size * T:,} tokens a step, {epochs:.2g} epochs, {where}{resumed}"
         )
-        if self._rows:
-            self.say(self._rows)
+        if self._note:
+            self.say(self._note)
         if self.done >= cfg.steps:
             self.say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
             self.ended = "done"
