@@ -74,7 +74,8 @@ def default() -> ConfigDict:
     c.model.unroll = False  # unroll the loop over layers: faster on GPUs, compiles slower; same values
 
     c.data = ConfigDict()
-    c.data.source = "stdlib"  # "stdlib", a file, glob or folder of text, a .bin token file, hf://name[:split]
+    # "stdlib", a file, glob or folder of text, a .bin token file, hf://name[:split], package.module:function
+    c.data.source = "stdlib"
     c.data.validation = "5%"  # a share of the documents, held out; or a source of its own; "" for none
     c.data.tokenizer = "bytes"  # "bytes", "chars", "bpe:SIZE", a tokenizer.json, a Hugging Face directory or id
     c.data.format = "text"  # or "pairs": each row of a table is a prompt and its completion
@@ -138,6 +139,8 @@ def default() -> ConfigDict:
     c.log.every = 10  # steps between rows of train metrics; 0: never
     c.log.writers = ("jsonl", "tensorboard")  # and "wandb"
     c.log.groups = False  # norms and sparsity of kernels, embeddings, norms and biases, each in the train metrics
+    c.log.energy = "counter"  # joules by NVML or RAPL where there is one; "estimate": else codecarbon's; "off"
+    c.log.carbon_intensity = ""  # grams of CO2e per kWh, or a country, as "FRA", by codecarbon's data; "": not told
     c.log.progress = True  # a bar in a terminal, plain lines elsewhere
 
     c.lock()

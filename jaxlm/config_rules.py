@@ -64,6 +64,7 @@ RULES: dict[str, Rule] = {
     "data.completion": _NAME,
     "data.loss_on": _one_of("completions", "all"),
     "data.too_long": _one_of("cut", "drop", "error"),
+    "log.energy": _one_of("counter", "estimate", "off"),
     "data.text_field": _NAME,
     "data.errors": _one_of("strict", "replace"),
     "data.batch_size": _at_least(1),

@@ -18,6 +18,7 @@ from jaxlm.ablation.stats import Comparison, Noise
 from jaxlm.ablation.study import Overrides, Study, Trial
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.telemetry import writers
+from jaxlm.telemetry.energy import JOULES_PER_KWH
 
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, and how many runs shared its calls."""
@@ -51,6 +52,7 @@ class Outcome(NamedTuple):
     flops: float
     seconds: float  # of training; nan where unknown
     joules: float  # nan where unknown
+    estimated: bool = False  # the joules are no counter's
 
 
 class Findings(NamedTuple):
@@ -118,7 +120,8 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
         tokens=(last := rows[-1]["step"] if rows else 0) * own.tokens_per_step,
         flops=float(last * own.tokens_per_step * own.flops_per_token),
         seconds=float(seconds[-1]),
-        joules=math.nan,
+        joules=next((row["energy/kwh"] * JOULES_PER_KWH for row in reversed(rows) if "energy/kwh" in row), math.nan),
+        estimated=any("energy/estimated" in row for row in rows),
     )
 
 

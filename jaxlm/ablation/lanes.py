@@ -21,6 +21,8 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data
+from jaxlm.errors import ConfigError
+from jaxlm.telemetry import energy
 from jaxlm.telemetry.progress import View
 from jaxlm.training import loop, memory, parallel, step
 from jaxlm.training.prepare import Prepared
@@ -28,7 +30,8 @@ from jaxlm.training.run import open_run
 from jaxlm.training.signals import Signals
 from jaxlm.training.steps import Steps
 
-_TIMED = 3  # steps, after one that compiles
+_TIMED = 3  # calls, after one that compiles
+_MEASURED = 3.0  # seconds: counters of energy move every tenth of a second or so
 
 
 class Member(NamedTuple):
@@ -101,6 +104,31 @@ def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
 
 def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:
     """Of the call that trains them all by a step, the fastest of a few. One member: alone, with `lanes` 0."""
+    call, count = _stepping(members, lanes)
+    return min(call() for _ in range(_TIMED)) / count
+
+
+def joules_per_step(one: Prepared) -> float:
+    """Of a step of a run alone, over some seconds, by what its `log.energy` names.
+
+    Raises:
+      ConfigError: nothing here measures it.
+    """
+    call, count = _stepping([one], 0)
+    said: list[str] = []
+    with energy.meter(one.config.log.energy, said.append) as meter:
+        if meter is None:
+            why = " ".join(said) or "log.energy='off'"
+            raise ConfigError(f"a budget in joules can't be kept: {why}")
+        calls, before, begin = 0, meter.read(), time.perf_counter()
+        while time.perf_counter() - begin < _MEASURED:
+            call()
+            calls += 1
+        return (meter.read() - before) / (calls * count)
+
+
+def _stepping(members: Sequence[Prepared], lanes: int) -> tuple[Callable[[], float], int]:
+    """A call, already compiled, that takes so many steps with each of the members and gives the seconds it took."""
     first = members[0].config
     steps = Steps(first, lanes)
     hparams = [step.split(one.config)[1] for one in members]
@@ -111,13 +139,17 @@ def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:
     if count > 1:
         rows = {name: np.stack([x] * count) for name, x in rows.items()}
     batch = parallel.put(steps.stacked([rows] * len(members)), steps.mesh)
-    stacked, spent = steps.stacked(hparams), []
-    for _ in range(1 + _TIMED):
+    stacked = steps.stacked(hparams)
+
+    def call() -> float:
+        nonlocal states
         begin = time.perf_counter()
         states, metrics = steps.advance(stacked, states, batch, count)
         jax.block_until_ready(metrics)
-        spent.append((time.perf_counter() - begin) / count)
-    return min(spent[1:])
+        return time.perf_counter() - begin
+
+    call()
+    return call, count
 
 
 class Programs:

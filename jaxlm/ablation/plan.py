@@ -23,8 +23,8 @@ from jaxlm.training.prepare import prepare
 
 
 class Memory:
-    """What a study must not decide twice, kept in its directory: the lanes of each program and the seconds of a step,
-    both timed, and which trials it had when it last ran.
+    """What a study must not decide twice, kept in its directory: the lanes of each program, the seconds and joules of a
+    step, all measured, and which trials it had when it last ran.
 
     Raises:
       DataError: the file is damaged.
@@ -33,18 +33,18 @@ class Memory:
     def __init__(self, path: Path | None = None):
         self._path = path
         self.lanes: dict[str, int] = {}
-        self.seconds: dict[str, float] = {}
+        self.steps: dict[str, dict[str, float]] = {"seconds": {}, "joules": {}}
         self._trials: dict[str, str] = {}
         if path is not None and path.exists():
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
-                self.lanes, self.seconds, self._trials = read["lanes"], read["seconds"], read["trials"]
+                self.lanes, self.steps, self._trials = read["lanes"], read["steps"], read["trials"]
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is damaged: {error!r}; delete it, and its numbers are taken anew") from error
 
     def write(self) -> None:
         if self._path is not None:
-            value = {"lanes": self.lanes, "seconds": self.seconds, "trials": self._trials}
+            value = {"lanes": self.lanes, "steps": self.steps, "trials": self._trials}
             with files.atomic(self._path) as file:
                 file.write(json.dumps(value, indent=1).encode())
 
@@ -103,21 +103,21 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
     kind, amount = next(iter((study.budget or {"tokens": whole}).items()))
     if kind == "steps":
         per_step = 1.0
-    elif kind == "seconds":
-        per_step = _seconds(cfg, memory)
+    elif kind in memory.steps:
+        per_step = _of_a_step(kind, cfg, memory)
     else:
         per_step = cost(cfg).tokens_per_step * (cost(cfg).flops_per_token if kind == "flops" else 1.0)
     return with_fields(cfg, steps=max(1, round(amount / per_step)))
 
 
-def _seconds(cfg: FrozenConfigDict, memory: Memory) -> float:
-    """Of a step of a run alone, timed once."""
-    prepared = prepare(cfg)
+def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
+    """The seconds or joules of a step of a run alone, measured once."""
+    prepared, known = prepare(cfg), memory.steps[kind]
     digest = lanes.digest(lanes.shared(prepared.config))
-    if digest not in memory.seconds:
-        memory.seconds[digest] = lanes.seconds_per_step([prepared], 0)
+    if digest not in known:
+        known[digest] = lanes.seconds_per_step([prepared], 0) if kind == "seconds" else lanes.joules_per_step(prepared)
         memory.write()
-    return memory.seconds[digest]
+    return known[digest]
 
 
 def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:

@@ -19,7 +19,7 @@ Overrides = Mapping[str, Any]
 """{"steps": 100, "optimizer.scale_by_adam.b2": 0.99}. "optimizer" takes a whole spec, or a function that makes one
 of the base's, such as `lambda spec: optim.drop(spec, "clip_by_global_norm")`."""
 
-BUDGETS = ("tokens", "steps", "flops", "seconds")
+BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
 SEARCHES = ("grid", "random", "halton", "optuna")
 
 
@@ -60,8 +60,8 @@ class Study:
       overrides: of the base, for all variants.
       lower_is_better: False for an accuracy.
       budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and
-        backward passes, {"seconds": n} by the time that a step takes here. None: the tokens of the baseline's `steps`.
-        {}: each variant has its own `steps`.
+        backward passes, {"seconds": n} or {"joules": n} by what a step takes here. None: the tokens of the baseline's
+        `steps`. {}: each variant has its own `steps`.
       tuning: {config field: values} to choose from for each arm, by the mean of the metric over `tuning_seeds`; under a
         variant's name, axes of its own: {"lion": {config field: values}}. Values are a sequence or a `Range`.
       tuning_seeds: none of `seeds`, so that no arm is compared where it was chosen.

@@ -179,7 +179,8 @@ def _costs(findings: Findings) -> Table:
                 _total([one.joules for one in trials], lambda x: f"{x:,.0f} J" if x < 1e4 else f"{x / 1e3:,.1f} kJ"),
             ]
         )
-    headers = ("Variant", "Trials, compared + tuning", "Tokens", "FLOPs", "Training time", "Energy")
+    energy = "Energy, estimated" if any(one.estimated for one in findings.outcomes) else "Energy"
+    headers = ("Variant", "Trials, compared + tuning", "Tokens", "FLOPs", "Training time", energy)
     return Table("Of all trials of a variant together, tuning included", headers, rows)
 
 

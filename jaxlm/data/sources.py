@@ -1,6 +1,6 @@
 """Text in: a spec such as `stdlib`, a file, a glob, a folder or hf://name becomes a lazy stream of documents.
 
-A document is one text file, or one row of a .jsonl, .csv, .parquet file or of a hub dataset.
+A document is one text file, or one row: of a .jsonl, .csv or .parquet file, a hub dataset, or what a function gives.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import glob
 import hashlib
 import json
 import os
+import re
 import sysconfig
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from jaxlm import hub
+from jaxlm import hub, lookup
 from jaxlm.data import forms, readers
 from jaxlm.data.forms import Document, Form
 from jaxlm.data.readers import File
@@ -31,6 +32,9 @@ _NOT_STDLIB = {
 }
 
 
+_FUNCTION = re.compile(r"[\w.]+:\w+")
+
+
 class Source(NamedTuple):
     name: str  # for messages
     fingerprint: str  # sha256 of names, sizes and contents
@@ -43,16 +47,20 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
 
     Args:
       spec: `stdlib` (the Python standard library's own source), a file, a glob, a folder (read recursively: files
-        with one of `SUFFIXES`, nothing hidden), or `hf://name[:split]`; also `hf://owner/name/config[:split]`.
-      form: what is made of a row of .jsonl, .csv, .parquet and hf://; by default its column "text" is a document.
+        with one of `SUFFIXES`, nothing hidden), `hf://name[:split]` or `hf://owner/name/config[:split]`; or
+        `package.module:function`, which gives rows, {column: text}, the same ones at each call.
+      form: what is made of a row; by default its column "text" is a document.
       errors: "strict", or "replace" to put U+FFFD for what is not UTF-8.
 
     Raises:
       DataError: missing, empty or unreadable. Bad rows and bytes raise it when they are read.
+      ConfigError: there is no such function.
     """
     form = form or forms.text()
     if spec.startswith("hf://"):
         return _hub_source(spec, form, errors)
+    if _FUNCTION.fullmatch(spec) and not os.path.exists(spec):
+        return _function_source(spec, form, errors)
     if spec == "stdlib":
         errors = "skip"  # a few of its files are in other encodings on purpose
     files = _files(spec)
@@ -171,6 +179,32 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
     # The library's fingerprint comes from the hashes of the files in the hub, not from where they are cached.
     fingerprint = hashlib.sha256(f"{name}:{dataset._fingerprint}".encode()).hexdigest()
     return Source(spec, fingerprint, dataset.dataset_size or 0, lambda: _not_none(spec, read()))
+
+
+# A function
+
+
+def _function_source(spec: str, form: Form, errors: str) -> Source:
+    function = lookup.find("data source", spec)
+
+    def rows() -> Iterator[Mapping[str, str]]:
+        for number, row in enumerate(function()):
+            where = f"{spec}, row {number}"
+            if not isinstance(row, Mapping):
+                raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")
+            readers.check_columns(where, form, row)
+            yield {column: readers.string(row[column], where, column, errors) for column in form.columns}
+
+    def read() -> Iterator[Document]:
+        for number, row in enumerate(rows()):
+            yield from form.documents(str(number), f"{spec}, row {number}", row)
+
+    total, num_bytes = hashlib.sha256(), 0
+    for row in rows():
+        text = json.dumps(row).encode()
+        total.update(text + b"\n")
+        num_bytes += len(text)
+    return Source(spec, total.hexdigest(), num_bytes, lambda: _not_none(spec, read()))
 
 
 def _not_none(name: str, documents: Iterator[Document]) -> Iterator[Document]:

@@ -13,7 +13,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data
-from jaxlm.telemetry import curves
+from jaxlm.telemetry import curves, energy
 from jaxlm.telemetry.progress import Progress
 from jaxlm.training import memory, parallel, position
 from jaxlm.training.prepare import prepare
@@ -81,17 +81,19 @@ def go(runs: Sequence[Run], steps: Steps, signals: Signals) -> None:
     Raises:
       DataError: data broke, or a run directory can't be written.
     """
-    while any(not run.ended for run in runs):
-        try:
-            _go(runs, steps, signals)
-        except Spike as spike:  # of a run alone: lanes could not part
-            runs[0].roll_back(spike)
+    with energy.meter(runs[0].cfg.log.energy, runs[0].say) as meter:
+        while any(not run.ended for run in runs):
+            try:
+                _go(runs, steps, signals, meter)
+            except Spike as spike:  # of a run alone: lanes could not part
+                runs[0].roll_back(spike)
 
 
-def _go(runs: Sequence[Run], steps: Steps, signals: Signals) -> None:
+def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter | None) -> None:
     device = jax.devices()[0].device_kind
     where = f"{steps.mesh.size} x {device}" + (f", beside {len(runs) - 1} others" if len(runs) > 1 else "")
-    states = steps.together([run.begin(where) for run in runs])
+    going = len(runs)
+    states = steps.together([run.begin(where, meter, lambda: going) for run in runs])
     hparams = steps.stacked([run.hparams for run in runs])
     first, cfg = runs[0], runs[0].cfg
     plan = position.calls(first.done, cfg)
@@ -104,6 +106,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals) -> None:
     with data.prefetch(batch, 0, len(plan)) as batches:
         for (start, count), rows in zip(plan, batches, strict=True):
             begin = time.perf_counter()
+            going = sum(not run.ended for run in runs)
             states, metrics = steps.advance(hparams, states, rows, count)
             if count not in compiled:
                 compiled.add(count)

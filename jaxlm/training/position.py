@@ -32,6 +32,7 @@ class Position(NamedTuple):
     skipped: tuple[int, int] = (0, 0)  # steps without an update: in all, and the last ones in a row
     recent: tuple[float, ...] = ()  # the latest training losses, where spikes are looked for
     rollbacks: int = 0
+    joules: float = 0.0  # used so far; what a killed process used after its last checkpoint is in no sum
 
 
 def of_json(raw: dict[str, Any]) -> Position:

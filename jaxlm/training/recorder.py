@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxlm.errors import DivergedError
+from jaxlm.telemetry.energy import Share
 from jaxlm.telemetry.flops import mfu
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers
@@ -36,6 +37,7 @@ class Recorder:
       divergence: that section of the config.
       flops_per_token: of forward and backward pass, for the MFU.
       dtype: of the computation.
+      energy: what this run is charged.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Recorder:
         divergence: Any,
         flops_per_token: int,
         dtype: str,
+        energy: Share,
     ):
         self._writers, self._progress, self._say, self._every = writers, progress, say, every
         self._tokens_per_step, self._tokens, self._flops_per_token, self._dtype = (
@@ -60,7 +63,8 @@ class Recorder:
             dtype,
         )
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
-        self._divergence = divergence
+        self._divergence, self._energy = divergence, energy
+        self._tokens_of_rows = tokens_before
         self._pending: tuple[int, int, Callable[[], dict[str, np.ndarray]]] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
         self._mark: float | None = None
@@ -76,6 +80,8 @@ class Recorder:
             self._write(*pending)
         else:
             self._mark = time.perf_counter()  # the call before this returned only when compiled
+            self._energy.stepping(True)
+        self._energy.tick()
 
     def flush(self) -> None:
         """Writes what is held; the clock stands still until the next `take`.
@@ -87,6 +93,7 @@ class Recorder:
         if self._pending:
             self._write(*self._pending)
         self._pending = self._mark = None
+        self._energy.stepping(False)
 
     def mean_loss(self) -> float | None:
         """The mean training loss since it was last asked for; None where there was none."""
@@ -120,7 +127,9 @@ class Recorder:
                 self.losses = (self.losses[0] + values["train/loss"], self.losses[1] + 1)
             if bad or (self._every and step % self._every == 0):
                 values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}
-                self.write(step, values | self._throughput())
+                used = self._energy.metrics(self._tokens - self._tokens_of_rows)
+                self._tokens_of_rows = self._tokens
+                self.write(step, values | self._throughput() | used)
             else:
                 self._progress.update(step)
             if not bad:

@@ -20,7 +20,7 @@ from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import asking, perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim.wrappers import evaluation_params
-from jaxlm.telemetry import flops
+from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers, open_writers
 from jaxlm.training import initial, lock, position, rundir, step
@@ -93,6 +93,7 @@ class Run:
     ):
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
         _, self.hparams = step.split(cfg)
+        self._carbon = energy.intensity(cfg.log.carbon_intensity)
         T = cfg.model.context_length
         self._batches, self._note = data.training(cfg.data, opened, T, cfg.seed)
         self.validation = None
@@ -127,16 +128,19 @@ class Run:
         self.view.say(text)
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.log, flush=True)
 
-    def begin(self, where: str) -> State:
+    def begin(self, where: str, meter: energy.Meter | None, runs: Callable[[], int]) -> State:
         """Opens what the metrics of the steps to come are written to; gives up the state.
 
         Args:
           where: it is stepped, in words.
+          meter: of the energy, if it is measured.
+          runs: how many go on in the same calls.
         """
         assert self.state is not None
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
         self.writers = open_writers(cfg.log.writers, self.workdir, cfg, self.done)
+        self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
             self.view,
@@ -148,6 +152,7 @@ class Run:
             divergence=cfg.divergence,
             flops_per_token=flops.of_model(model, self.state.params),
             dtype=model.dtype,
+            energy=self._energy,
         )
         epochs = cfg.steps * cfg.data.batch_size / self._batches.num_windows
         resumed = f"; resumed at step {self.done}" if self.done else ""
@@ -226,6 +231,7 @@ class Run:
                 losses=recorder.losses,
                 skipped=recorder.skipped,
                 recent=recorder.recent,
+                joules=self._energy.total(),
             )
             save_now = functools.partial(self._checkpoints.save, state(), now._asdict(), cfg, metrics)
             self._saving(save_now, final=last or bool(stop))
@@ -238,6 +244,9 @@ class Run:
         ended, self.ended = self.ended, ""
         self._checkpoints.wait()
         self.ended = ended
+        if joules := self._energy.total():
+            carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
+            self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
 
     @contextlib.contextmanager
     def _diverging(self) -> Iterator[None]:

@@ -25,7 +25,7 @@ from jaxlm.training.checkpoint import Checkpoints
 
 KILLS = 3
 _BATCHES = "batches.jsonl"
-_CLOCK = ("time", "throughput/")
+_CLOCK = ("time", "throughput/", "energy/")
 
 
 class Differs(JaxlmError):

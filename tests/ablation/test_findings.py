@@ -151,6 +151,19 @@ def test_time_that_no_row_tells_is_unknown(trial, run):
     assert math.isnan(found.seconds)
 
 
+# Energy
+
+
+def test_the_energy_of_a_run_is_what_its_last_row_tells(trial, run):
+    rows = [{"step": 2, "energy/kwh": 1e-6}, {"step": 4, "energy/kwh": 3e-6}, *rows_of([5, 4])]
+    found = findings.read(trial, run(rows), "eval/loss")
+    assert found.joules == pytest.approx(10.8) and not found.estimated
+    found = findings.read(trial, run([*rows, {"step": 4, "energy/estimated": 1.0}]), "eval/loss")
+    assert found.estimated
+    found = findings.read(trial, run(rows_of([5, 4])), "eval/loss")
+    assert math.isnan(found.joules)
+
+
 # What can't be read
 
 

@@ -1,7 +1,9 @@
 """A lane is the run that it would be alone."""
 
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,8 @@ import pytest
 import jaxlm
 from jaxlm import config
 from jaxlm.ablation import lanes
+from jaxlm.errors import ConfigError
+from jaxlm.telemetry import energy
 from jaxlm.training.load import load
 from jaxlm.training.signals import Signals
 from tests.ablation.small import BASE, PEAK, member
@@ -213,6 +217,31 @@ with Signals() as signals:
     lanes.train(members, 4, programs, signals)
 print(programs.steps(members[0].prepared.config, 4).mesh.size)
 """
+
+
+def test_lanes_are_charged_all_of_the_energy_together(tmp_path, monkeypatch):
+    counter = itertools.count(step=6.0)
+    latest = []
+    meter = energy.Meter("a counter", lambda: latest.append(next(counter)) or latest[-1])
+    monkeypatch.setattr(energy, "_rapl", lambda stack: meter)
+    monkeypatch.setattr(energy, "_IDLE_SECONDS", 0.0)
+    train([member(tmp_path / str(i), seed=i) for i in range(4)], 4)
+    said = [re.findall(r"used (.*) J, ", (tmp_path / str(i) / "log.txt").read_text()) for i in range(4)]
+    assert sum(float(one) for (one,) in said) == pytest.approx(latest[-1] - latest[2], rel=0.05)
+
+
+@pytest.mark.parametrize("kind", ["counter", "off"])
+def test_the_joules_of_a_step(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(lanes, "_MEASURED", 0.01)
+    monkeypatch.setattr(energy, "_IDLE_SECONDS", 0.0)
+    one = member(tmp_path, log__energy=kind).prepared
+    reads = itertools.count(step=50.0)
+    monkeypatch.setattr(energy, "_rapl", lambda stack: energy.Meter("a counter", reads.__next__))
+    if kind == "off":
+        with pytest.raises(ConfigError, match="joules can't be kept: log.energy='off'"):
+            lanes.joules_per_step(one)
+    else:
+        assert 0 < lanes.joules_per_step(one) <= 50
 
 
 def test_lanes_are_divided_over_devices(tmp_path):

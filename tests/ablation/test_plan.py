@@ -78,6 +78,16 @@ def test_a_budget_of_flops_gives_a_larger_model_fewer_steps():
     assert found == {"clip": 600, "deep": round(600 * small_step / deep_step)}
 
 
+def test_a_budget_of_joules_is_kept_by_what_a_step_takes(monkeypatch, tmp_path):
+    monkeypatch.setattr(lanes, "joules_per_step", lambda one: 0.5 * one.config.data.batch_size)
+    made = small(variants=WIDE, budget={"joules": 60})
+    memory = Memory(tmp_path / "study.json")
+    found = {name: plan.budgeted(made, name, None, memory) for name in WIDE}
+    assert {name: cfg.steps for name, cfg in found.items()} == {"clip": 30, "wide": 15}
+    assert plan.budget(made, found) == "60 joules a trial"
+    assert sorted(Memory(tmp_path / "study.json").steps["joules"].values()) == [2.0, 4.0]
+
+
 def test_a_budget_of_seconds_times_each_program_once(timed, tmp_path):
     memory = Memory(tmp_path / "study.json")
     made = small(variants={**WIDE, "peak": {PEAK: 1e-2}}, budget={"seconds": 30})
@@ -194,10 +204,10 @@ def trials(seeds=(0, 1), **fields):
 
 def test_memory_is_read_again(tmp_path):
     first = Memory(tmp_path / "study.json")
-    first.lanes["a"], first.seconds["b"] = 4, 0.5
+    first.lanes["a"], first.steps["seconds"]["b"] = 4, 0.5
     assert first.note(trials()) == []
     again = Memory(tmp_path / "study.json")
-    assert (again.lanes, again.seconds) == ({"a": 4}, {"b": 0.5})
+    assert (again.lanes, again.steps) == ({"a": 4}, {"seconds": {"b": 0.5}, "joules": {}})
     assert again.note(trials()) == []
 
 

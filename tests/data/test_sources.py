@@ -10,7 +10,7 @@ import pytest
 
 from jaxlm import hub
 from jaxlm.data import forms, sources
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 
 TEXTS = ["first\n", "zweiter Text, größer"]
 
@@ -133,6 +133,68 @@ def test_hub_dataset_without_library_or_network(monkeypatch: pytest.MonkeyPatch)
 
 
 # Bad input
+
+# Functions
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    (tmp_path / "my_rows.py").write_text(
+        """
+ROWS = [{"text": "first\\n", "n": 1}, {"text": "", "n": 2}, {"text": "zweiter Text, größer", "n": 3}]
+rows = lambda: iter(ROWS)
+def lists(): return [["first"]]
+def numbers(): return [{"text": 5}]
+def nothing(): return []
+"""
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_rows", raising=False)
+    return "my_rows"
+
+
+def test_a_function_gives_rows(module: str) -> None:
+    assert texts(f"{module}:rows") == TEXTS
+    source = sources.open_source(f"{module}:rows")
+    assert [document.name for document in source.read()] == ["0", "2"]
+    assert source.num_bytes >= len("".join(TEXTS).encode())
+
+
+def test_the_fingerprint_of_a_function_is_of_the_columns_that_are_read(module: str) -> None:
+    before = sources.open_source(f"{module}:rows").fingerprint
+    sys.modules[module].ROWS[0]["n"] = 7  # type: ignore[attr-defined]
+    assert sources.open_source(f"{module}:rows").fingerprint == before
+    sys.modules[module].ROWS[0]["text"] = "First"  # type: ignore[attr-defined]
+    assert sources.open_source(f"{module}:rows").fingerprint != before
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("lists", "row 0: list; expected a dict of columns"),
+        ("numbers", "row 0: 'text' is int; expected a string"),
+        ("nothing", "no text in my_rows:nothing"),
+    ],
+)
+def test_a_function_that_gives_no_rows_of_text(module: str, function: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        texts(f"{module}:{function}")
+
+
+def test_a_function_without_the_column_names_those_there_are(module: str) -> None:
+    with pytest.raises(DataError, match="no column 'label', which data.text_field names; .*known: n, text"):
+        texts(f"{module}:rows", text_field="label")
+
+
+def test_a_function_that_is_not_there(module: str) -> None:
+    with pytest.raises(ConfigError, match="'my_rows' has no function 'row': did you mean 'rows'"):
+        sources.open_source(f"{module}:row")
+
+
+def test_a_file_of_such_a_name_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a:b").write_text("text")
+    assert texts("a:b") == ["text"]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
+import itertools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -15,6 +17,7 @@ import jaxlm
 from jaxlm import config
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
+from jaxlm.telemetry import energy
 from jaxlm.telemetry.writers import read_jsonl
 from jaxlm.training.export import export
 from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
@@ -302,6 +305,23 @@ def test_norms_and_sparsity_by_group_on_request(tmp_path):
 
 
 # doubts
+
+
+def test_energy_is_told_and_goes_on_where_a_run_resumes(tmp_path, monkeypatch):
+    reads = itertools.count(step=6.0)
+    monkeypatch.setattr(energy, "_rapl", lambda stack: energy.Meter("a counter", reads.__next__))
+    monkeypatch.setattr(energy, "_IDLE_SECONDS", 0.0)
+    for steps in (8, 16):
+        jaxlm.train(tiny(steps=steps, log__every=2, log__carbon_intensity="500"), tmp_path)
+    found = [row for row in read_jsonl(tmp_path / "metrics.jsonl") if "energy/kwh" in row]
+    assert [row["step"] for row in found] == list(range(2, 17, 2))
+    kwh = [row["energy/kwh"] for row in found]
+    assert kwh == sorted(set(kwh)) and kwh[0] < kwh[3] < kwh[4]
+    assert all(row["energy/joules_per_token"] > 0 and row["energy/gco2e"] == 500 * row["energy/kwh"] for row in found)
+    log = (tmp_path / "log.txt").read_text()
+    assert "energy: a counter" in log
+    joules = [float(value) for value in re.findall(r"used (.*) J, ", log)]
+    assert len(joules) == 2 and joules[1] > kwh[-1] * energy.JOULES_PER_KWH > joules[0]
 
 
 def test_a_doubtful_optimizer_is_warned_of_and_refused_where_strict(tmp_path, capsys):

@@ -1,0 +1,288 @@
+"""Joules that the devices of this process use: by a counter of the hardware where there is one, else by an estimate.
+
+NVML counts what NVIDIA GPUs (Volta and later) use, the whole board; RAPL what the packages of Intel and AMD CPUs and
+their memory use, other processes' part included. The estimate is codecarbon's, of power ratings and load.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+
+from jaxlm.errors import ConfigError, nearest
+
+JOULES_PER_KWH = 3.6e6
+
+_RAPL = Path("/sys/class/powercap")
+_IDLE_SECONDS = 0.5
+_AT_LEAST_EVERY = 60.0  # seconds; RAPL's counters of 65 kJ go round in two minutes at 500 W
+
+
+class Meter(NamedTuple):
+    """What measures, from when it was opened.
+
+    Attributes:
+      name: of what it reads, for people.
+      read: joules since it was opened, over all that it measures; never less than before.
+      estimated: no counter, an estimate.
+      idle: watts, while nothing ran; None where that was not measured.
+    """
+
+    name: str
+    read: Callable[[], float]
+    estimated: bool = False
+    idle: float | None = None
+
+
+@contextlib.contextmanager
+def meter(kind: str, say: Callable[[str], None]) -> Iterator[Meter | None]:
+    """What measures this process's devices; None where nothing does, which is said and no error.
+
+    Args:
+      kind: "counter", "estimate" (where there is no counter), "off".
+      say: takes a line for people.
+    """
+    with contextlib.ExitStack() as stack:
+        found, reasons = None, []
+        if kind != "off":
+            for open_one in (_nvml, _rapl, *([_codecarbon] if kind == "estimate" else [])):
+                try:
+                    found = open_one(stack)
+                    break
+                except _Missing as error:
+                    if str(error):
+                        reasons.append(str(error))
+                except Exception as error:  # of a driver or a library: energy is no reason to stop a run
+                    reasons.append(f"{type(error).__name__}: {error}".splitlines()[0])
+            if found is None:
+                hint = "" if kind == "estimate" else "; --config.log.energy=estimate has codecarbon estimate it"
+                say(f"energy is not measured: {'; '.join(reasons) or 'no counter here'}{hint}")
+        if found and not found.estimated:
+            before = found.read()
+            begin = time.perf_counter()
+            time.sleep(_IDLE_SECONDS)
+            found = found._replace(idle=(found.read() - before) / (time.perf_counter() - begin))
+        if found:
+            idle = "" if found.idle is None else f", {found.idle:.0f} W idle"
+            say(f"energy: {found.name}{idle}")
+            found = found._replace(read=_lasting(found.read, say))
+        yield found
+
+
+def _lasting(read: Callable[[], float], say: Callable[[str], None]) -> Callable[[], float]:
+    """A reading that stands still, and says so once, where reading fails."""
+    latest: float | None = 0.0
+    total = 0.0
+
+    def lasting() -> float:
+        nonlocal latest, total
+        if latest is not None:
+            try:
+                latest = read()
+                total = max(total, latest)
+            except Exception as error:
+                latest = None
+                say(f"warning: energy is not measured from here on: {type(error).__name__}: {error}".splitlines()[0])
+        return total
+
+    return lasting
+
+
+class Share:
+    """What a run is charged of a meter's joules: an equal part with the other runs that go on in the same calls.
+
+    Args:
+      meter: None charges nothing, and has no metrics.
+      runs: how many go on now.
+      joules: charged before, in earlier processes.
+      carbon: grams of CO2 equivalent per kWh, if known.
+    """
+
+    def __init__(self, meter: Meter | None, runs: Callable[[], int], joules: float, carbon: float | None):
+        self._meter, self._runs, self._carbon = meter, runs, carbon
+        self._total, self._of_steps = joules, 0.0
+        self._stepping = False
+        self._read, self._at = meter.read() if meter else 0.0, time.perf_counter()
+
+    def total(self) -> float:
+        """Joules so far: of steps, compilation, evaluation and all else since the run began."""
+        if self._meter:
+            now = self._meter.read()
+            part = (now - self._read) / max(1, self._runs())
+            self._read, self._at = now, time.perf_counter()
+            self._total += part
+            self._of_steps += part * self._stepping
+        return self._total
+
+    def stepping(self, on: bool) -> None:
+        """What is used from now on is, or is not, that of steps."""
+        if on != self._stepping:
+            self.total()
+            self._stepping = on
+
+    def tick(self) -> None:
+        """To be called often: counters go round."""
+        if time.perf_counter() - self._at > _AT_LEAST_EVERY:
+            self.total()
+
+    def metrics(self, tokens: int) -> dict[str, float]:
+        """For a row.
+
+        Args:
+          tokens: of the steps since the row before.
+        """
+        if not self._meter:
+            return {}
+        kwh = self.total() / JOULES_PER_KWH
+        found = {"energy/joules_per_token": self._of_steps / tokens, "energy/kwh": kwh}
+        self._of_steps = 0.0
+        if self._carbon is not None:
+            found["energy/gco2e"] = kwh * self._carbon
+        if self._meter.idle is not None:
+            found["energy/idle_watts"] = self._meter.idle
+        return found | ({"energy/estimated": 1.0} if self._meter.estimated else {})
+
+
+class _Missing(Exception):
+    """There is no such counter here; why, where a person could change it."""
+
+
+def _nvml(stack: contextlib.ExitStack) -> Meter:
+    devices = [device for device in jax.local_devices() if device.platform == "gpu"]
+    if not devices:
+        raise _Missing
+    try:
+        import pynvml
+    except ImportError as error:
+        raise _Missing("NVML needs nvidia-ml-py: pip install 'jaxlm[energy]'") from error
+    pynvml.nvmlInit()
+    stack.callback(pynvml.nvmlShutdown)
+    visible = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
+
+    def handle(number: int) -> object:
+        name = visible[number].strip() if visible else str(number)
+        if name.isdigit():
+            return pynvml.nvmlDeviceGetHandleByIndex(int(name))
+        return pynvml.nvmlDeviceGetHandleByUUID(name)
+
+    handles = [handle(device.local_hardware_id) for device in devices]
+
+    def joules(handle: object) -> float:
+        return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) / 1e3)
+
+    read = _since([functools.partial(joules, one) for one in handles])
+    return Meter(f"NVML's counters of {len(handles)} {'GPU' if len(handles) == 1 else 'GPUs'}", read)
+
+
+def _rapl(stack: contextlib.ExitStack) -> Meter:
+    if any(device.platform != "cpu" for device in jax.local_devices()):
+        raise _Missing  # the CPU's joules would be taken for the accelerator's
+    zones = [zone for zone in sorted(_RAPL.glob("intel-rapl:*")) if _zone(zone).startswith(("package", "dram"))]
+    if not zones:
+        raise _Missing
+    try:
+        counters = [_Wrapping(zone) for zone in zones]
+    except PermissionError as error:
+        raise _Missing(f"RAPL's {error.filename} can only be read by root") from error
+    return Meter(f"RAPL's counters of {', '.join(map(_zone, zones))}", _since(counters))
+
+
+def _zone(zone: Path) -> str:
+    return (zone / "name").read_text(encoding="utf-8").strip()
+
+
+class _Wrapping:
+    """A RAPL counter in joules, unwound where it went round."""
+
+    def __init__(self, zone: Path):
+        self._file = zone / "energy_uj"
+        self._range = int((zone / "max_energy_range_uj").read_text(encoding="utf-8"))
+        self._last = self._now()
+        self._rounds = 0
+
+    def _now(self) -> int:
+        return int(self._file.read_text(encoding="utf-8"))
+
+    def __call__(self) -> float:
+        now = self._now()
+        self._rounds += now < self._last
+        self._last = now
+        return (now + self._rounds * self._range) / 1e6
+
+
+def _codecarbon(stack: contextlib.ExitStack) -> Meter:
+    try:
+        from codecarbon import OfflineEmissionsTracker
+        from codecarbon.output_methods.base_output import BaseOutput
+    except ImportError as error:
+        raise _Missing("codecarbon is not installed: pip install 'jaxlm[energy]'") from error
+
+    class Latest(BaseOutput):
+        kwh = 0.0
+
+        def out(self, total: Any, delta: Any) -> None:
+            self.kwh = total.energy_consumed
+
+    logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads its log_level
+    latest = Latest()
+    tracker = OfflineEmissionsTracker(
+        country_iso_code="USA",  # it wants one, for emissions that are not looked at
+        output_handlers=[latest],
+        output_methods=[],
+        log_level="critical",
+        allow_multiple_runs=True,
+    )
+    tracker.start()
+    stack.callback(tracker.stop)
+
+    def read() -> float:
+        if tracker.flush() is None:  # its methods raise nothing
+            raise RuntimeError("codecarbon gives no estimate")
+        return latest.kwh * JOULES_PER_KWH
+
+    read()
+    return Meter("an estimate by codecarbon", read, estimated=True)
+
+
+def _since(counters: Sequence[Callable[[], float]]) -> Callable[[], float]:
+    """The sum of counters, from now on."""
+    before = sum(counter() for counter in counters)
+    return lambda: sum(counter() for counter in counters) - before
+
+
+def intensity(text: str) -> float | None:
+    """Grams of CO2 equivalent per kWh that `log.carbon_intensity` says; None for "".
+
+    Args:
+      text: the number, or a country by three letters (ISO 3166), whose figure is the one that codecarbon ships.
+
+    Raises:
+      ConfigError: neither, or codecarbon is not installed.
+    """
+    if not text:
+        return None
+    with contextlib.suppress(ValueError):
+        if 0 <= (value := float(text)) < float("inf"):
+            return value
+    try:
+        from codecarbon.input import DataSource
+    except ImportError as error:
+        raise ConfigError(
+            f"log.carbon_intensity={text!r}: figures of countries need codecarbon: pip install 'jaxlm[energy]'; "
+            "or give grams of CO2e per kWh"
+        ) from error
+    countries = DataSource().get_global_energy_mix_data()
+    if text.upper() not in countries:
+        raise ConfigError(
+            f"log.carbon_intensity is {text!r}; expected grams of CO2e per kWh, or a country by three letters, as "
+            f"'FRA': {nearest(text.upper(), countries)}"
+        )
+    return float(countries[text.upper()]["carbon_intensity"])
