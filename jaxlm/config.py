@@ -88,6 +88,8 @@ def default() -> ConfigDict:
     # Several pairs, or documents, in a row of T: attention stays within each, and positions begin anew. Without it a
     # pair has a row to itself, and documents follow each other as one text.
     c.data.pack = False
+    c.data.token_dropout = 0.0  # share of the inputs of training that are replaced by tokens drawn from its text
+    c.data.crop = 0.0  # up to this share of a prompt is cut on the left in training, other shares in each epoch
     c.data.batch_size = 16  # B: sequences per optimizer step over all devices
     c.data.micro_batches = 1  # the batch is computed in so many parts; the numbers stay the same
     c.data.cache_dir = ""  # of token files; "": jaxlm in the user's cache directory
@@ -108,7 +110,8 @@ def default() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every = 200  # steps between evaluations, and one at the end; 0: never
     c.eval.batches = 20  # batches of validation data each time; 0: the whole split
-    c.eval.tasks = ()  # on held-out pairs: "generate", "classify", "classify_by_length", or a package.module:function
+    # On held-out pairs: "generate", "classify", "classify_by_length", "choice", or a package.module:function.
+    c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every = 500  # steps between checkpoints, and one at the end; 0: never, not at the end either
@@ -195,6 +198,8 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     chunks, length = model["loss_chunks"], model["context_length"]
     if chunks and length % chunks:
         raise ConfigError(f"model.loss_chunks={chunks} does not divide model.context_length={length}")
+    if data["crop"] and data["format"] != "pairs":
+        raise ConfigError("data.crop cuts prompts, of data.format='pairs'; text is cut anew in each epoch anyway")
     if data["batch_size"] % data["micro_batches"]:
         raise ConfigError(
             f"data.micro_batches={data['micro_batches']} does not divide data.batch_size={data['batch_size']}"

@@ -63,6 +63,8 @@ RULES: dict[str, Rule] = {
     "data.format": _one_of("text", "pairs"),
     "data.completion": _NAME,
     "data.loss_on": _one_of("completions", "all"),
+    "data.token_dropout": _share(),
+    "data.crop": _share(),
     "data.too_long": _one_of("cut", "drop", "error"),
     "log.energy": _one_of("counter", "estimate", "off"),
     "data.text_field": _NAME,

@@ -1,19 +1,20 @@
-"""python -m jaxlm.evaluate --checkpoint=C [--data=PATH] [--task=NAME ...] [--stride=N] [--batch_size=N] [--json]"""
+"""python -m jaxlm.evaluate --checkpoint=C [--data=PATH] [--task=NAME ...] [--stride=N] [--batch_size=N] [--json]
+python -m jaxlm.evaluate --checkpoint=C --harness=TASK [...] [--num_fewshot=N] [--limit=N] [--batch_size=N] [--json]
+"""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
 
-from jaxlm.errors import ConfigError, DataError, exit_code
+from jaxlm.errors import ConfigError, exit_code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints loss, perplexity by token and by word, bits per byte and accuracy over a whole text, and what tasks on its
-    pairs give, with 95% intervals; exit codes as in `jaxlm.errors`."""
+    pairs, or those of the lm-evaluation-harness, give, with 95% intervals; exit codes as in `jaxlm.errors`."""
     parser = argparse.ArgumentParser(prog="python -m jaxlm.evaluate", description=main.__doc__, allow_abbrev=False)
     parser.add_argument(
         "--checkpoint",
@@ -27,8 +28,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--task",
         action="append",
         default=[],
-        help="generate, classify, classify_by_length, or package.module:function; may be given several times",
+        help="generate, classify, classify_by_length, choice or package.module:function; may be given several times",
     )
+    parser.add_argument(
+        "--harness",
+        action="append",
+        default=[],
+        help="a task of lm_eval, or a YAML file of one; may be given several times. Then text is evaluated only where "
+        "--data or --task is given",
+    )
+    parser.add_argument("--num_fewshot", type=int, help="with --harness: examples in the prompt")
+    parser.add_argument("--limit", type=int, help="with --harness: so many documents of each task")
     parser.add_argument(
         "--stride",
         type=int,
@@ -49,47 +59,32 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--batch_size is {args.batch_size}; expected at least 1, or 0 for that of the training")
 
     from jaxlm import data
-    from jaxlm.evals import asking, perplexity, tasks
-    from jaxlm.training.load import load, locate
+    from jaxlm.evals import asking, harness, perplexity, tasks
+    from jaxlm.training.load import held_out, load, locate
 
     wanted = {name: asking.find(name) for name in args.task}
     step = locate(args.checkpoint).step
-    if step is None and not args.data:
+    of_text = bool(args.data or args.task or not args.harness)
+    if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
     model, params, tokenizer, cfg = load(args.checkpoint)
     T = cfg.model.context_length
-    if args.data:
-        split = data.tokenize(args.data, tokenizer, cfg.data, progress=True)
-    else:
-        opened = data.open(cfg.data, progress=True)
-        if opened.tokenizer.fingerprint != tokenizer.fingerprint:
-            raise DataError(
-                f"data.source={cfg.data.source!r} has changed since the run, and its tokenizer; give --data"
-            )
-        if opened.validation is None:
-            raise ConfigError("the run held out no text; give --data=PATH")
-        split = opened.validation
     batch_size = args.batch_size or (cfg.data.batch_size if step is not None else max(1, 4096 // T))
     shown = {"batch_size": batch_size, "context_length": T}
-    progress = sys.stderr.isatty()
     facts: dict[str, Any] = {} if step is None else {"step": step}
-    facts |= perplexity.evaluate_split(
-        model, params, tokenizer, split, cfg.data, stride=args.stride, progress=progress, **shown
-    )
-    subject = tasks.Subject(model, params, tokenizer, split, **shown)
-    results = {name: function(subject) for name, function in wanted.items()}
-    intervals = {f"eval/{name}": pair for result in results.values() for name, pair in result.intervals.items()}
-    facts |= {f"eval/{name}": value for result in results.values() for name, value in result.metrics.items()}
-    if args.json:
-        details = {name: result.details for name, result in results.items()}
-        print(json.dumps(facts | ({"intervals": intervals, "details": details} if results else {})))
-        return 0
-    width = max(20, *map(len, facts))
-    for name, value in facts.items():
-        interval = "  [{:,.4f}, {:,.4f}]".format(*intervals[name]) if name in intervals else ""
-        print(f"{name:<{width}} " + (f"{value:,}" if isinstance(value, int) else f"{value:,.4f}") + interval)
-    for result in results.values():
-        print(result.text, end="")
+    results = {}
+    if of_text:
+        split = data.tokenize(args.data, tokenizer, cfg.data, progress=True) if args.data else held_out(cfg, tokenizer)
+        bar = {"progress": sys.stderr.isatty()}
+        facts |= perplexity.evaluate_split(
+            model, params, tokenizer, split, cfg.data, stride=args.stride, **shown, **bar
+        )
+        subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar)
+        results = {name: function(subject) for name, function in wanted.items()}
+    if args.harness:
+        asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}
+        results["harness"] = harness.run(model, params, tokenizer, args.harness, **shown, **asked)
+    print(asking.report(facts, results, args.json), end="")
     return 0
 
 

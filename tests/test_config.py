@@ -396,7 +396,8 @@ ON = {"model.dropout": 0.1, "loss.label_smoothing": 0.1, "loss.z_loss": 0.1, "lo
         path
         for path, value in config.flat(overridden(**ON)).items()
         if type(value) is float
-        and path not in ("early_stopping.min_delta", "model.norm_epsilon", "model.lora.alpha", "divergence.rollback_z")
+        and not path.startswith(("data.", "early_stopping.", "divergence."))
+        and path not in ("model.norm_epsilon", "model.lora.alpha")
     ],
 )
 def test_configs_that_differ_in_a_traced_number_share_a_structure(path):

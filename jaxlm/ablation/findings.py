@@ -53,6 +53,7 @@ class Outcome(NamedTuple):
     seconds: float  # of training; nan where unknown
     joules: float  # nan where unknown
     estimated: bool = False  # the joules are no counter's
+    gap: float = math.nan  # evaluation loss less training loss, where the value was taken
 
 
 class Findings(NamedTuple):
@@ -103,11 +104,12 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
     timed = [(row["step"], row["throughput/step_ms"] / 1e3) for row in rows if "throughput/step_ms" in row]
     seconds = _seconds(timed, [*steps, rows[-1]["step"] if rows else 0], _beside(folder))
     tokens = steps * own.tokens_per_step
-    value = math.nan
-    if ended == "done":
-        value = float(values[-1])
-    elif ended == "stopped early":  # such a run ends with its best parameters
-        value = float((min if lower_is_better else max)(values[np.isfinite(values)], default=math.nan))
+    value = gap = math.nan
+    at = len(found) - 1
+    if ended == "stopped early" and np.isfinite(values).any():  # such a run ends with its best parameters
+        at = int(np.nanargmin(np.where(np.isfinite(values), values if lower_is_better else -values, np.nan)))
+    if ended in ("done", "stopped early"):
+        value, gap = float(values[at]), float(found[at].get("eval/gap", math.nan))
     return Outcome(
         trial=trial.address,
         variant=trial.variant,
@@ -122,6 +124,7 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
         seconds=float(seconds[-1]),
         joules=next((row["energy/kwh"] * JOULES_PER_KWH for row in reversed(rows) if "energy/kwh" in row), math.nan),
         estimated=any("energy/estimated" in row for row in rows),
+        gap=gap,
     )
 
 

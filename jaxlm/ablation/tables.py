@@ -133,10 +133,16 @@ def _ranking(findings: Findings, places: int) -> Table:
             p = _p(one.p_corrected)
         row = [_word(variant), _word(one.verdict if one else "baseline")]
         row += [Cell(f"{mean:.{places}f}{spread}" if values else "–", mean), difference, interval, p]
-        rows.append([*row, Cell(seeds, float(len(values)))])
+        gaps = [one.gap for one in trials if drawn.finished(one)]
+        rows.append(
+            [*row, _number(float(np.mean(gaps)) if gaps else math.nan, f"+.{places}f"), Cell(seeds, float(len(values)))]
+        )
     rows.sort(key=lambda row: math.inf if math.isnan(ranks[row[0].text]) else sign * ranks[row[0].text])
-    headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Seeds finished")
-    return Table("By the mean over the seeds; differences and intervals are to the baseline", headers, rows)
+    headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Gap", "Seeds finished")
+    title = (
+        "By the mean over the seeds; differences and intervals are to the baseline; gap: eval/loss less training loss"
+    )
+    return Table(title, headers, rows)
 
 
 def _tuning(findings: Findings, places: int) -> Table:

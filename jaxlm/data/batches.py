@@ -119,6 +119,36 @@ class Windows:
         }
 
 
+class Noised:
+    """Rows of which some inputs are replaced by tokens drawn from a text, at other places in each epoch; the targets
+    stay. Unigram noising, of Xie et al. 2017 (arXiv:1703.02573).
+
+    Args:
+      tokens: [N], where they are drawn.
+      share: of the inputs, in [0, 1).
+    """
+
+    def __init__(self, rows: Rows, tokens: np.ndarray, share: float) -> None:
+        self._rows, self._tokens, self._below = rows, np.asarray(tokens), np.uint64(share * 2**64)
+        self.context_length = rows.context_length
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def take(self, places: UInt64s, keys: UInt64s) -> Batch:
+        batch = self._rows.take(places, keys)
+        drawn = hashed(hashed(keys, places)[:, None], np.arange(self.context_length, dtype=np.uint64))
+        where = (_mix(drawn) % np.uint64(len(self._tokens))).astype(np.int64)
+        others = self._tokens[where]
+        mapped.check_ids(self._tokens, others.reshape(-1, 1), where.ravel())
+        return batch | {"inputs": np.where(drawn < self._below, others, batch["inputs"]).astype(np.int32)}
+
+
+def hashed(keys: UInt64s, numbers: UInt64s) -> UInt64s:
+    """Numbers in [0, 2**64) that look drawn: of keys and numbers, uint64 of one shape."""
+    return _mix(keys + (numbers + np.uint64(1)) * np.uint64(_GOLDEN))
+
+
 def permutation(indices: UInt64s, size: int, keys: UInt64s) -> UInt64s:
     """Where each index in [0, size) goes under the permutation of its key, in O(1) memory.
 

@@ -14,7 +14,18 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxlm.data import mapped
-from jaxlm.data.batches import Batch, Batches, Chosen, UInt64s, evaluation, permutation
+from jaxlm.data.batches import (
+    Batch,
+    Batches,
+    Chosen,
+    Noised,
+    Rows,
+    UInt64s,
+    Windows,
+    evaluation,
+    hashed,
+    permutation,
+)
 from jaxlm.data.section import Section
 from jaxlm.data.store import Data
 from jaxlm.data.tokenfile import TokenFile
@@ -38,10 +49,15 @@ def training(section: Section, data: Data, context_length: int, seed: int) -> tu
     Raises:
       DataError: there is too little text, no example, or one that is too long where that is an error.
     """
+    rows: Rows
     if running(section):
-        return Batches(data.train.tokens, section.batch_size, context_length, seed), ""
-    rows = Examples(section, data.tokenizer, data.train, context_length, seed)
-    return Batches(rows, section.batch_size, context_length, seed), str(rows)
+        rows, said = Windows(data.train.tokens, context_length), ""
+    else:
+        rows = Examples(section, data.tokenizer, data.train, context_length, seed)
+        said = str(rows)
+    if section.token_dropout:
+        rows = Noised(rows, data.train.tokens, section.token_dropout)
+    return Batches(rows, section.batch_size, context_length, seed), said
 
 
 def held_out(
@@ -111,6 +127,7 @@ class Examples:
             raise DataError(f"none of the {self._what} in {file.path} fits a context of {context_length} tokens")
         heads, tails = self._spans[:, 1] - self._spans[:, 0], self._spans[:, 3] - self._spans[:, 2]
         self._sizes = heads + tails - 1
+        self._crop, self._heads = section.crop, heads
         self._first_counted = np.zeros_like(heads) if section.loss_on == "all" else heads - 1
 
         count = len(self._spans)
@@ -137,7 +154,7 @@ class Examples:
         return "; ".join(said)
 
     def take(self, places: UInt64s, keys: UInt64s | None = None) -> Batch:
-        """Rows at places [B] of [0, len]: the one at len is empty."""
+        """Rows at places [B] of [0, len]: the one at len is empty. With keys [B], of epochs, prompts are cropped."""
         mapped.check_unchanged(self._tokens)
         shape = (len(places), self.context_length)
         names = ("inputs", "targets", *(("segment_ids", "positions") if self._packed else ()))
@@ -145,10 +162,16 @@ class Examples:
         for b, place in enumerate(places.tolist()):
             at = 0
             for number, example in enumerate(self._members[self._starts[place] : self._starts[place + 1]], 1):
-                ids = np.concatenate([self._read(*span) for span in self._spans[example].reshape(2, 2)])
+                start, stop, *completion = self._spans[example]
+                cut = 0
+                if self._crop and keys is not None:
+                    most = min(int(self._crop * self._heads[example]), int(self._heads[example]) - 1)
+                    drawn = hashed(keys[b : b + 1], np.array([example], np.uint64))
+                    cut = int(drawn[0]) % (most + 1)
+                ids = np.concatenate([self._read(start + cut, stop), self._read(*completion)])
                 here = slice(at, at := at + len(ids) - 1)
                 batch["inputs"][b, here], batch["targets"][b, here] = ids[:-1], ids[1:]
-                batch["weights"][b, here][self._first_counted[example] :] = 1
+                batch["weights"][b, here][max(0, self._first_counted[example] - cut) :] = 1
                 if self._packed:
                     batch["segment_ids"][b, here] = number
                     batch["positions"][b, here] = np.arange(len(ids) - 1)

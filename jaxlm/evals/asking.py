@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ml_collections import FrozenConfigDict
 
@@ -58,3 +60,24 @@ def asker(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile | None) 
         return {f"eval/{name}": value for result in results for name, value in result.metrics.items()}
 
     return ask
+
+
+def report(facts: Mapping[str, Any], results: Mapping[str, Result], as_json: bool) -> str:
+    """What was found, as a line for each figure, or as one JSON object.
+
+    Args:
+      facts: numbers by name.
+      results: of tasks, whose metrics get the names eval/TASK/METRIC.
+    """
+    figures = dict(facts)
+    intervals = {f"eval/{name}": pair for result in results.values() for name, pair in result.intervals.items()}
+    figures |= {f"eval/{name}": value for result in results.values() for name, value in result.metrics.items()}
+    if as_json:
+        details = {name: result.details for name, result in results.items()}
+        return json.dumps(figures | ({"intervals": intervals, "details": details} if results else {})) + "\n"
+    width = max(20, *map(len, figures))
+    lines = []
+    for name, value in figures.items():
+        interval = "  [{:,.4f}, {:,.4f}]".format(*intervals[name]) if name in intervals else ""
+        lines.append(f"{name:<{width}} " + (f"{value:,}" if isinstance(value, int) else f"{value:,.4f}") + interval)
+    return "\n".join(lines) + "\n" + "".join(result.text for result in results.values())

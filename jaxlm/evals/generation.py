@@ -76,10 +76,42 @@ def samples(
       ConfigError: `request` makes no sense.
       DataError: a prompt has characters that the tokenizer doesn't know.
     """
-    check(request)
-    stop = request.stop
     rows = [(prompt, request.seed + n) for prompt in prompts for n in range(request.num_samples)]
-    shown = 0
+    found = continued(
+        model,
+        params,
+        tokenizer,
+        [encode(tokenizer, prompt) for prompt, _ in rows],
+        [seed for _, seed in rows],
+        request,
+        context_length,
+        show,
+    )
+    return [Sample(prompt, *text, seed) for (prompt, seed), text in zip(rows, found, strict=True)]
+
+
+class Continuation(NamedTuple):
+    """See `Sample`."""
+
+    text: str
+    tokens: list[int]
+    logprobs: list[float]
+    finish_reason: str
+
+
+def continued(
+    model: Model,
+    params: PyTree,
+    tokenizer: Tokenizer,
+    prompts: Sequence[list[int]],
+    seeds: Sequence[int],
+    request: Request,
+    context_length: int,
+    show: Callable[[str], None] | None = None,
+) -> list[Continuation]:
+    """What follows each prompt of ids, none of which is empty; otherwise as `samples`."""
+    check(request)
+    stop, shown = request.stop, 0
 
     def over(_: int, tokens: list[int]) -> bool:
         nonlocal shown
@@ -94,8 +126,8 @@ def samples(
     completions = complete(
         model,
         model.unstack(params),
-        [encode(tokenizer, prompt) for prompt, _ in rows],
-        [seed for _, seed in rows],
+        prompts,
+        seeds,
         max_tokens=request.max_tokens,
         context_length=context_length,
         vocab_size=tokenizer.vocab_size,
@@ -106,12 +138,12 @@ def samples(
         every=1 if show else EVERY,
     )
     out = []
-    for (prompt, seed), (tokens, logprobs, finish) in zip(rows, completions, strict=True):
+    for tokens, logprobs, finish in completions:
         text = before(tokenizer.decode(tokens), stop)
         n = len(tokens)
         while finish == "stop" and n and tokenizer.decode(tokens[: n - 1]).startswith(text):
             n -= 1
-        out.append(Sample(prompt, text, tokens[:n], logprobs[:n], finish, seed))
+        out.append(Continuation(text, tokens[:n], logprobs[:n], finish))
     if show:
         show(out[0].text[shown:])
     return out

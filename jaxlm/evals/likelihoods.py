@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from jaxlm.errors import DataError
 from jaxlm.model.gpt2 import Batch, Model, PyTree
+from jaxlm.telemetry.progress import tracked
 
 
 def of_completions(
@@ -20,6 +21,7 @@ def of_completions(
     rows: Sequence[tuple[np.ndarray, np.ndarray]],
     context_length: int,
     batch_size: int,
+    progress: bool = False,
 ) -> np.ndarray:
     """float64[rows]: in nats, of each completion and the end of text after it, given its prompt.
 
@@ -29,19 +31,38 @@ def of_completions(
     Raises:
       DataError: a completion that fills the context.
     """
-    end, T = [end_of_text], context_length
-    sequences, counted = [], []
+    end, sequences, counted = [end_of_text], [], []
     for prompt, completion in rows:
-        room = T - len(completion)
+        room = context_length - len(completion)
         if room < 1:
-            raise DataError(f"a completion of {len(completion)} tokens fills the context of {T}")
+            raise DataError(f"a completion of {len(completion)} tokens fills the context of {context_length}")
         head = (prompt.tolist() or end)[-room:]
         sequences.append([*head, *completion.tolist(), *end])
         counted.append(len(completion) + 1)
-    length = min(T, 1 << (max(map(len, sequences)) - 2).bit_length())
+    return of_tails(model, params, sequences, counted, context_length, batch_size, progress)[0]
+
+
+def of_tails(
+    model: Model,
+    params: PyTree,
+    sequences: Sequence[Sequence[int]],
+    counted: Sequence[int],
+    context_length: int,
+    batch_size: int,
+    progress: bool = False,
+) -> tuple[np.ndarray, np.ndarray]:
+    """float64[rows] in nats, of the last ids of each sequence given those before; and bool[rows], whether greedy
+    decoding gives just these.
+
+    Args:
+      sequences: of at least two ids, and at most one more than the context.
+      counted: how many of each sequence's last ids.
+      progress: show a bar on stderr.
+    """
+    length = min(context_length, 1 << (max(map(len, sequences)) - 2).bit_length())
     order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
-    out = np.zeros(len(rows))
-    for first in range(0, len(order), batch_size):
+    nats, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
+    for first in tracked(range(0, len(order), batch_size), "scoring", progress):
         chosen = order[first : first + batch_size]
         batch = {name: np.zeros((batch_size, length), np.int32) for name in ("inputs", "targets")}
         batch["weights"] = np.zeros((batch_size, length), np.float32)
@@ -49,15 +70,19 @@ def of_completions(
             ids, n = sequences[row], len(sequences[row]) - 1
             batch["inputs"][b, :n], batch["targets"][b, :n] = ids[:-1], ids[1:]
             batch["weights"][b, n - counted[row] : n] = 1
-        out[chosen] = np.asarray(_row_sums(model, params, batch))[: len(chosen)]
-    return out
+        found = _of_rows(model, params, batch)
+        nats[chosen], greedy[chosen] = (np.asarray(x)[: len(chosen)] for x in found)
+    return nats, greedy
 
 
-def of_rows(model: Model, params: PyTree, batch: Batch) -> Float[Array, "B"]:
-    """Weighted sums over each row of a batch, float32. Pure."""
+def of_rows(model: Model, params: PyTree, batch: Batch) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+    """Weighted sums of log-likelihoods over each row of a batch, float32; and whether, wherever there is a weight, the
+    target is the most probable id. Pure."""
     logits = model.apply(params, batch)
     at_target = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    return jnp.sum(batch["weights"] * (at_target - jax.nn.logsumexp(logits, axis=-1)), axis=-1)
+    nats = jnp.sum(batch["weights"] * (at_target - jax.nn.logsumexp(logits, axis=-1)), axis=-1)
+    hits = (logits.argmax(-1) == batch["targets"]) | (batch["weights"] == 0)
+    return nats, hits.all(-1)
 
 
-_row_sums = jax.jit(of_rows, static_argnames="model")
+_of_rows = jax.jit(of_rows, static_argnames="model")

@@ -16,6 +16,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.model import losses
 from jaxlm.model.gpt2 import Model
 from jaxlm.model.losses import TokenSums
+from jaxlm.telemetry.progress import tracked
 
 PyTree = Any
 
@@ -89,16 +90,13 @@ def evaluate_split(
     Raises:
       ConfigError: a stride for pairs or packed documents, which have rows of their own.
     """
-    from rich.console import Console
-    from rich.progress import track
-
     batches, bytes_per_token = held_out(section, tokenizer, split, context_length, batch_size)
     running = examples.running(section)
     if stride and not running:
         raise ConfigError(f"stride is {stride}, but pairs and packed documents have rows of their own; leave it out")
     if stride:
         batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
-    shown = track(batches, "evaluating", console=Console(stderr=True), transient=True, disable=not progress)
+    shown = tracked(batches, "evaluating", progress)
     eval_step = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
     total = sums(eval_step, shown)
     found, tokens = metrics(total, bytes_per_token), round(float(total.weight))

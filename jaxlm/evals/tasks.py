@@ -16,9 +16,11 @@ from jaxlm.evals.scores import Score
 from jaxlm.model import decode
 from jaxlm.model.gpt2 import Model, PyTree
 from jaxlm.model.sampling import Sampling
+from jaxlm.telemetry import progress as bars
 from jaxlm.telemetry import text as plain
 
 MOST_LABELS = 100
+CHOICES = 4
 SHOWN = 5  # wrong answers
 SPARE = 8
 """Tokens that `generate` lets an answer have beyond the longest completion: what is longer is wrong anyway."""
@@ -33,6 +35,7 @@ class Subject(NamedTuple):
     split: TokenFile
     context_length: int
     batch_size: int  # rows at once, of those that are scored; `generate` has its own number
+    progress: bool = False  # show a bar on stderr
 
 
 class Result(NamedTuple):
@@ -47,19 +50,22 @@ def generate(subject: Subject) -> Result:
     tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
     longest = max(len(completion) for _, completion in pairs) + SPARE
     room = max(1, subject.context_length - longest)
-    completions = decode.complete(
-        subject.model,
-        subject.model.unstack(subject.params),
-        [(prompt.tolist() or [tokenizer.end_of_text])[-room:] for prompt, _ in pairs],
-        [0] * len(pairs),
-        max_tokens=longest,
-        context_length=subject.context_length,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text=tokenizer.end_of_text,
-        sampling=Sampling(temperature=0.0),
-        beyond="stop",
-    )
-    answers = [tokenizer.decode(completion.tokens) for completion in completions]
+    starts, unstacked = range(0, len(pairs), decode.ROWS), subject.model.unstack(subject.params)
+    answers = []
+    for first in bars.tracked(starts, "generate", subject.progress):
+        completions = decode.complete(
+            subject.model,
+            unstacked,
+            [(ids.tolist() or [tokenizer.end_of_text])[-room:] for ids, _ in pairs[first : first + decode.ROWS]],
+            [0] * len(pairs[first : first + decode.ROWS]),
+            max_tokens=longest,
+            context_length=subject.context_length,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            sampling=Sampling(temperature=0.0),
+            beyond="stop",
+        )
+        answers += [tokenizer.decode(completion.tokens) for completion in completions]
     references = [tokenizer.decode(completion) for _, completion in pairs]
     found = {
         "exact_match": scores.mean(list(map(scores.exact_match, answers, references))),
@@ -90,6 +96,48 @@ def classify_by_length(subject: Subject) -> Result:
     return _classified("classify_by_length", subject, by_length=True)
 
 
+def choice(subject: Subject) -> Result:
+    """The completion among 4, the others being those of other pairs, that is most probable (accuracy) or most probable
+    by its number of tokens (accuracy_by_length). Chance is a quarter."""
+    tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
+    texts = [tokenizer.decode(completion) for _, completion in pairs]
+    known = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
+    if len(known) < CHOICES:
+        raise DataError(f"choice: {len(known)} different completions; expected at least {CHOICES}, to choose among")
+    rng, all_of_them = np.random.default_rng(0), list(known)
+    right = rng.integers(CHOICES, size=len(pairs))  # where it stands: the first of equals is taken
+    rows = []
+    for (prompt, _), text, place in zip(pairs, texts, right.tolist(), strict=True):
+        drawn = [all_of_them[i] for i in rng.choice(len(all_of_them), CHOICES, replace=False)]
+        offered = [other for other in drawn if other != text][: CHOICES - 1]
+        offered.insert(place, text)
+        rows += [(prompt, known[one]) for one in offered]
+    found = _likelihoods(subject, rows).reshape(len(pairs), CHOICES)
+    lengths = np.array([len(completion) + 1 for _, completion in rows]).reshape(found.shape)
+    return _result(
+        "choice",
+        {
+            "accuracy": scores.mean(found.argmax(1) == right),
+            "accuracy_by_length": scores.mean((found / lengths).argmax(1) == right),
+        },
+        None,
+        "",
+    )
+
+
+def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
+    """float64[rows] of (prompt, completion): see `likelihoods.of_completions`."""
+    return likelihoods.of_completions(
+        subject.model,
+        subject.params,
+        subject.tokenizer.end_of_text,
+        rows,
+        subject.context_length,
+        subject.batch_size,
+        progress=subject.progress,
+    )
+
+
 def _classified(name: str, subject: Subject, by_length: bool) -> Result:
     tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
     texts = [tokenizer.decode(completion) for _, completion in pairs]
@@ -103,9 +151,7 @@ def _classified(name: str, subject: Subject, by_length: bool) -> Result:
         )
     ids = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
     rows = [(prompt, ids[label]) for prompt, _ in pairs for label in labels]
-    found = likelihoods.of_completions(
-        subject.model, subject.params, subject.tokenizer.end_of_text, rows, subject.context_length, subject.batch_size
-    ).reshape(len(pairs), len(labels))
+    found = _likelihoods(subject, rows).reshape(len(pairs), len(labels))
     if by_length:
         found = found / np.array([len(ids[label]) + 1 for label in labels])
     predicted, wanted = found.argmax(1), np.array([labels.index(text) for text in texts])

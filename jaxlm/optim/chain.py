@@ -19,8 +19,8 @@ import optax
 from jaxlm import tree
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.optim import transforms
+from jaxlm.optim.parts import of_part
 from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, stages, walk
-from jaxlm.optim.wrappers import of_part
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs

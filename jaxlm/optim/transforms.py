@@ -16,12 +16,12 @@ from jax.typing import ArrayLike
 
 from jaxlm import lookup, tree  # not their functions: a function in this module is a transform
 from jaxlm.errors import ConfigError
-from jaxlm.optim import schedules, wrappers
+from jaxlm.optim import parts, schedules
 from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
 from jaxlm.optim.muon import muon, scale_by_muon
+from jaxlm.optim.parts import freeze, train_last_layers
 from jaxlm.optim.wrappers import (
     ema_of_params,
-    freeze,
     lookahead,
     mechanize,
     sam,
@@ -50,6 +50,7 @@ __all__ = [
     "schedule_free",
     "skip_nonfinite",
     "skip_spikes",
+    "train_last_layers",
 ]
 
 
@@ -88,13 +89,13 @@ def cautious() -> optax.GradientTransformation:
         del params, extra
 
         def masked(key_path: tuple[Any, ...], u: Any, g: Any) -> Any:
-            if wrappers.is_masked(u):
+            if parts.is_masked(u):
                 return u
             mask = (u * g > 0).astype(u.dtype)
             share = jnp.mean(mask, axis=range(1 if _is_layered(key_path) else 0, u.ndim), keepdims=True)
             return u * mask / jnp.maximum(share, 1e-3)
 
-        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=wrappers.is_masked), state
+        return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=parts.is_masked), state
 
     return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)
 
@@ -161,4 +162,4 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
 
 def _is_layered(key_path: tuple[Any, ...]) -> bool:
     """Whether axis 0 of a parameter counts layers."""
-    return tree.path_of(key_path).startswith("h/")
+    return tree.path_of(key_path).startswith(parts.LAYERS)

@@ -13,6 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
+from jaxlm.optim.parts import filled, is_masked
 
 PyTree = Any
 
@@ -136,48 +137,6 @@ def skip_spikes(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
-    """Parameters that match `where` never change and use no optimizer memory; inner sees only the others.
-
-    So a global norm inside is that of the trained parameters, and `value_fn` inside a function of them.
-
-    Args:
-      where: a named mask or a regex over paths.
-
-    Raises:
-      ConfigError: at init and update, `where` matches nothing or everything.
-    """
-
-    def labels(params: PyTree) -> PyTree:
-        frozen = tree.mask(params, where)
-        if all(jax.tree.leaves(frozen)):
-            raise ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
-        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
-
-    return of_part(
-        optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
-    )
-
-
-def of_part(masked: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """What shows a part of the parameters to those inside of it: functions of all are made functions of the part.
-
-    So `value_fn` of `optax.masked` and `optax.partition` may be called inside: the others stand as they are.
-    """
-    masked = optax.with_extra_args_support(masked)
-
-    def update(
-        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
-    ) -> tuple[PyTree, optax.OptState]:
-        def partial(function: Callable[..., Any]) -> Callable[..., Any]:
-            return lambda part, *rest: function(_filled(part, params), *rest)
-
-        extra = {name: partial(value) if callable(value) else value for name, value in extra.items()}
-        return masked.update(updates, state, params, **extra)
-
-    return optax.GradientTransformationExtraArgs(masked.init, update)
-
-
 def schedule_free(
     inner: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
@@ -282,9 +241,9 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
         x = jax.tree.map(
             lambda z, y, b1=b1: z if is_masked(z) else (y - (1 - b1) * z) / b1, state.z, params, is_leaf=is_masked
         )
-        out[""] = _filled(x, out[""])
+        out[""] = filled(x, out[""])
     for state in _states(opt_state, EmaOfParamsState):
-        out["ema"] = _filled(state.average, out.get("ema", out[""]))
+        out["ema"] = filled(state.average, out.get("ema", out[""]))
     return out
 
 
@@ -293,17 +252,6 @@ def _states(root: optax.OptState, kind: type) -> list[Any]:
     nodes = jax.tree.leaves(root, is_leaf=lambda node: isinstance(node, kind))
     found: list[Any] = [node for node in nodes if isinstance(node, kind)]
     return [state for outer in found for state in (outer, *_states(tuple(outer), kind))]
-
-
-def is_masked(node: Any) -> bool:
-    return isinstance(node, optax.MaskedNode)
-
-
-def _filled(part: PyTree, whole: PyTree) -> PyTree:
-    """`part`, with what is masked in it, and all dtypes, from `whole`."""
-    return jax.tree.map(
-        lambda own, other: other if is_masked(own) else own.astype(other.dtype), part, whole, is_leaf=is_masked
-    )
 
 
 def _finite(updates: PyTree) -> jax.Array:

@@ -6,13 +6,24 @@ import math
 import os
 import sys
 import time
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
     import rich.progress
 
 _MEMORY = 30.0  # seconds over which the rate of steps forgets, so that the time left follows a change of pace
+
+
+Item = TypeVar("Item")
+
+
+def tracked(items: Sequence[Item], what: str, enabled: bool) -> Iterable[Item]:
+    """The items, behind a bar on stderr that goes when they are through."""
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True), transient=True, disable=not enabled)
 
 
 class View(Protocol):

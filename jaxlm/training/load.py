@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, hub
-from jaxlm.data import sources, tokenizer_specs
+from jaxlm import config, data, hub
+from jaxlm.data import TokenFile, sources, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2, huggingface
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.training import rundir, step
@@ -51,6 +51,24 @@ def load(spec: str | Path) -> Loaded:
             f"{cfg.model.vocab_size:,}: they don't belong together"
         )
     return Loaded(gpt2.build(cfg.model), read_params(located, cfg), tokenizer, cfg)
+
+
+def held_out(cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:
+    """The tokens that a run held out.
+
+    Args:
+      cfg, tokenizer: the run's, as `load` gives them.
+
+    Raises:
+      ConfigError: it held out none.
+      DataError: its data is gone, or has changed.
+    """
+    opened = data.open(cfg.data, progress=True)
+    if opened.tokenizer.fingerprint != tokenizer.fingerprint:
+        raise DataError(f"data.source={cfg.data.source!r} has changed since the run, and its tokenizer; give --data")
+    if opened.validation is None:
+        raise ConfigError("the run held out no text; give --data=PATH")
+    return opened.validation
 
 
 def locate(spec: str | Path) -> Located:

@@ -16,9 +16,10 @@ from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, review
+from jaxlm.optim.parts import freeze
 from jaxlm.optim.stages import stages, walk
 from jaxlm.optim.static import static_arguments
-from jaxlm.optim.wrappers import evaluation_params, freeze
+from jaxlm.optim.wrappers import evaluation_params
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]

@@ -164,6 +164,16 @@ def test_the_energy_of_a_run_is_what_its_last_row_tells(trial, run):
     assert math.isnan(found.joules)
 
 
+# The gap
+
+
+@pytest.mark.parametrize(("status", "gap"), [("done", 2.5), ("stopped early", 0.5), ("diverged", NAN)])
+def test_the_gap_is_that_where_the_value_was_taken(trial, run, status, gap):
+    rows = [row | {"eval/gap": gap} for row, gap in zip(rows_of([5.0, NAN, 3.0, 4.0]), (0.1, 0.2, 0.5, 2.5))]
+    assert findings.read(trial, run(rows, status), "eval/loss").gap == pytest.approx(gap, nan_ok=True)
+    assert math.isnan(findings.read(trial, run(rows_of([1.0])), "eval/loss").gap)
+
+
 # What can't be read
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxlm import config, data
-from jaxlm.data import examples
+from jaxlm.data import batches, examples
 from jaxlm.errors import ConfigError, DataError
 
 END = 256  # end of text, of the bytes tokenizer
@@ -158,3 +158,69 @@ def test_first_fit_is_its_definition(sizes):
         room[place] -= size
         expected.append(place)
     assert examples.first_fit(np.array(sizes), 20).tolist() == expected
+
+
+# Augmentation
+
+
+def epochs(section, found, T, count=3):
+    """The batches of so many epochs of training."""
+    batches, _ = data.training(section, found, T, seed=0)
+    return [batches.rows(epoch * batches.num_windows, batches.num_windows) for epoch in range(count)]
+
+
+@pytest.mark.parametrize("pack", [False, True])
+def test_crops_take_from_the_left_of_prompts_what_each_epoch_draws(opened, pack):
+    pairs = [(f"{i}" + "abcdefghijklmnopqrs", f"+{i}") for i in range(8)]
+    section, found = opened(pairs, crop=0.5, pack=pack)
+    seen = []
+    for batch in epochs(section, found, 30):
+        prompts = {}
+        for tokens, weights in rows_of(batch):
+            text = bytes(tokens[:-1]).decode()
+            prompt, _, number = text.partition("+")
+            assert (pairs[int(number)][0]).endswith(prompt) and 10 <= len(prompt) <= 20
+            assert weights == [0] * (len(prompt) - 1) + [1] * (len(number) + 2)
+            prompts[int(number)] = len(prompt)
+        assert len(prompts) == 8
+        seen.append(prompts)
+    assert len({tuple(sorted(one.items())) for one in seen}) == 3
+    assert len(set(seen[0].values())) > 3
+    again = epochs(section, found, 30)[1]
+    assert {name: x.tolist() for name, x in again.items()} == {
+        name: x.tolist() for name, x in epochs(section, found, 30)[1].items()
+    }
+
+
+def test_what_is_held_out_is_not_cropped(opened):
+    section, found = opened(PAIRS)
+    cropped, _ = opened(PAIRS, crop=0.9, token_dropout=0.5)
+    for one, other in zip(
+        data.held_out(section, found.tokenizer, found.train, 12, 4).batches,
+        data.held_out(cropped, found.tokenizer, found.train, 12, 4).batches,
+        strict=True,
+    ):
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+@given(share=st.floats(0, 0.99))
+@settings(max_examples=20, deadline=None)
+def test_token_dropout_replaces_a_share_of_the_inputs_by_tokens_of_the_text(share):
+    text = np.random.default_rng(0).choice(np.array([3, 5, 7], np.uint16), 2000)
+    rows = batches.Windows(np.arange(100, 1100, dtype=np.uint16), 50)
+    places = np.arange(20, dtype=np.uint64)
+    keys = np.full(20, 9, np.uint64)
+    plain, noised = rows.take(places, keys), batches.Noised(rows, text, share).take(places, keys)
+    assert (noised["targets"] == plain["targets"]).all() and noised["inputs"].dtype == np.int32
+    changed = noised["inputs"] != plain["inputs"]
+    assert set(noised["inputs"][changed].tolist()) <= {3, 5, 7}
+    assert abs(changed.mean() - share) < 0.08  # five deviations
+    other = batches.Noised(rows, text, share).take(places, keys + np.uint64(1))["inputs"] < 100
+    assert share < 0.01 or (other != changed).any()
+
+
+def test_crops_are_of_pairs():
+    cfg = config.default()
+    cfg.data.crop = 0.5
+    with pytest.raises(ConfigError, match="data.crop cuts prompts"):
+        config.resolve(cfg)

@@ -125,6 +125,28 @@ def test_what_has_no_classes(subject):
         tasks.classify(subject([("a", f"{i}") for i in range(101)]))
 
 
+def test_choice_is_among_the_completions_of_others(subject):
+    undecided = tasks.choice(subject([(f"{c}:", c * 2) for c in "abcdef"] * 20, rigged({}))).metrics
+    assert 0.1 < undecided["choice/accuracy"] == undecided["choice/accuracy_by_length"] < 0.4
+    knows = rigged({ord(":"): ord("a"), ord("a"): ord("a")})
+    found = tasks.choice(subject([("x:", "aa"), *[("y:", c * 2) for c in "bcdef"]], knows))
+    assert 1 / 6 <= found.metrics["choice/accuracy"] < 1 / 2
+    lengths = [("x:", "a"), ("x:", "bbbb"), ("x:", "cccccc"), ("x:", "dddddddd")]
+    assert tasks.choice(subject(lengths, rigged({}))).metrics["choice/accuracy"] == 0.25
+    with pytest.raises(DataError, match="choice: 3 different completions; expected at least 4"):
+        tasks.choice(subject(lengths[:3], rigged({})))
+
+
+def test_a_trained_choice_is_right(tmp_path, capsys):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"{i % 6}:", "completion": "abcdef"[i % 6] * 3}) + "\n" for i in range(60))
+    )
+    fields = FIELDS | {"data__validation": str(path), "data__source": str(path), "steps": 150, "eval__every": 150}
+    cfg = tiny(**fields, eval__tasks=("choice",), optimizer__scale_by_learning_rate__peak=0.02, data__batch_size=16)
+    assert jaxlm.train(cfg, tmp_path / "run").metrics["eval/choice/accuracy"] == 1.0
+
+
 def test_generate_compares_what_is_written(subject, capsys):
     counts = rigged({ord(":"): ord("1"), ord("1"): ord("2"), ord("2"): 256})
     found = tasks.generate(subject([("a:", "12"), ("b:", "13"), ("", "12"), ("c:", "12")], counts))

@@ -153,6 +153,7 @@ WRAPPERS = {
     "schedule_free": Case(),
     "skip_nonfinite": Case(),
     "skip_spikes": Case({"window": 4, "z": 2.0}),
+    "train_last_layers": Case({"count": 1}),
 }
 
 LAST = {

@@ -9,7 +9,7 @@ import pytest
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import wrappers
+from jaxlm.optim import parts, wrappers
 from tests.optim.trajectory import (
     GRADIENTS,
     PARAMS,
@@ -188,44 +188,6 @@ def test_skip_spikes_refuses_a_window_without_a_deviation():
         wrappers.skip_spikes(optax.sgd(0.1), window=1)
 
 
-# freeze
-
-
-def test_freeze_holds_its_parameters_still_without_memory_and_out_of_the_global_norm():
-    def make(max_norm):
-        return wrappers.freeze(optax.chain(optax.clip_by_global_norm(max_norm), optax.scale_by_adam()), "embeddings")
-
-    def drop(params):
-        return {name: part for name, part in params.items() if name != "wte"}
-
-    updates, _, state = checked(make, max_norm=1.0)
-    assert not updates["wte"]["embedding"].any()
-    alone = trajectory(
-        optax.chain(optax.clip_by_global_norm(1.0), optax.scale_by_adam()), drop(GRADIENTS), drop(PARAMS)
-    )
-    assert_close(drop(updates), alone[0])
-    assert tree.size(state) == tree.size(alone[2])
-
-
-def test_inside_of_freeze_value_fn_is_a_function_of_the_trained_parameters():
-    def value_fn(params):
-        return jnp.sum(params["lm_head"]["kernel"] @ params["wte"]["embedding"])
-
-    gradients = jax.grad(value_fn)(PARAMS)
-    transform = wrappers.freeze(wrappers.sam(optax.sgd(0.1), rho=0.0), "embeddings")
-    updates, _ = transform.update(gradients, transform.init(PARAMS), PARAMS, value_fn=value_fn)
-    assert not updates["wte"]["embedding"].any()
-    assert_close(updates["lm_head"]["kernel"], -0.1 * gradients["lm_head"]["kernel"])
-
-
-@pytest.mark.parametrize(
-    ("where", "message"), [("all", "leaves nothing to train"), ("^decoder", "matches no parameter")]
-)
-def test_freeze_of_everything_or_of_nothing_is_refused(where, message):
-    with pytest.raises(ConfigError, match=message):
-        wrappers.freeze(optax.adam(0.1), where).init(PARAMS)
-
-
 # schedule_free, mechanize, sam
 
 
@@ -368,7 +330,7 @@ def test_evaluation_params_finds_averages_at_any_depth_and_fills_what_masks_leav
     def labels(params):
         return jax.tree.map(lambda kernel: "kernels" if kernel else "rest", tree.mask(params, "kernels"))
 
-    transform = wrappers.freeze(optax.partition({"kernels": kernels, "rest": rest}, labels), "embeddings")
+    transform = parts.freeze(optax.partition({"kernels": kernels, "rest": rest}, labels), "embeddings")
     _, params, state = trajectory(transform, gradients, half)
     last = at(params, -1)
     evaluated = jax.jit(wrappers.evaluation_params)(state, last)

@@ -19,6 +19,7 @@ from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
 from jaxlm.telemetry import energy
 from jaxlm.telemetry.writers import read_jsonl
+from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
 from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
 from tests.tiny import CORPUS, assert_same_bits, tiny
@@ -120,6 +121,29 @@ def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
     assert int(result.state.step) == 2  # the best
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "stopped early"
     assert checkpoints(tmp_path / "run")[-1] == 8
+
+
+def test_a_run_that_overfits_stops_within_its_patience_at_the_bits_of_its_best_step(tmp_path):
+    lines = CORPUS.read_text().splitlines(keepends=True)
+    (tmp_path / "few.txt").write_text("".join(lines[88:100]))
+    (tmp_path / "others.txt").write_text("".join(lines[600:800]))
+    data = {"data__source": str(tmp_path / "few.txt"), "data__validation": str(tmp_path / "others.txt")}
+    rate = {"optimizer__scale_by_learning_rate__peak": 0.02, "optimizer__scale_by_learning_rate__schedule": "constant"}
+    plan = dict(steps=400, eval__every=10, checkpoint__every=10, model__embed_dim=32, **rate)
+    plan |= {"optimizer__chain": ("scale_by_adam", "scale_by_learning_rate")}
+    free = jaxlm.train(tiny(**data, **plan, checkpoint__keep=100), tmp_path / "free")
+    losses = {row["step"]: row["eval/loss"] for row in rows(free.workdir) if "eval/loss" in row}
+    best, gaps = min(losses, key=losses.get), [row["eval/gap"] for row in rows(free.workdir) if "eval/gap" in row]
+    assert best < 300 and losses[400] > losses[best] + 0.3 and gaps[-1] > gaps[0] + 0.3  # it does overfit
+    patience = 3
+    stopped = jaxlm.train(tiny(**data, **plan, early_stopping__patience=patience), tmp_path / "stopped")
+    assert stopped.status == "stopped early"
+    last = max(row["step"] for row in rows(stopped.workdir) if "eval/loss" in row)
+    seen = {step: loss for step, loss in losses.items() if step <= last}
+    best = min(seen, key=seen.get)
+    assert int(stopped.state.step) == best and last == best + 10 * patience
+    with Checkpoints(free.workdir / "checkpoints", writable=False) as kept:
+        assert_same_bits(stopped.state, kept.restore(free.state, best).state)
 
 
 def test_divergence_is_an_error_that_keeps_the_checkpoints_before(tmp_path):

@@ -1,0 +1,69 @@
+"""Tuning on pairs of a prompt and its completion: translation, sentiment, question answering.
+
+    python -m jaxlm.main --config=configs/sft.py:translation       # number words, English to French (extra tasks)
+    python -m jaxlm.main --config=configs/sft.py:sentiment         # short reviews; those held out are of other things
+    python -m jaxlm.main --config=configs/sft.py:qa                # questions about facts that the prompt tells
+
+So they train a small model from scratch, with no network, on pairs made on the spot (jaxlm/data/made.py), and score
+what is held out as they go: exact match 1.000, accuracy 0.988, exact match 0.996 after 4 to 6 minutes on 2 cores.
+
+From a model, a hub id or a folder or a run, on pairs of your own:
+
+    python -m jaxlm.main --config=configs/sft.py:sentiment@gpt2 --config.data.source=reviews.csv \
+        --config.data.validation=5% --config.data.prompt='{text}\nSentiment:' --config.data.completion=' {label}'
+
+Not yet run here on OpenAI's weights: no figure to expect.
+
+arg: translation, sentiment, qa; after an @ the model to start from. "" for sentiment.
+"""
+
+from jaxlm import config
+from jaxlm.errors import ConfigError, nearest
+
+TASKS = {  # rows, prompt, completion, evaluation, what is best
+    "translation": ("translation", "{english}\n", "{french}", "generate", "exact_match"),
+    "sentiment": ("sentiment", "{review}\nsentiment:", " {sentiment}", "classify", "accuracy"),
+    "qa": ("questions", "{facts}\n{asked}\n{question}", " {answer}", "generate", "exact_match"),
+}
+
+
+def get_config(arg: str = ""):
+    task, _, source = (arg or "sentiment").partition("@")
+    if task not in TASKS:
+        raise ConfigError(f"configs/sft.py takes no argument {arg!r}: {nearest(task, TASKS)}")
+    c = config.default()
+    c.data.update(format="pairs", pack=True, batch_size=16)
+    rows, c.data.prompt, c.data.completion, evaluation, score = TASKS[task]
+    c.data.source, c.data.validation = f"jaxlm.data.made:{rows}", f"jaxlm.data.made:{rows}_held_out"
+    c.eval.tasks = (evaluation,)
+    c.checkpoint.best = f"-eval/{evaluation}/{score}"
+    if source:
+        return _tuned(c, source)
+    c.eval.every = 400
+    c.model.update(num_layers=4, num_heads=4, embed_dim=128, context_length=256)
+    c.optimizer.scale_by_learning_rate = {"peak": 2e-3, "schedule": "warmup_cosine", "warmup": 0.02, "final": 0.1}
+    c.steps = {"translation": 1500, "sentiment": 1200, "qa": 1000}[task]
+    if task != "translation":
+        # The completions alone, of a word or two, teach little: of sentiments 0.90 were right after 1600 steps, and of
+        # answers 0.72 after 2000, where with the loss on all it was 1.00 and 0.99.
+        c.data.loss_on = "all"
+        c.model.num_layers = 3
+        c.optimizer.scale_by_learning_rate.peak = 3e-3
+    if task == "qa":
+        c.data.tokenizer = "bpe:512"  # each name is a token
+    return c
+
+
+def _tuned(c, source):
+    """AdamW at 2e-5 on all parameters, the recipe of finetune_gpt2.py at a higher rate for its shorter texts."""
+    c.init_from = source
+    c.steps = 1000
+    c.model.update(context_length=0, dropout=0.1, dtype="bfloat16", unroll=True)
+    c.data.micro_batches = 2
+    c.optimizer.scale_by_adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+    c.optimizer.add_decayed_weights = {"weight_decay": 0.01, "where": "kernels"}
+    c.optimizer.scale_by_learning_rate = {"peak": 2e-5, "schedule": "warmup_linear", "warmup": 0.05, "final": 0.0}
+    c.eval.every = 100
+    c.checkpoint.every = 100
+    c.early_stopping.update(metric="eval/loss", patience=3)
+    return c

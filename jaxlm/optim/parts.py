@@ -1,0 +1,120 @@
+"""Wrappers that train a part of the parameters: what is inside of them sees only that part."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxlm import tree
+from jaxlm.errors import ConfigError
+
+PyTree = Any
+
+
+def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
+    """Parameters that match `where` never change and use no optimizer memory; inner sees only the others.
+
+    So a global norm inside is that of the trained parameters, and `value_fn` inside a function of them.
+
+    Args:
+      where: a named mask or a regex over paths.
+
+    Raises:
+      ConfigError: at init and update, `where` matches nothing or everything.
+    """
+
+    def labels(params: PyTree) -> PyTree:
+        frozen = tree.mask(params, where)
+        if all(jax.tree.leaves(frozen)):
+            raise ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
+        return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
+
+    return of_part(
+        optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
+    )
+
+
+def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.GradientTransformationExtraArgs:
+    """Of the layers ("h/..."), only the last `count` change and have optimizer memory; inner sees no others.
+
+    What is in no layer, embeddings and the last norm, trains as well: `freeze` leaves it alone.
+
+    Raises:
+      ConfigError: at init and update, there are no layers, or fewer than `count`.
+    """
+
+    def last(x: PyTree) -> PyTree:
+        def cut(key_path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+            return leaf[-count:] if tree.path_of(key_path).startswith(LAYERS) else leaf
+
+        return jax.tree_util.tree_map_with_path(cut, x)
+
+    def check(params: PyTree) -> None:
+        flat = jax.tree_util.tree_leaves_with_path(params)
+        layers = max((leaf.shape[0] for key_path, leaf in flat if tree.path_of(key_path).startswith(LAYERS)), default=0)
+        if not layers:
+            raise ConfigError("train_last_layers: there are no layers (h/...) here")
+        if not 0 < count <= layers:
+            raise ConfigError(f"train_last_layers: count={count}; expected 1 to {layers}, the layers there are")
+
+    inner = optax.with_extra_args_support(inner)
+
+    def init(params: PyTree) -> optax.OptState:
+        check(params)
+        return inner.init(last(params))
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        check(updates)
+        part = None if params is None else last(params)
+        changed, state = inner.update(last(updates), state, part, **_of_part(extra, params))
+        return filled(changed, jax.tree.map(jnp.zeros_like, updates)), state
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+LAYERS = "h/"
+"""What the paths of parameters begin with whose axis 0 counts layers."""
+
+
+def of_part(masked: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """What shows a part of the parameters to those inside of it: functions of all are made functions of the part.
+
+    So `value_fn` of `optax.masked` and `optax.partition` may be called inside: the others stand as they are.
+    """
+    masked = optax.with_extra_args_support(masked)
+
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        return masked.update(updates, state, params, **_of_part(extra, params))
+
+    return optax.GradientTransformationExtraArgs(masked.init, update)
+
+
+def _of_part(extra: dict[str, Any], params: PyTree) -> dict[str, Any]:
+    def partial(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda part, *rest: function(filled(part, params), *rest)
+
+    return {name: partial(value) if callable(value) else value for name, value in extra.items()}
+
+
+def is_masked(node: Any) -> bool:
+    return isinstance(node, optax.MaskedNode)
+
+
+def filled(part: PyTree, whole: PyTree) -> PyTree:
+    """`part`, with what is masked in it, the layers before those it has, and all dtypes, from `whole`."""
+
+    def fill(own: Any, other: jax.Array) -> jax.Array:
+        if is_masked(own):
+            return other
+        own = own.astype(other.dtype)
+        return own if own.shape == other.shape else jnp.concatenate([other[: -len(own)], own])
+
+    return jax.tree.map(fill, part, whole, is_leaf=is_masked)
