@@ -65,33 +65,30 @@ def meter(kind: str, say: Callable[[str], None]) -> Iterator[Meter | None]:
             if found is None:
                 hint = "" if kind == "estimate" else "; --config.log.energy=estimate has codecarbon estimate it"
                 say(f"energy is not measured: {'; '.join(reasons) or 'no counter here'}{hint}")
+        if found:
+            found = found._replace(read=_lasting(found.read, say))
         if found and not found.estimated:
-            before = found.read()
-            begin = time.perf_counter()
+            before, begin = found.read(), time.perf_counter()
             time.sleep(_IDLE_SECONDS)
             found = found._replace(idle=(found.read() - before) / (time.perf_counter() - begin))
         if found:
-            idle = "" if found.idle is None else f", {found.idle:.0f} W idle"
-            say(f"energy: {found.name}{idle}")
-            found = found._replace(read=_lasting(found.read, say))
+            say(f"energy: {found.name}" + ("" if found.idle is None else f", {found.idle:.0f} W idle"))
         yield found
 
 
 def _lasting(read: Callable[[], float], say: Callable[[str], None]) -> Callable[[], float]:
     """A reading that stands still, and says so once, where reading fails."""
-    latest: float | None = 0.0
-    total = 0.0
+    joules, lost = 0.0, False
 
     def lasting() -> float:
-        nonlocal latest, total
-        if latest is not None:
+        nonlocal joules, lost
+        if not lost:
             try:
-                latest = read()
-                total = max(total, latest)
+                joules = max(joules, read())
             except Exception as error:
-                latest = None
+                lost = True
                 say(f"warning: energy is not measured from here on: {type(error).__name__}: {error}".splitlines()[0])
-        return total
+        return joules
 
     return lasting
 
