@@ -134,7 +134,9 @@ def default() -> ConfigDict:
 
     c.parallel = ConfigDict()
     c.parallel.mode = "jit"
-    c.parallel.data = -1  # devices along the batch; -1: all
+    # Devices are data x fsdp x tensor. A batch's rows are divided over data and fsdp; parameters and optimizer state
+    # over fsdp, by width, and tensor, by heads, feed-forward and vocabulary. The numbers stay the same.
+    c.parallel.data = -1  # -1: as many as there are
     c.parallel.fsdp = 1
     c.parallel.tensor = 1
 

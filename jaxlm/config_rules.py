@@ -90,8 +90,8 @@ RULES: dict[str, Rule] = {
     "divergence.max_rollbacks": _at_least(0),
     "parallel.mode": _only("jit"),
     "parallel.data": Rule(lambda v: v == -1 or v >= 1, "-1 or at least 1"),
-    "parallel.fsdp": _only(1),
-    "parallel.tensor": _only(1),
+    "parallel.fsdp": _at_least(1),
+    "parallel.tensor": _at_least(1),
     "log.every": _at_least(0),
     "log.writers": Rule(
         lambda v: all(name in ("jsonl", "tensorboard", "wandb") for name in v),

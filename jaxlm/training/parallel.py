@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxlm import tree
 from jaxlm.errors import ConfigError
 
 PyTree = Any
@@ -19,22 +21,79 @@ GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 on an H200, and which cost time to compile (experiments/bench/README.md)."""
 
 
-def mesh(section: Any, batch_size: int, micro_batches: int) -> Mesh:
-    """The mesh of a config's `parallel` section: one axis, "data", along which a batch's rows are laid out.
+AXES = ("data", "fsdp", "tensor")
+ROWS = ("data", "fsdp")
+"""The axes over which a batch's rows are divided."""
+
+SHARDINGS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"wte/embedding$", ("tensor", "fsdp")),  # [V, D]
+    (r"wpe/embedding$", (None, "fsdp")),  # [T, D]
+    (r"h/attn/c_attn/kernel$", (None, "fsdp", "tensor")),  # [L, D, 3D]
+    (r"h/attn/c_attn/bias$", (None, "tensor")),
+    (r"h/attn/c_proj/kernel$", (None, "tensor", "fsdp")),  # [L, D, D]
+    (r"h/mlp/c_fc/kernel$", (None, "fsdp", "tensor")),  # [L, D, F]
+    (r"h/mlp/c_fc/bias$", (None, "tensor")),
+    (r"h/mlp/c_proj/kernel$", (None, "tensor", "fsdp")),  # [L, F, D]
+    (r"lm_head/kernel$", ("fsdp", "tensor")),  # [D, V]
+)
+"""Along which axis of the mesh the dimensions of a parameter are divided, by a regex over its path; all else lies whole
+on each device. Optimizer state, whose paths end in those of its parameters, lies as they do. No arrangement changes
+what is computed: the compiler moves what a device lacks."""
+
+
+def mesh(section: Any, model: Any, batch_size: int, micro_batches: int) -> Mesh:
+    """The mesh of a config's `parallel` section, for a batch and the `model` section.
 
     Raises:
-      ConfigError: more devices than there are, or a batch that does not divide over them.
+      ConfigError: more devices than there are, or a batch or a model that does not divide over them.
     """
     devices = jax.devices()
-    count = len(devices) if section.data == -1 else section.data
-    if count > len(devices):
-        raise ConfigError(f"parallel.data={count}, but JAX sees {len(devices)} devices")
-    if batch_size % (count * micro_batches):
+    each = section.fsdp * section.tensor
+    count = len(devices) // each if section.data == -1 else section.data
+    shape = {"data": count, "fsdp": section.fsdp, "tensor": section.tensor}
+    asked = ", ".join(f"parallel.{name}={size}" for name, size in shape.items())
+    if not 0 < count * each <= len(devices) or (section.data == -1 and len(devices) % each):
         raise ConfigError(
-            f"data.batch_size={batch_size} does not divide into {micro_batches} micro-batches over {count} devices; "
-            "change data.batch_size, data.micro_batches or parallel.data"
+            f"{asked} are {count * each or each} devices; JAX sees {len(devices)}, of which parallel.data=-1 takes all "
+            "where parallel.fsdp times parallel.tensor divides them"
         )
-    return Mesh(np.array(devices[:count]), ("data",))
+    rows = count * section.fsdp
+    if batch_size % (rows * micro_batches):
+        raise ConfigError(
+            f"data.batch_size={batch_size} does not divide into {micro_batches} micro-batches over {rows} devices; "
+            "change data.batch_size, data.micro_batches, parallel.data or parallel.fsdp"
+        )
+    widths = {
+        "tensor": {"num_heads": model.num_heads, "feed_forward_dim": model.feed_forward_dim or 4 * model.embed_dim},
+        "fsdp": {"embed_dim": model.embed_dim},
+    }
+    for axis, sizes in widths.items():
+        for name, size in sizes.items():
+            if size % shape[axis]:
+                raise ConfigError(f"parallel.{axis}={shape[axis]} does not divide model.{name}={size}")
+    return Mesh(np.array(devices[: count * each]).reshape(tuple(shape.values())), AXES)
+
+
+def shardings(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """How parameters, or a state of them, lie over a mesh: a NamedSharding for each array, by `SHARDINGS`."""
+
+    def sharding(key_path: tuple[Any, ...], x: Any) -> NamedSharding:
+        path = tree.path_of(key_path)
+        axes = next((axes for pattern, axes in SHARDINGS if re.search(pattern, path)), ())
+        if len(axes) != x.ndim:  # optimizer state of another shape than its parameter
+            return NamedSharding(mesh, PartitionSpec())
+        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, x.shape)]
+        return NamedSharding(mesh, PartitionSpec(*fits))
+
+    return jax.tree_util.tree_map_with_path(sharding, arrays)
+
+
+def bytes_per_device(arrays: PyTree, mesh: Mesh) -> int:
+    """Of arrays that lie by `shardings`; shapes are enough."""
+    parts = jax.tree.map(
+        lambda x, lies: math.prod(lies.shard_shape(x.shape)) * x.dtype.itemsize, arrays, shardings(arrays, mesh)
+    )
+    return sum(jax.tree.leaves(parts))
 
 
 def lane_mesh(lanes: int) -> Mesh:
@@ -44,7 +103,7 @@ def lane_mesh(lanes: int) -> Mesh:
 
 
 def laid_out(mesh: Mesh) -> NamedSharding:
-    """How results lie: whole on each device of a run; divided along the leading axis where that is one of lanes."""
+    """How what is no state lies: whole on each device of a run; of lanes, divided along the leading axis."""
     return NamedSharding(mesh, PartitionSpec("lanes") if mesh.axis_names == ("lanes",) else PartitionSpec())
 
 
@@ -57,21 +116,24 @@ def put(batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False) ->
     """
 
     def place(x: np.ndarray) -> jax.Array:
-        rows = PartitionSpec(*[None] * (x.ndim - 2), "data")
+        rows = PartitionSpec(*[None] * (x.ndim - 2), ROWS)
         of_lanes = PartitionSpec(None if shared else "lanes")
-        return jax.device_put(x, NamedSharding(mesh, rows if mesh.axis_names == ("data",) else of_lanes))
+        return jax.device_put(x, NamedSharding(mesh, rows if mesh.axis_names == AXES else of_lanes))
 
     return {name: place(x) for name, x in batch.items()}
 
 
-def compile(fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """jit of a pure function over a mesh; results are `laid_out`.
+def compile(
+    fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = (), out: PyTree | None = None
+) -> Callable[..., Any]:
+    """jit of a pure function over a mesh.
 
     Args:
       donate: positions of arguments whose buffers the results may take over.
+      out: how the results lie; by default they are `laid_out`.
     """
     options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
-    return jax.jit(fn, donate_argnums=donate, out_shardings=laid_out(mesh), compiler_options=options)
+    return jax.jit(fn, donate_argnums=donate, out_shardings=out or laid_out(mesh), compiler_options=options)
 
 
 def repeat(train_step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:

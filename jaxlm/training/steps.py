@@ -33,28 +33,32 @@ class Steps:
         self.lanes = lanes
         structure, hparams = step.split(cfg)
         program = step.build(structure)
-        alone = parallel.mesh(cfg.parallel, cfg.data.batch_size, cfg.data.micro_batches)
+        alone = parallel.mesh(cfg.parallel, cfg.model, cfg.data.batch_size, cfg.data.micro_batches)
         self.mesh = parallel.lane_mesh(lanes) if lanes else alone
         each: Callable[..., Any] = jax.vmap if lanes else lambda fn, **_: fn
         compiled = functools.partial(parallel.compile, mesh=self.mesh)
-        self._one = compiled(each(program.train_step), donate=(1,))
-        self._many = compiled(each(parallel.repeat(program.train_step)), donate=(1,))
         shapes = jax.eval_shape(program.init, jax.random.key(0), hparams)
+        first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
+        self._place = jax.tree.map(lambda _: first, shapes) if lanes else parallel.shardings(shapes, alone)
+        out = None if lanes else (self._place, parallel.laid_out(alone))
+        self._one = compiled(each(program.train_step), donate=(1,), out=out)
+        self._many = compiled(each(parallel.repeat(program.train_step)), donate=(1,), out=out)
         self._evaluations = {
             name: compiled(each(functools.partial(program.eval_step, of=name), in_axes=(0, None)))
             for name in jax.eval_shape(evaluation_params, shapes.opt_state, shapes.params)
         }
-        first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
-        self._place = first if lanes else parallel.laid_out(alone)
         self._init = jax.jit(program.init, out_shardings=self._place)
-        self.like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._place), shapes)
+        self.like = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, self._place
+        )
         """The state of one run: its shapes, dtypes, and where it lies before `together`."""
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jax.numpy.stack(x), *states))
         self._pick = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
 
     def init(self, seed: int, hparams: Hparams, params: PyTree | None) -> State:
         """The state that a run begins with: of these parameters, or of some drawn from its seed."""
-        return self._init(jax.random.key(seed), hparams, jax.device_put(params, self._place))
+        placed = None if params is None else jax.device_put(params, self._place.params)
+        return self._init(jax.random.key(seed), hparams, placed)
 
     def advance(self, hparams: Hparams, states: State, batch: PyTree, count: int) -> tuple[State, PyTree]:
         """So many steps; the states are given up."""
