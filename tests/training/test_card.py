@@ -59,7 +59,7 @@ def test_tokens_after_the_last_row_count_too(trained, loaded, tmp_path):
 
 
 def test_energy_is_there_where_it_was_measured(trained, loaded, tmp_path):
-    assert "energy" not in card(NAME, str(trained), locate(trained), loaded)
+    assert "energy/" not in card(NAME, str(trained), locate(trained), loaded)
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 40, "energy/joules_per_token": 0.0125}) + "\n")
     found = card(NAME, "run", Located(tmp_path, 40), loaded)
     assert table(found)["energy/joules_per_token"] == ["0.0125"]
