@@ -187,20 +187,20 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
 def _function_source(spec: str, form: Form, errors: str) -> Source:
     function = lookup.find("data source", spec)
 
-    def rows() -> Iterator[Mapping[str, str]]:
+    def rows() -> Iterator[tuple[str, str, Mapping[str, str]]]:
         for number, row in enumerate(function()):
             where = f"{spec}, row {number}"
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")
             readers.check_columns(where, form, row)
-            yield {column: readers.string(row[column], where, column, errors) for column in form.columns}
+            yield str(number), where, {name: readers.string(row[name], where, name, errors) for name in form.columns}
 
     def read() -> Iterator[Document]:
-        for number, row in enumerate(rows()):
-            yield from form.documents(str(number), f"{spec}, row {number}", row)
+        for row in rows():
+            yield from form.documents(*row)
 
     total, num_bytes = hashlib.sha256(), 0
-    for row in rows():
+    for _, _, row in rows():
         text = json.dumps(row).encode()
         total.update(text + b"\n")
         num_bytes += len(text)

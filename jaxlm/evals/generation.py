@@ -9,9 +9,10 @@ import numpy as np
 
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError
-from jaxlm.model.decode import EVERY, complete
+from jaxlm.model.decode import EVERY, ROWS, complete
 from jaxlm.model.gpt2 import Model, PyTree
 from jaxlm.model.sampling import Sampling
+from jaxlm.telemetry.progress import tracked
 
 SMALLEST, LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 
@@ -108,8 +109,13 @@ def continued(
     request: Request,
     context_length: int,
     show: Callable[[str], None] | None = None,
+    progress: bool = False,
 ) -> list[Continuation]:
-    """What follows each prompt of ids, none of which is empty; otherwise as `samples`."""
+    """What follows each prompt of ids, none of which is empty; otherwise as `samples`.
+
+    Args:
+      progress: show a bar on stderr.
+    """
     check(request)
     stop, shown = request.stop, 0
 
@@ -123,20 +129,22 @@ def continued(
             shown = max(shown, len(certain))
         return len(cut) < len(text)
 
-    completions = complete(
-        model,
-        model.unstack(params),
-        prompts,
-        seeds,
-        max_tokens=request.max_tokens,
-        context_length=context_length,
-        vocab_size=tokenizer.vocab_size,
-        end_of_text=tokenizer.end_of_text,
-        sampling=Sampling(*(getattr(request, name) for name in Sampling._fields)),
-        beyond=request.beyond,
-        over=over if stop or show else None,
-        every=1 if show else EVERY,
-    )
+    unstacked, completions = model.unstack(params), []
+    for first in tracked(range(0, len(prompts), ROWS), "writing", progress):
+        completions += complete(
+            model,
+            unstacked,
+            prompts[first : first + ROWS],
+            seeds[first : first + ROWS],
+            max_tokens=request.max_tokens,
+            context_length=context_length,
+            vocab_size=tokenizer.vocab_size,
+            end_of_text=tokenizer.end_of_text,
+            sampling=Sampling(*(getattr(request, name) for name in Sampling._fields)),
+            beyond=request.beyond,
+            over=over if stop or show else None,
+            every=1 if show else EVERY,
+        )
     out = []
     for tokens, logprobs, finish in completions:
         text = before(tokenizer.decode(tokens), stop)

@@ -131,9 +131,10 @@ def run(
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    known = TaskManager(include_defaults=not all(name.endswith((".yaml", ".yml")) for name in names))
-    for name in names:
-        if not name.endswith((".yaml", ".yml")) and name not in known.all_tasks:
+    shipped = [name for name in names if not name.endswith((".yaml", ".yml"))]
+    known = TaskManager(include_defaults=bool(shipped))
+    for name in shipped:
+        if name not in known.all_tasks:
             raise ConfigError(f"the harness has no task {name!r}: {nearest(name, known.all_tasks)}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it is about

@@ -11,12 +11,10 @@ import numpy as np
 
 from jaxlm.data import TokenFile, Tokenizer, examples
 from jaxlm.errors import DataError
-from jaxlm.evals import likelihoods, scores  # not their functions: a function in this module is a task
+from jaxlm.evals import generation, likelihoods, scores  # not their functions: a function in this module is a task
+from jaxlm.evals.generation import Request
 from jaxlm.evals.scores import Score
-from jaxlm.model import decode
 from jaxlm.model.gpt2 import Model, PyTree
-from jaxlm.model.sampling import Sampling
-from jaxlm.telemetry import progress as bars
 from jaxlm.telemetry import text as plain
 
 MOST_LABELS = 100
@@ -50,22 +48,18 @@ def generate(subject: Subject) -> Result:
     tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
     longest = max(len(completion) for _, completion in pairs) + SPARE
     room = max(1, subject.context_length - longest)
-    starts, unstacked = range(0, len(pairs), decode.ROWS), subject.model.unstack(subject.params)
-    answers = []
-    for first in bars.tracked(starts, "generate", subject.progress):
-        completions = decode.complete(
-            subject.model,
-            unstacked,
-            [(ids.tolist() or [tokenizer.end_of_text])[-room:] for ids, _ in pairs[first : first + decode.ROWS]],
-            [0] * len(pairs[first : first + decode.ROWS]),
-            max_tokens=longest,
-            context_length=subject.context_length,
-            vocab_size=tokenizer.vocab_size,
-            end_of_text=tokenizer.end_of_text,
-            sampling=Sampling(temperature=0.0),
-            beyond="stop",
-        )
-        answers += [tokenizer.decode(completion.tokens) for completion in completions]
+    prompts = [(ids.tolist() or [tokenizer.end_of_text])[-room:] for ids, _ in pairs]
+    written = generation.continued(
+        subject.model,
+        subject.params,
+        tokenizer,
+        prompts,
+        [0] * len(pairs),
+        Request(max_tokens=longest, temperature=0.0, beyond="stop"),
+        subject.context_length,
+        progress=subject.progress,
+    )
+    answers = [one.text for one in written]
     references = [tokenizer.decode(completion) for _, completion in pairs]
     found = {
         "exact_match": scores.mean(list(map(scores.exact_match, answers, references))),
@@ -75,10 +69,9 @@ def generate(subject: Subject) -> Result:
         found |= scores.corpus(answers, references)
     except ImportError:
         print("generate: no bleu and chrf, which need sacrebleu: pip install 'jaxlm[tasks]'", file=sys.stderr)
-    prompts = [tokenizer.decode(prompt) for prompt, _ in pairs]
     details = [
-        {"prompt": prompt, "answer": answer, "reference": reference}
-        for prompt, answer, reference in zip(prompts, answers, references, strict=True)
+        {"prompt": tokenizer.decode(ids), "answer": answer, "reference": reference}
+        for (ids, _), answer, reference in zip(pairs, answers, references, strict=True)
     ]
     wrong = [item for item in details if not scores.exact_match(item["answer"], item["reference"])]
     lines = [f"{item['prompt']!r}: {item['answer']!r}, expected {item['reference']!r}\n" for item in wrong[:SHOWN]]

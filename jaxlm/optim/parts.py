@@ -14,6 +14,9 @@ from jaxlm.errors import ConfigError
 
 PyTree = Any
 
+LAYERS = "h/"
+"""What the paths of parameters begin with whose axis 0 counts layers."""
+
 
 def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
     """Parameters that match `where` never change and use no optimizer memory; inner sees only the others.
@@ -76,10 +79,6 @@ def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.
         return filled(changed, jax.tree.map(jnp.zeros_like, updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-LAYERS = "h/"
-"""What the paths of parameters begin with whose axis 0 counts layers."""
 
 
 def of_part(masked: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
