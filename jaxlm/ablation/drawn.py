@@ -34,6 +34,7 @@ class Band(NamedTuple):
     seconds: np.ndarray
     mean: np.ndarray
     deviation: np.ndarray  # over the seeds, ddof 1; nan for one seed
+    training: np.ndarray  # mean over the seeds of `Curve.training`
     finished: bool  # of the seeds that finished; otherwise none did, and this is of the others
 
 
@@ -90,15 +91,17 @@ def bands(findings: Findings) -> dict[str, Band]:
         one_seed = np.full(len(steps), np.nan)
         deviation = values.std(axis=0, ddof=1) if len(values) > 1 else one_seed
         whole = any(finished(one) for one in outcomes)
-        tokens, flops, seconds = (mean(name) for name in ("tokens", "flops", "seconds"))
-        found[variant] = Band(tokens, flops, seconds, values.mean(axis=0), deviation, whole)
+        tokens, flops, seconds, training = map(mean, ("tokens", "flops", "seconds", "training"))
+        found[variant] = Band(tokens, flops, seconds, values.mean(axis=0), deviation, training, whole)
     return found
 
 
 def band_limits(found: Mapping[str, Band]) -> tuple[float, float]:
     """Of the metric: room for what finished, but not for the first third, whose fall would flatten what follows."""
     shown = [band for band in found.values() if band.finished] or list(found.values())
-    later = [band.mean[band.tokens >= band.tokens.max(initial=0) / 3] for band in shown]
+    later = [
+        line[band.tokens >= band.tokens.max(initial=0) / 3] for band in shown for line in (band.mean, band.training)
+    ]
     values = np.concatenate([*later, np.empty(0)])
     values = values[np.isfinite(values)]
     if not len(values):

@@ -35,6 +35,9 @@ class Curve(NamedTuple):
     flops: np.ndarray  # float64: of model forward and backward passes so far
     seconds: np.ndarray  # float64: of training so far, without compilation, as the throughput rows tell; may be nan
     values: np.ndarray  # float64: may be nan
+    training: (
+        np.ndarray
+    )  # float64: where the metric is eval/loss, the mean training loss since the value before; or nan
 
 
 class Outcome(NamedTuple):
@@ -104,12 +107,13 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
     timed = [(row["step"], row["throughput/step_ms"] / 1e3) for row in rows if "throughput/step_ms" in row]
     seconds = _seconds(timed, [*steps, rows[-1]["step"] if rows else 0], _beside(folder))
     tokens = steps * own.tokens_per_step
+    gaps = np.array([row.get("eval/gap", math.nan) for row in found], np.float64)
     value = gap = math.nan
     at = len(found) - 1
     if ended == "stopped early" and np.isfinite(values).any():  # such a run ends with its best parameters
         at = int(np.nanargmin(np.where(np.isfinite(values), values if lower_is_better else -values, np.nan)))
     if ended in ("done", "stopped early"):
-        value, gap = float(values[at]), float(found[at].get("eval/gap", math.nan))
+        value, gap = float(values[at]), float(gaps[at])
     return Outcome(
         trial=trial.address,
         variant=trial.variant,
@@ -118,7 +122,14 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
         tuning=trial.tuning,
         status=ended,
         value=value if math.isfinite(value) else math.nan,
-        curve=Curve(steps, tokens, tokens * float(own.flops_per_token), seconds[:-1], values),
+        curve=Curve(
+            steps,
+            tokens,
+            tokens * float(own.flops_per_token),
+            seconds[:-1],
+            values,
+            values - gaps if metric == "eval/loss" else np.full(len(values), math.nan),
+        ),
         tokens=(last := rows[-1]["step"] if rows else 0) * own.tokens_per_step,
         flops=float(last * own.tokens_per_step * own.flops_per_token),
         seconds=float(seconds[-1]),

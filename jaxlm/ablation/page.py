@@ -119,9 +119,15 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
             | {"line": {"color": color, "dash": _dash(dash) if band.finished else _DOTTED, "width": 2}}
             | {"hovertemplate": f"%{{y:.{places}f}}" + (f" ± %{{customdata:.{places}f}}" if several else "")}
         )
+        if training := np.isfinite(band.training).any():
+            data.append(
+                group
+                | {"y": band.training, "mode": "lines", "name": _text(f"{drawn.cut(variant)}, training")}
+                | {"line": {"color": color, "dash": "dash", "width": 1}, "hovertemplate": f"%{{y:.{places}f}}"}
+            )
         for name, x in (("tokens", band.tokens), ("flops", band.flops), ("time", band.seconds / seconds)):
             if name in axes:
-                axes[name]["x"] += [x[around], x]
+                axes[name]["x"] += [x[around], x, *([x] if training else [])]
     layout = _layout("", findings.metric)
     layout["yaxis"]["range"] = drawn.band_limits(found)
     return {"data": data, "layout": layout | {"hovermode": "x unified", "hoverdistance": -1}, "axes": axes}

@@ -56,6 +56,7 @@ def _curves(findings: Findings, folder: Path) -> Path | None:
         color, dash = shown[variant]
         style = _style(dash) if band.finished else "dotted"
         axes.plot(band.tokens, band.mean, color=color, linestyle=style, linewidth=1.8)
+        axes.plot(band.tokens, band.training, color=color, linestyle="dashed", linewidth=0.8)
         low, high = band.mean - band.deviation, band.mean + band.deviation
         axes.fill_between(band.tokens, low, high, color=color, alpha=0.18, linewidth=0)
     axes.set_xlabel("training tokens")

@@ -107,7 +107,8 @@ def words(findings: Findings) -> dict[str, Any]:
         "forest": f"Points: mean difference over the paired seeds; bars: intervals. Further left is "
         f"{'better' if findings.lower_is_better else 'worse'}. {floor}",
         "curves": "Lines: mean over the seeds that finished, as far as all of them ran; bands: ± one standard "
-        "deviation over the seeds. Dotted: no seed finished. The start of the run lies outside.",
+        "deviation over the seeds. Dotted: no seed finished. Thin and dashed, where the metric is eval/loss: the mean "
+        "training loss since the evaluation before. The start of the run lies outside.",
         "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best. ✕ at the top: "
         "the smallest value from which a seed diverged. Extreme values may lie outside.",
         "notes": _NOTES,

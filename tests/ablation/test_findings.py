@@ -174,6 +174,14 @@ def test_the_gap_is_that_where_the_value_was_taken(trial, run, status, gap):
     assert math.isnan(findings.read(trial, run(rows_of([1.0])), "eval/loss").gap)
 
 
+def test_training_losses_stand_beside_those_of_evaluation(trial, run):
+    rows = [row | {"eval/gap": gap} for row, gap in zip(rows_of([5.0, 4.0]), (0.5, 1.5))]
+    curve = findings.read(trial, run([*rows, *rows_of([3.0, 2.0, 1.0])[2:]]), "eval/loss").curve
+    np.testing.assert_allclose(curve.training, [4.5, 2.5, NAN])
+    rows = [row | {"eval/accuracy": 0.5} for row in rows]
+    assert np.isnan(findings.read(trial, run(rows), "eval/accuracy").curve.training).all()
+
+
 # What can't be read
 
 
@@ -207,7 +215,7 @@ JITTER = (0.001, -0.002, 0.001, 0.002, -0.001, 0.0)
 
 def outcome(variant, seed, value, status="", **changes):
     status = status or ("done" if math.isfinite(value) else "diverged")
-    fields = dict(point={}, tuning=False, status=status, value=value, curve=Curve(*[np.zeros(0)] * 5))
+    fields = dict(point={}, tuning=False, status=status, value=value, curve=Curve(*[np.zeros(0)] * 6))
     return Outcome(
         f"{variant}{seed}", variant, seed, tokens=0, flops=0.0, seconds=0.0, joules=NAN, **(fields | changes)
     )

@@ -18,7 +18,7 @@ NONE = np.array([])
 
 def outcomes(losses):
     """Of losses [values, seeds]."""
-    curve = Curve(NONE, NONE, NONE, NONE, NONE)
+    curve = Curve(*[NONE] * 6)
     return [
         Outcome("", "range", seed, {}, False, "done", float(loss), curve, 0, 0.0, 0.0, 0.0)
         for row in losses

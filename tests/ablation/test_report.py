@@ -33,7 +33,7 @@ def study(effects=EFFECTS, seeds=(0, 1, 2, 3, 4), peaks=PEAKS, **changes) -> Fin
             if diverges:
                 values[12:] = np.nan
             tokens, rate = steps * 8192, 1 + 0.1 * i
-            curve = Curve(steps, tokens, tokens * 6.3e6 * rate, steps * 0.21 * rate, values)
+            curve = Curve(steps, tokens, tokens * 6.3e6 * rate, steps * 0.21 * rate, values, values - 0.05)
             outcomes.append(
                 Outcome(
                     trial=f"{i}{seed}{peak:g}",

@@ -37,7 +37,7 @@ class Trainer:
                 raise InterruptedError("killed")
             assert one.tuning
             self.trials.append(one)
-        empty = Curve(*[()] * 5)
+        empty = Curve(*[()] * 6)
         return [
             Outcome(one.address, one.variant, one.seed, one.point, True, "done", self.value(one), empty, 0, 0, 0, 0)
             for one in trials
