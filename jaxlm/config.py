@@ -133,11 +133,11 @@ def default() -> ConfigDict:
     c.divergence.max_rollbacks = 3  # one more stops the run, with exit code 3
 
     c.parallel = ConfigDict()
-    c.parallel.mode = "jit"
+    c.parallel.mode = "jit"  # or "pmap": all parameters on each device, `data` devices, of one process
     # Devices are data x fsdp x tensor. A batch's rows are divided over data and fsdp; parameters and optimizer state
     # over fsdp, by width, and tensor, by heads, feed-forward and vocabulary. The numbers stay the same.
     c.parallel.data = -1  # -1: as many as there are
-    c.parallel.fsdp = 1
+    c.parallel.fsdp = 0  # 0: as few as a step is estimated to fit on
     c.parallel.tensor = 1
 
     c.log = ConfigDict()
@@ -242,7 +242,7 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def override(cfg: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
+def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     """A copy of `cfg` with dotted fields replaced: `{"steps": 100, "optimizer.scale_by_adam.b2": "0.99"}`.
 
     A string for a field that isn't one is read as a Python literal. Stages and arguments of the optimizer may be
@@ -251,7 +251,7 @@ def override(cfg: ConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
     Raises:
       ConfigError: an unknown field, or a value that is not of the field's type.
     """
-    out = cfg.copy_and_resolve_references()
+    out = ConfigDict(cfg).copy_and_resolve_references()
     for path, value in changes.items():
         known = flat(out)
         old = known.get(path)

@@ -88,9 +88,9 @@ RULES: dict[str, Rule] = {
     "divergence.rollback_z": _NONNEGATIVE,
     "divergence.window": _at_least(2),
     "divergence.max_rollbacks": _at_least(0),
-    "parallel.mode": _only("jit"),
+    "parallel.mode": _one_of("jit", "pmap"),
     "parallel.data": Rule(lambda v: v == -1 or v >= 1, "-1 or at least 1"),
-    "parallel.fsdp": _at_least(1),
+    "parallel.fsdp": _at_least(0),
     "parallel.tensor": _at_least(1),
     "log.every": _at_least(0),
     "log.writers": Rule(

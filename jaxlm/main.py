@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import re
 import sys
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 
 from jaxlm import config, config_file
 from jaxlm.errors import ConfigError, exit_code
-from jaxlm.training import lock
+from jaxlm.training import lock, meeting
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,11 +30,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         metavar="STEPS",
         help="train STEPS steps (20) straight, and again with kills on the way, and compare all bits; no workdir",
     )
+    parser.add_argument("--coordinator_address", help="HOST:PORT of process 0, where several processes train together")
+    parser.add_argument("--num_processes", type=int, help="so many; under Slurm and Open MPI the launcher tells")
+    parser.add_argument("--process_id", type=int, help="of this one, from 0")
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
         workdir = Path(args.workdir or f"runs/{name(args.config)}")
-        if not args.explain and args.verify_resume is None:
+        together = meeting.asked(args.coordinator_address, args.num_processes, args.process_id)
+        if not args.explain and args.verify_resume is None and not together:
             lock.check(workdir)  # before anything slow
         cfg = config.override(config_file.load(args.config), overrides(rest))
         if args.explain:
@@ -46,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             print(verify_resume(cfg, args.verify_resume))
             return 0
-        from jaxlm.training.host import keep_memory
-        from jaxlm.training.loop import train
+        from jaxlm.training import host, loop, processes
 
-        keep_memory()
-        return train(cfg, workdir).exit_code
+        host.keep_memory()
+        with processes.joined(together) if together else contextlib.nullcontext():
+            return loop.train(cfg, workdir).exit_code
 
     return exit_code(run)
 

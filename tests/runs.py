@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from jaxlm.telemetry.writers import read_jsonl
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[1]
+_NUMBERS = itertools.count()
 
 
 def rows(workdir):
@@ -40,6 +42,39 @@ def start(workdir, devices=1, **changes):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
+def start_together(workdir, number, devices=1, alter=lambda i: "", **changes):
+    """So many training processes that meet, each with so many devices, by way of `python -m jaxlm.main`.
+
+    Args:
+      alter: for the process of a number, flags of its own.
+    """
+    workdir.parent.mkdir(parents=True, exist_ok=True)
+    text = config.to_json(config.resolve(tiny(**changes)))
+    file = workdir.with_name(f"{workdir.name}-{next(_NUMBERS)}.py")
+    file.write_text(f"from jaxlm import config\n\n\ndef get_config(arg=''):\n    return config.from_json({text!r})\n")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    command = [sys.executable, "-m", "jaxlm.main", f"--config={file}", f"--workdir={workdir}"]
+    command += [f"--coordinator_address={address}", f"--num_processes={number}"]
+    return [
+        subprocess.Popen(
+            [*command, f"--process_id={i}", *alter(i).split()],
+            cwd=ROOT,
+            env=environment,
+            stderr=subprocess.PIPE,
+        )
+        for i in range(number)
+    ]
+
+
+def ended(processes, seconds=240):
+    """(exit code, what it said) of each."""
+    said = [process.communicate(timeout=seconds)[1] for process in processes]
+    return [(process.returncode, text.decode()) for process, text in zip(processes, said, strict=True)]
+
+
 def wait_for_step(workdir, step, process):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
@@ -52,7 +87,6 @@ def wait_for_step(workdir, step, process):
     pytest.fail(f"step {step} never came")
 
 
-_NUMBERS = itertools.count()
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(["jaxlm.training.loop"])
 

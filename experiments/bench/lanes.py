@@ -64,9 +64,9 @@ class Side:
 
     def __init__(self, case: Case, lanes: int, steps: int) -> None:
         from jaxlm import config
-        from jaxlm.training import parallel, step
+        from jaxlm.training import step
         from jaxlm.training.host import keep_memory
-        from jaxlm.training.steps import Steps
+        from jaxlm.training.steps import build
 
         keep_memory()  # as the doors do
         trials = []
@@ -75,13 +75,13 @@ class Side:
             c.seed = i
             c.optimizer.scale_by_learning_rate["peak"] = PEAK * (1 + i / 64)
             trials.append(config.resolve(c))
-        self._steps, self._count = Steps(trials[0], lanes), steps
+        self._steps, self._count = build(trials[0], lanes), steps
         numbers = [step.split(cfg)[1] for cfg in trials]
         inits = [self._steps.init(cfg.seed, hparams, None) for cfg, hparams in zip(trials, numbers)]
         self._states, self._numbers = self._steps.together(inits), self._steps.stacked(numbers)
         rows = batches(case).rows(0, steps * case.batch_size)
         shaped = {name: x.reshape(steps, case.batch_size, -1) for name, x in rows.items()}
-        self._batch = parallel.put(self._steps.stacked([shaped] * len(trials)), self._steps.mesh)
+        self._batch = self._steps.batch([shaped] * len(trials))
 
     def losses(self) -> list[float]:
         """Of the first trial, in the first call, which compiles."""

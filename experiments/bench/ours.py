@@ -12,7 +12,7 @@ from experiments.bench import cases
 from experiments.bench.cases import Case
 from jaxlm import config, tree
 from jaxlm.model import huggingface
-from jaxlm.training import parallel, step
+from jaxlm.training import devices, parallel, step
 from jaxlm.training.host import keep_memory
 
 
@@ -34,7 +34,7 @@ class Ours:
             case = case._replace(attention=attention)
         cfg = config.resolve(cases.settings(case))
         self.case, self.steps_per_call = case, steps_per_call
-        self._mesh = parallel.mesh(cfg.parallel, cfg.model, case.batch_size, case.micro_batches)
+        self._mesh = devices.mesh(cfg)
         structure, self._hparams = step.split(cfg)
         program = step.build(structure)
         self._state = parallel.compile(program.init, self._mesh)(jax.random.key(cfg.seed), self._hparams)

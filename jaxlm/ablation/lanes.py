@@ -24,11 +24,11 @@ from jaxlm import config, data
 from jaxlm.errors import ConfigError
 from jaxlm.telemetry import energy
 from jaxlm.telemetry.progress import View
-from jaxlm.training import loop, memory, parallel, step
+from jaxlm.training import loop, memory, step
 from jaxlm.training.prepare import Prepared
 from jaxlm.training.run import open_run
 from jaxlm.training.signals import Signals
-from jaxlm.training.steps import Steps
+from jaxlm.training.steps import Steps, build
 
 _TIMED = 3  # calls, after one that compiles
 _MEASURED = 3.0  # seconds: counters of energy move every tenth of a second or so
@@ -130,7 +130,7 @@ def joules_per_step(one: Prepared) -> float:
 def _stepping(members: Sequence[Prepared], lanes: int) -> tuple[Callable[[], float], int]:
     """A call, already compiled, that takes so many steps with each of the members and gives the seconds it took."""
     first = members[0].config
-    steps = Steps(first, lanes)
+    steps = build(first, lanes)
     hparams = [step.split(one.config)[1] for one in members]
     states = steps.together([steps.init(one.config.seed, h, None) for one, h in zip(members, hparams)])
     batches, _ = data.training(first.data, members[0].data, first.model.context_length, first.seed)
@@ -138,7 +138,7 @@ def _stepping(members: Sequence[Prepared], lanes: int) -> tuple[Callable[[], flo
     count = first.steps_per_call
     if count > 1:
         rows = {name: np.stack([x] * count) for name, x in rows.items()}
-    batch = parallel.put(steps.stacked([rows] * len(members)), steps.mesh)
+    batch = steps.batch([rows] * len(members))
     stacked = steps.stacked(hparams)
 
     def call() -> float:
@@ -163,7 +163,7 @@ class Programs:
         key = (shared(cfg), lanes)
         if self._latest is None or self._latest[0] != key:
             self._latest = None  # let go of its memory first
-            self._latest = (key, Steps(cfg, lanes if lanes > 1 else 0))
+            self._latest = (key, build(cfg, lanes if lanes > 1 else 0))
         return self._latest[1]
 
 

@@ -57,6 +57,7 @@ class Shape(NamedTuple):
     attention: str
     remat: str
     unroll: bool
+    place: Callable[[str, Any], Any]  # see `build`
 
 
 class Cache(NamedTuple):
@@ -92,18 +93,27 @@ class Model(NamedTuple):
     decode: Callable[[PyTree, jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-def build(section: Any) -> Model:
+def on_one_device(name: str, x: Any) -> Any:
+    """The `place` of `build` where all lies on one device."""
+    # For the sum over B in the positions' gradient XLA:GPU would lay the whole residual stream out as [T, D, B]
+    return with_layout_constraint(x, Layout((0, 1, 2))) if name == "embedded" else x
+
+
+def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Model:
     """The model that a config's `model` section describes.
 
     Args:
       section: resolved; `vocab_size` must be set. `dropout` is not read: the rate is an argument of `apply`.
+      place: gives back what it is given, with word to the compiler of where it is to lie: "embedded" and "hidden" are
+        [B, T, D], "heads" [B, T, H, K], "feed_forward" [B, T, F], "table" [V, D], "kernel" the one [D, 3, H, K] of
+        queries, keys and values; "product" is the function that multiplies with it.
 
     Raises:
       ConfigError: the vocabulary size is not known.
     """
     if section.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0 and no tokenizer has set it; give the number of token ids")
-    shape = Shape(**{name: section[name] for name in Shape._fields})._replace(
+    shape = Shape(**{name: section[name] for name in Shape._fields if name != "place"}, place=place)._replace(
         feed_forward_dim=section.feed_forward_dim or 4 * section.embed_dim,
         dtype=jnp.dtype(section.dtype),
         param_dtype=jnp.dtype(section.param_dtype),
@@ -129,7 +139,7 @@ def build(section: Any) -> Model:
 
     def head(params: PyTree) -> Float[Array, "V D"]:
         params = whole(params)
-        return params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T
+        return place("table", params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T)
 
     def apply(params: PyTree, batch: Batch, **dropout: Any) -> Float[Array, "B T V"]:
         return run({"params": whole(params)}, hidden(params, batch, **dropout), method=GPT2.head)
@@ -178,6 +188,26 @@ def build(section: Any) -> Model:
     return Model(init, apply, hidden, head, unstack, prefill, decode)
 
 
+class Heads(nn.Module):
+    """Queries, keys and values of all heads, [B, T, H, K], by one product."""
+
+    shape: Shape
+
+    @nn.compact
+    def __call__(self, x_BTD):
+        D, shape = x_BTD.shape[-1], self.shape
+        kernel = self.param("kernel", nn.initializers.normal(0.02), (D, 3 * D), shape.param_dtype)
+        bias = self.param("bias", nn.initializers.zeros, (3 * D,), shape.param_dtype)
+        apart = (3, shape.num_heads, D // shape.num_heads)
+
+        def product(x_BTD, kernel):
+            kernel_D3HK = shape.place("kernel", kernel.astype(shape.dtype).reshape(D, *apart))
+            return jnp.einsum("btd,dchk->btchk", x_BTD.astype(shape.dtype), kernel_D3HK)
+
+        y_BT3HK = shape.place("product", product)(x_BTD, kernel) + bias.astype(shape.dtype).reshape(apart)
+        return [shape.place("heads", y_BT3HK[:, :, i]) for i in range(3)]
+
+
 class Attention(nn.Module):
     """Multi-head causal self-attention. `shared["keep"]` returns keys and values; `per_layer["kv"]` is a cache of them,
     which one more token extends."""
@@ -186,9 +216,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD, per_layer, shared, key):
-        heads = (self.shape.num_heads, x_BTD.shape[-1] // self.shape.num_heads)
-        qkv = _dense(self.shape, 3 * x_BTD.shape[-1], "c_attn")(x_BTD)
-        q, k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(qkv, 3, axis=-1))
+        q, k, v = Heads(self.shape, name="c_attn")(x_BTD)
         if "scale" in per_layer:
             q = (q * per_layer["scale"]).astype(q.dtype)
         pair: Any
@@ -209,7 +237,7 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BTD):
         y_BTF = ACTIVATIONS[self.shape.activation](_dense(self.shape, self.shape.feed_forward_dim, "c_fc")(x_BTD))
-        return _residual(self.shape, "c_proj")(y_BTF)
+        return _residual(self.shape, "c_proj")(self.shape.place("feed_forward", y_BTF))
 
 
 class Block(nn.Module):
@@ -225,7 +253,7 @@ class Block(nn.Module):
         y, pair = Attention(self.shape, name="attn")(normed, per_layer, shared, keys[0])
         x_BTD = x_BTD + _drop(y, rate, keys[1])
         y = FeedForward(self.shape, name="mlp")(_norm(self.shape, "ln_2")(x_BTD))
-        return x_BTD + _drop(y, rate, keys[2]), pair
+        return self.shape.place("hidden", x_BTD + _drop(y, rate, keys[2])), pair
 
 
 class GPT2(nn.Module):
@@ -268,8 +296,7 @@ class GPT2(nn.Module):
         T = tokens_BT.shape[1]
         if T > self.shape.context_length:
             raise ValueError(f"{T} tokens are longer than the context of {self.shape.context_length}")
-        # For the sum over B in the positions' gradient XLA:GPU would lay the whole residual stream out as [T, D, B]
-        x_BTD = with_layout_constraint(self.embed(tokens_BT, positions_BT), Layout((0, 1, 2)))
+        x_BTD = self.shape.place("embedded", self.embed(tokens_BT, positions_BT))
         shared = {} if segment_ids_BT is None else {"segment_ids": segment_ids_BT}
         per_layer = _scales(self.shape)
         if dropout is not None:
@@ -285,9 +312,10 @@ class GPT2(nn.Module):
     def embed(self, tokens_BT, positions_BT):
         # positions are a slice, not a gather, where they can be: its gradient is no scatter
         given = positions_BT is not None
-        length = self.shape.context_length
-        positions = _rows(self.wpe, positions_BT, length) if given else self.wpe.embedding[: tokens_BT.shape[1]]
-        return (_rows(self.wte, tokens_BT, self.shape.vocab_size) + positions).astype(self.shape.dtype)
+        length, places = self.shape.context_length, self.wpe.embedding
+        positions = _rows(places, positions_BT, length) if given else places[: tokens_BT.shape[1]]
+        table = self.shape.place("table", self.wte.embedding)
+        return (_rows(table, tokens_BT, self.shape.vocab_size) + positions).astype(self.shape.dtype)
 
     def norm(self, x):
         return self.ln_f(x)
@@ -311,10 +339,10 @@ def _scales(shape):
     return {"scale": scale / number_L}
 
 
-def _rows(embed, ids, size):
+def _rows(table, ids, size):
     """Rows in the parameters' dtype, so that their gradient is a float32 scatter; NaN for an id outside [0, size)."""
-    ids = jnp.where((ids >= 0) & (ids < size), ids, len(embed.embedding))  # take wraps negative ids, and some rows pad
-    return jnp.take(embed.embedding, ids, axis=0, mode="fill", fill_value=jnp.nan)
+    ids = jnp.where((ids >= 0) & (ids < size), ids, len(table))  # take wraps negative ids, and some rows pad
+    return jnp.take(table, ids, axis=0, mode="fill", fill_value=jnp.nan)
 
 
 def _vocabulary(shape, axis):

@@ -92,6 +92,16 @@ class Progress:
         return self._every > 0 and step - self._row_step >= self._every
 
 
+class Silent:
+    """A view that shows nothing: of a process beside the one that is looked at."""
+
+    def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        pass
+
+
 class Rate:
     """Steps per second: all of the run at first, later mostly the recent past."""
 

@@ -17,14 +17,14 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import options
 
 from jaxlm import config, tree
 from jaxlm.errors import DataError
-from jaxlm.training import manifest, position
+from jaxlm.training import manifest, position, processes
 from jaxlm.training.step import PyTree, State
 from jaxlm.training.step_folders import StepFolders
 
@@ -38,6 +38,9 @@ class Restored(NamedTuple):
 class Checkpoints(StepFolders):
     """The checkpoints of one run directory. Close it, or use it as a context, so that the last save is whole.
 
+    Of processes that train together each has one, on a file system that they share, and all call the same: each writes
+    and reads its part of the arrays, and the first one sees to the folders.
+
     Args:
       directory: the run's `checkpoints` directory; made when writing.
       keep: so many of the latest stay.
@@ -49,8 +52,10 @@ class Checkpoints(StepFolders):
     """
 
     def __init__(self, directory: Path, *, keep: int = 1, best: str = "", writable: bool = True):
-        super().__init__(directory, writable)
-        self._keep, self._best, self.failures = keep, best, 0
+        super().__init__(directory, writable and processes.first())
+        self._creates, self._keep, self._best, self.failures = writable, keep, best, 0
+        if writable:
+            processes.first_does(lambda: None)  # what lay about is gone
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._finishing: Future[None] | None = None
         logging.getLogger("absl").addFilter(_unheard)
@@ -67,10 +72,13 @@ class Checkpoints(StepFolders):
             },
             options=ocp.CheckpointManagerOptions(
                 atomicity_options=options.AtomicityOptions(mode=options.AtomicityMode.COMMIT_FILE),
-                create=self._writable,
-                cleanup_tmp_directories=self._writable,
+                create=self._creates,
+                cleanup_tmp_directories=self._creates,
             ),
         )
+
+    def whole(self, wanted: int | None = None, item: str = "") -> int | None:
+        return processes.first_does(lambda: super(Checkpoints, self).whole(wanted, item))
 
     def save(self, state: State, data: Mapping[str, Any], cfg: FrozenConfigDict, metrics: Mapping[str, float]) -> None:
         """Starts a save of the state under its step; a step that is there already is left as it is.
@@ -84,11 +92,11 @@ class Checkpoints(StepFolders):
         """
         step = int(state.step)
         self.wait()
-        if step in self.steps():
+        if processes.first_does(lambda: step in self.steps()):
             return
         needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         with self._writing():
-            if shutil.disk_usage(self.directory).free < needed:
+            if processes.first_does(lambda: shutil.disk_usage(self.directory).free) < needed:
                 raise OSError(f"step {step} needs {needed / 1e6:,.0f} MB")
             self._manager.reload()  # others may have gone
             storable = jax.tree.map(_storable, state)
@@ -109,8 +117,9 @@ class Checkpoints(StepFolders):
     def _finish(self, step: int, metric: float | None) -> None:
         """In a thread of its own: waits until the files are written, lists them, and lets go of older steps."""
         self._manager.wait_until_finished()
-        manifest.write(self.folder(step), step=step, metric=metric)
-        self.prune(self._keep, best=bool(self._best))
+        if processes.first():
+            manifest.write(self.folder(step), step=step, metric=metric)
+            self.prune(self._keep, best=bool(self._best))
         self.failures = 0
 
     def done(self) -> bool:
@@ -149,7 +158,7 @@ class Checkpoints(StepFolders):
                 ),
             )
         state = State(params=items.params, **items.state)
-        sized = jax.tree.map(lambda x, own: x if own.size else jnp.zeros(own.shape, own.dtype), state, like)
+        sized = jax.tree.map(lambda x, own: x if own.size else _zeros(own.shape, own), state, like)
         return Restored(sized, items.data, config.from_json(json.dumps(items.config)))
 
     def params(self, like: PyTree, step: int) -> PyTree:
@@ -254,7 +263,11 @@ def _storable(leaf: Any) -> Any:
         return leaf
     if isinstance(leaf, jax.ShapeDtypeStruct):
         return jax.ShapeDtypeStruct((1,), leaf.dtype, sharding=leaf.sharding)
-    return jnp.zeros(1, leaf.dtype)
+    return _zeros((1,), leaf)
+
+
+def _zeros(shape: tuple[int, ...], like: Any) -> jax.Array:
+    return jax.device_put(np.zeros(shape, like.dtype), like.sharding)
 
 
 def _kind(leaf: Any) -> str:

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, optim, redact, tree
@@ -14,7 +13,7 @@ from jaxlm.optim import chain
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves, flops
 from jaxlm.telemetry.text import aligned
-from jaxlm.training import memory, parallel, step
+from jaxlm.training import devices, memory, parallel, step
 from jaxlm.training.prepare import prepare
 
 
@@ -53,13 +52,13 @@ def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
     spec = cfg.optimizer.to_dict()
     touched = optim.explain(spec, params, cfg.steps)
     number = {stage.name: str(i) for i, stage in enumerate(walk(stages(spec)), 1)}
-    lies = jax.tree.leaves(parallel.shardings(params, _mesh(cfg)))
+    lies = jax.tree.leaves(parallel.shardings(params, devices.imagined(cfg)))
     rows: list[tuple[str, ...]] = [("path", "shape", "size", "stages", "decay", "rate", "state", "divided")]
     for path, leaf, sharding in zip(tree.paths(params), jax.tree.leaves(params), lies, strict=True):
         by, decay, multiplier, state = touched[path]
         numbers = " ".join(number[name] for name in by)
         shape = str(list(leaf.shape))
-        over = ", ".join(axis or "-" for axis in sharding.spec) if sharding.num_devices > 1 else ""
+        over = ", ".join(axes if isinstance(axes, str) else "+".join(axes or "-") for axes in sharding.spec)
         rows.append((path, shape, f"{leaf.size:,}", numbers, f"{decay:g}", f"x{multiplier:g}", f"{state:,} B", over))
     rows.append(("total", "", f"{tree.size(params):,}", "", "", "", "", ""))
     if not any(row[-1] for row in rows[1:]):  # all lie whole on each device
@@ -94,18 +93,14 @@ def costs(cfg: FrozenConfigDict, state: step.State, num_tokens: int) -> str:
     """FLOPs of the run and memory of a step."""
     model, T = cfg.model, cfg.model.context_length
     per_token = flops.of_model(model, state.params)
-    tokens, mesh = cfg.steps * cfg.data.batch_size * T, _mesh(cfg)
+    tokens, mesh = cfg.steps * cfg.data.batch_size * T, devices.imagined(cfg)
     part = parallel.bytes_per_device((state.params, state.opt_state), mesh)
-    devices = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
     return "\n".join(
         [
             f"  training tokens   {tokens:,} in {cfg.steps:,} steps, {tokens / num_tokens:.2f} times {num_tokens:,}",
             f"  FLOPs             {per_token:,} a token, {per_token * tokens:.3g} in all",
-            f"  memory            about: {memory.shown(memory.estimate(cfg))}",
-            f"  devices           {devices}: {part / 1e6:,.1f} MB of parameters and optimizer state on each",
+            f"  memory            about: {memory.shown(memory.estimate(cfg, mesh))}",
+            f"  devices           {axes}: {part / 1e6:,.1f} MB of parameters and optimizer state on each",
         ]
     )
-
-
-def _mesh(cfg: FrozenConfigDict) -> Mesh:
-    return parallel.mesh(cfg.parallel, cfg.model, cfg.data.batch_size, cfg.data.micro_batches)

@@ -14,14 +14,14 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data
 from jaxlm.telemetry import curves, energy
-from jaxlm.telemetry.progress import Progress
-from jaxlm.training import memory, parallel, position
+from jaxlm.telemetry.progress import Progress, Silent, View
+from jaxlm.training import memory, position, processes
 from jaxlm.training.prepare import prepare
 from jaxlm.training.recorder import Spike
 from jaxlm.training.run import Run, open_run
 from jaxlm.training.signals import Signals
 from jaxlm.training.step import State
-from jaxlm.training.steps import Steps
+from jaxlm.training.steps import Steps, build
 
 
 class Result(NamedTuple):
@@ -53,10 +53,12 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
         signals = stack.enter_context(Signals())
         prepared = prepare(cfg)
         cfg = prepared.config
-        stack.enter_context(memory.explained(cfg))
-        steps = Steps(cfg)
+        steps = build(cfg)
+        stack.enter_context(memory.explained(cfg, steps.mesh))
 
-        def view(done: int) -> Progress:
+        def view(done: int) -> contextlib.AbstractContextManager[View]:
+            if not processes.first():
+                return contextlib.nullcontext(Silent())
             return Progress(prepared.config.steps, done, prepared.config.log.progress, every=prepared.config.log.every)
 
         run = stack.enter_context(open_run(prepared, workdir, steps, view))
@@ -65,7 +67,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
             raise run.error
         if run.ended == "stopped early":
             run.return_to_best()
-        if curve := curves.draw(workdir):
+        if processes.first() and (curve := curves.draw(workdir)):
             run.say(f"loss curve: {curve}")
         assert run.state is not None
         exit_code = signals.exit_code if signals.caught else 0
@@ -100,7 +102,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     compiled: set[int] = set()
 
     def batch(i: int) -> dict[str, jax.Array]:
-        return parallel.put(steps.stacked([run.batch(*plan[i]) for run in runs]), steps.mesh)
+        return steps.batch([run.batch(*plan[i], steps.rows) for run in runs])
 
     signals.stepping = True
     with data.prefetch(batch, 0, len(plan)) as batches:

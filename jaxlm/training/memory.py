@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Iterator
 
 import jax
 import numpy as np
+from jax.sharding import AbstractMesh
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError
-from jaxlm.training import step
+from jaxlm.training import parallel, step
+from jaxlm.training.parallel import AnyMesh
+
+ONE = AbstractMesh((1, 1, 1), parallel.AXES)
+"""A device alone."""
 
 
-def estimate(cfg: FrozenConfigDict) -> dict[str, int]:
-    """Bytes by what they are for. Parameters, optimizer and gradients are exact; the rest is a rule of thumb.
+def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
+    """Bytes on each device of a mesh, by what they are for. Parameters, optimizer and gradients are exact; the
+    rest is a rule of thumb.
 
     Activations, in numbers per token of a layer with width D and H heads: 37 D + 1.5 H T while the layer is at work,
     and kept until its turn comes: the same without remat, 9 D with "dots", D with "block". So it is in what XLA says of
@@ -25,16 +30,17 @@ def estimate(cfg: FrozenConfigDict) -> dict[str, int]:
     structure, hparams = step.split(cfg)
     state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
     model, T = cfg.model, cfg.model.context_length
-    tokens = cfg.data.batch_size // cfg.data.micro_batches * T
+    tokens = cfg.data.batch_size // cfg.data.micro_batches // mesh.shape["data"] // mesh.shape["fsdp"] * T
     vocabulary = state.params["wte"]["embedding"].shape[0]
     layer = 37 * model.embed_dim + 1.5 * model.num_heads * T
     kept = {"none": layer, "dots": 9 * model.embed_dim, "block": model.embed_dim}[model.remat]
+    params = parallel.bytes_per_device(state.params, mesh)
     return {
-        "parameters": _bytes(state.params),
-        "optimizer": _bytes(state.opt_state),
-        "gradients": _bytes(state.params),
+        "parameters": params,
+        "optimizer": parallel.bytes_per_device(state.opt_state, mesh),
+        "gradients": params,
         "activations": int(tokens * (model.num_layers * kept + layer) * jax.numpy.dtype(model.dtype).itemsize),
-        "logits": 2 * tokens * vocabulary * np.dtype(np.float32).itemsize,
+        "logits": 2 * tokens * vocabulary // mesh.shape["tensor"] * np.dtype(np.float32).itemsize,
     }
 
 
@@ -44,7 +50,7 @@ def shown(parts: dict[str, int]) -> str:
 
 
 @contextlib.contextmanager
-def explained(cfg: FrozenConfigDict) -> Iterator[None]:
+def explained(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> Iterator[None]:
     """Turns a device's lack of memory into an error that says what to change.
 
     Raises:
@@ -55,13 +61,10 @@ def explained(cfg: FrozenConfigDict) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        parts = estimate(cfg)
+        parts = estimate(cfg, mesh)
         raise ConfigError(
             f"out of memory: {str(error).splitlines()[0]} A step takes about {sum(parts.values()) / 1e9:,.1f} GB "
             f"({shown(parts)}). Raise data.micro_batches={cfg.data.micro_batches}, set model.remat='block' "
-            f"(it is {cfg.model.remat!r}), or lower data.batch_size or model.context_length"
+            f"(it is {cfg.model.remat!r}), raise parallel.fsdp where devices are many, or lower data.batch_size or "
+            "model.context_length"
         ) from error
-
-
-def _bytes(part: step.PyTree) -> int:
-    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(part))

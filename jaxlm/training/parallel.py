@@ -9,12 +9,15 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.experimental import multihost_utils
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 from jaxlm import tree
-from jaxlm.errors import ConfigError
+from jaxlm.model import gpt2
 
 PyTree = Any
+AnyMesh = Mesh | AbstractMesh
+"""Also one whose devices are not here: enough to tell how arrays are divided."""
 
 GPU_OPTIONS = {"xla_gpu_enable_triton_gemm": False}
 """XLA's compiler options: no trials of Triton's matrix products beside cuBLAS's, none of which was taken in GPT-2 124M
@@ -24,71 +27,87 @@ on an H200, and which cost time to compile (experiments/bench/README.md)."""
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The axes over which a batch's rows are divided."""
+REPLICAS = "replicas"
+"""The axis of pmap."""
 
-SHARDINGS: tuple[tuple[str, tuple[str | None, ...]], ...] = (
-    (r"wte/embedding$", ("tensor", "fsdp")),  # [V, D]
-    (r"wpe/embedding$", (None, "fsdp")),  # [T, D]
-    (r"h/attn/c_attn/kernel$", (None, "fsdp", "tensor")),  # [L, D, 3D]
-    (r"h/attn/c_attn/bias$", (None, "tensor")),
-    (r"h/attn/c_proj/kernel$", (None, "tensor", "fsdp")),  # [L, D, D]
-    (r"h/mlp/c_fc/kernel$", (None, "fsdp", "tensor")),  # [L, D, F]
-    (r"h/mlp/c_fc/bias$", (None, "tensor")),
-    (r"h/mlp/c_proj/kernel$", (None, "tensor", "fsdp")),  # [L, F, D]
-    (r"lm_head/kernel$", ("fsdp", "tensor")),  # [D, V]
+SHARDINGS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
+    (r"wte/embedding$", (("tensor",), ("fsdp",))),  # [V, D]
+    (r"wpe/embedding$", ((), ("fsdp",))),  # [T, D]
+    (r"h/attn/c_attn/kernel$", ((), ("tensor", "fsdp"))),  # [L, D, 3D], whose 3D are no heads in a row
+    (r"h/attn/c_proj/kernel$", ((), ("tensor",), ("fsdp",))),  # [L, D, D]
+    (r"h/mlp/c_fc/kernel$", ((), ("fsdp",), ("tensor",))),  # [L, D, F]
+    (r"h/mlp/c_fc/bias$", ((), ("tensor",))),  # [L, F]
+    (r"h/mlp/c_proj/kernel$", ((), ("tensor",), ("fsdp",))),  # [L, F, D]
+    (r"lm_head/kernel$", (("fsdp",), ("tensor",))),  # [D, V]
 )
-"""Along which axis of the mesh the dimensions of a parameter are divided, by a regex over its path; all else lies whole
+"""Along which axes of the mesh the dimensions of a parameter are divided, by a regex over its path; all else lies whole
 on each device. Optimizer state, whose paths end in those of its parameters, lies as they do. No arrangement changes
 what is computed: the compiler moves what a device lacks."""
 
 
-def mesh(section: Any, model: Any, batch_size: int, micro_batches: int) -> Mesh:
-    """The mesh of a config's `parallel` section, for a batch and the `model` section.
-
-    Raises:
-      ConfigError: more devices than there are, or a batch or a model that does not divide over them.
-    """
-    devices = jax.devices()
-    each = section.fsdp * section.tensor
-    count = len(devices) // each if section.data == -1 else section.data
-    shape = {"data": count, "fsdp": section.fsdp, "tensor": section.tensor}
-    asked = ", ".join(f"parallel.{name}={size}" for name, size in shape.items())
-    if not 0 < count * each <= len(devices) or (section.data == -1 and len(devices) % each):
-        raise ConfigError(
-            f"{asked} are {count * each or each} devices; JAX sees {len(devices)}, of which parallel.data=-1 takes all "
-            "where parallel.fsdp times parallel.tensor divides them"
-        )
-    rows = count * section.fsdp
-    if batch_size % (rows * micro_batches):
-        raise ConfigError(
-            f"data.batch_size={batch_size} does not divide into {micro_batches} micro-batches over {rows} devices; "
-            "change data.batch_size, data.micro_batches, parallel.data or parallel.fsdp"
-        )
-    widths = {
-        "tensor": {"num_heads": model.num_heads, "feed_forward_dim": model.feed_forward_dim or 4 * model.embed_dim},
-        "fsdp": {"embed_dim": model.embed_dim},
-    }
-    for axis, sizes in widths.items():
-        for name, size in sizes.items():
-            if size % shape[axis]:
-                raise ConfigError(f"parallel.{axis}={shape[axis]} does not divide model.{name}={size}")
-    return Mesh(np.array(devices[: count * each]).reshape(tuple(shape.values())), AXES)
-
-
-def shardings(arrays: PyTree, mesh: Mesh) -> PyTree:
+def shardings(arrays: PyTree, mesh: AnyMesh) -> PyTree:
     """How parameters, or a state of them, lie over a mesh: a NamedSharding for each array, by `SHARDINGS`."""
 
     def sharding(key_path: tuple[Any, ...], x: Any) -> NamedSharding:
         path = tree.path_of(key_path)
         axes = next((axes for pattern, axes in SHARDINGS if re.search(pattern, path)), ())
-        if len(axes) != x.ndim:  # optimizer state of another shape than its parameter
+        if len(axes) > x.ndim:  # optimizer state of another shape than its parameter
             return NamedSharding(mesh, PartitionSpec())
-        fits = [axis if axis and size % mesh.shape[axis] == 0 else None for axis, size in zip(axes, x.shape)]
+        parts = [math.prod(mesh.shape[axis] for axis in over) for over in axes]
+        fits = [over if n > 1 and size % n == 0 else None for n, over, size in zip(parts, axes, x.shape)]
         return NamedSharding(mesh, PartitionSpec(*fits))
 
     return jax.tree_util.tree_map_with_path(sharding, arrays)
 
 
-def bytes_per_device(arrays: PyTree, mesh: Mesh) -> int:
+ACTIVATIONS: dict[str, PartitionSpec] = {
+    "embedded": PartitionSpec(ROWS),  # [B, T, D]
+    "hidden": PartitionSpec(ROWS),  # [B, T, D]
+    "heads": PartitionSpec(ROWS, None, "tensor"),  # [B, T, H, K]
+    "feed_forward": PartitionSpec(ROWS, None, "tensor"),  # [B, T, F]
+}
+"""How the activations that `gpt2.build` names are divided: without these words the compiler may divide the residual
+stream by its width, and gather batches where it is to gather one layer's parameters."""
+
+
+def placing(mesh: Mesh) -> Callable[[str, Any], Any]:
+    """The `place` of `gpt2.build` for a mesh."""
+    if mesh.size == 1:
+        return gpt2.on_one_device
+
+    def lie(x: jax.Array, spec: PartitionSpec) -> jax.Array:
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
+
+    def brought(x: jax.Array, rest: PartitionSpec, use: PartitionSpec) -> jax.Array:
+        """A parameter from where it rests to where it is wanted; its gradient is added up back where it rests."""
+
+        def forth(_: tuple[()], x: jax.Array) -> jax.Array:
+            return lie(lie(x, rest), use)
+
+        def back(_: tuple[()], x: jax.Array) -> jax.Array:
+            # divided by width at once, rows of the lookup's gradient cross over; with `tensor`, XLA gathers them all
+            return lie(x if mesh.shape["tensor"] == 1 else lie(x, use), rest)
+
+        out: jax.Array = jax.custom_derivatives.linear_call(forth, back, (), x)
+        return out
+
+    def place(name: str, x: Any) -> Any:
+        if name in ACTIVATIONS:
+            return lie(x, ACTIVATIONS[name])
+        if name == "table":
+            return brought(x, PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor"))
+        if mesh.shape["tensor"] == 1:
+            return x
+        # "kernel" lies divided by D. Each device takes its heads of it when they are wanted, and once more in the
+        # backward pass: "product" keeps none of it.
+        if name == "product":
+            return jax.checkpoint(x)
+        return lie(lie(x, PartitionSpec("tensor")), PartitionSpec(None, None, "tensor"))
+
+    return place
+
+
+def bytes_per_device(arrays: PyTree, mesh: AnyMesh) -> int:
     """Of arrays that lie by `shardings`; shapes are enough."""
     parts = jax.tree.map(
         lambda x, lies: math.prod(lies.shard_shape(x.shape)) * x.dtype.itemsize, arrays, shardings(arrays, mesh)
@@ -96,31 +115,56 @@ def bytes_per_device(arrays: PyTree, mesh: Mesh) -> int:
     return sum(jax.tree.leaves(parts))
 
 
-def lane_mesh(lanes: int) -> Mesh:
-    """The mesh of runs side by side: one axis, "lanes", over as many devices as divide them. A lane lies on one."""
-    devices = jax.devices()
-    return Mesh(np.array(devices[: math.gcd(lanes, len(devices))]), ("lanes",))
+def everywhere(mesh: Mesh) -> NamedSharding:
+    """Whole on each device."""
+    return NamedSharding(mesh, PartitionSpec())
 
 
 def laid_out(mesh: Mesh) -> NamedSharding:
-    """How what is no state lies: whole on each device of a run; of lanes, divided along the leading axis."""
-    return NamedSharding(mesh, PartitionSpec("lanes") if mesh.axis_names == ("lanes",) else PartitionSpec())
+    """How what is no state of a run lies: whole on each device; of lanes or replicas, divided by the leading axis."""
+    return everywhere(mesh) if mesh.axis_names == AXES else NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
 
 
-def put(batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False) -> dict[str, jax.Array]:
+def rows_here(mesh: Mesh, size: int) -> slice:
+    """The rows of a batch of that size which lie on this process's devices, and those between them."""
+    lies = NamedSharding(mesh, PartitionSpec(ROWS)).addressable_devices_indices_map((size,))
+    ranges = [index[0].indices(size) for index in lies.values() if index]
+    return slice(min(start for start, _, _ in ranges), max(stop for _, stop, _ in ranges)) if ranges else slice(0, 0)
+
+
+def put(
+    batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False, first: int = 0, rows: int = 0
+) -> dict[str, jax.Array]:
     """A host batch on the devices. Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of
-    lanes [N, B, T] or [N, steps, B, T], and the lanes are.
+    lanes or replicas [N, B, T] or [N, steps, B, T], and these are.
 
     Args:
       shared: [B, T] also where the mesh is one of lanes, for all of them.
+      first: of the batch's rows, that of the arrays; other processes hold others.
+      rows: of the batch; 0: as many as the arrays have.
     """
 
     def place(x: np.ndarray) -> jax.Array:
-        rows = PartitionSpec(*[None] * (x.ndim - 2), ROWS)
-        of_lanes = PartitionSpec(None if shared else "lanes")
-        return jax.device_put(x, NamedSharding(mesh, rows if mesh.axis_names == AXES else of_lanes))
+        if mesh.axis_names != AXES:
+            return jax.device_put(x, everywhere(mesh) if shared else laid_out(mesh))
+        before = x.ndim - 2
+        lies = NamedSharding(mesh, PartitionSpec(*[None] * before, ROWS))
+        shape = (*x.shape[:before], rows or x.shape[before], x.shape[-1])
+
+        def part(index: Any) -> np.ndarray:
+            start, stop, _ = index[before].indices(shape[before])
+            return x[(*index[:before], slice(start - first, stop - first))]
+
+        return jax.device_put(x, lies) if lies.is_fully_addressable else jax.make_array_from_callback(shape, lies, part)
 
     return {name: place(x) for name, x in batch.items()}
+
+
+def here(arrays: PyTree) -> PyTree:
+    """Arrays that may be divided among processes, as arrays that each process has whole."""
+    if jax.process_count() == 1:
+        return arrays
+    return multihost_utils.process_allgather(arrays, tiled=True)
 
 
 def compile(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -9,7 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
 from jaxlm.optim import chain
-from jaxlm.training import initial
+from jaxlm.training import initial, processes
 
 
 class Prepared(NamedTuple):
@@ -25,11 +26,16 @@ def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
       ConfigError, DataError: as `train`.
     """
     cfg = config.resolve(cfg)
+    if processes.count() > 1:
+        processes.agree("versions", processes.versions())
+        processes.agree("a config", config.flat(json.loads(config.to_json(cfg))))
     chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
     source = None
     if cfg.init_from:
         cfg, source = initial.follow(cfg)
-    opened = data.open(cfg.data, progress=cfg.log.progress)
+    with processes.in_turn():
+        opened = data.open(cfg.data, progress=cfg.log.progress and processes.first())
+    processes.agree("data", {"data.source": opened.train.sha256, "data.tokenizer": opened.tokenizer.fingerprint})
     needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
     if given and given < needed:
         whose = f" of {cfg.init_from!r}" if source and given == source.config.model.vocab_size else ""
@@ -37,5 +43,5 @@ def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
             f"model.vocab_size={given}{whose}, but the tokenizer {cfg.data.tokenizer!r} has {needed} ids; "
             f"set model.vocab_size={needed}"
         )
-    resolved = config.resolve(config.override(ConfigDict(cfg), {"model.vocab_size": given or needed}))
+    resolved = config.resolve(config.override(cfg, {"model.vocab_size": given or needed}))
     return Prepared(resolved, opened, source)

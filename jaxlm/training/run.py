@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers, open_writers
-from jaxlm.training import initial, lock, position, rundir, step
+from jaxlm.training import initial, lock, parallel, position, processes, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.prepare import Prepared
 from jaxlm.training.recorder import Recorder, Spike
@@ -52,17 +53,21 @@ def open_run(
                 if before.whole() is None:  # read them before anything is written: they may be damaged
                     first, told = initial.params(cfg, source, opened.tokenizer)
         told += step.doubts(cfg)
-        stack.enter_context(lock.held(workdir))
-        told += rundir.prepare(workdir, cfg, opened.tokenizer)
+        writes = processes.first()
+        if writes:
+            stack.enter_context(lock.held(workdir))
+        told += processes.first_does(lambda: rundir.prepare(workdir, cfg, opened.tokenizer))
+        if not (workdir / "config.json").exists():
+            raise DataError(f"--workdir={workdir} is not on a file system that all processes share; give one that is")
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
         run = Run(cfg, workdir, opened, checkpoints, steps, first)
         del first
-        stack.callback(lambda: rundir.write_status(workdir, run.ended or "failed", run.done))
-        run.log = stack.enter_context((workdir / "log.txt").open("a", encoding="utf-8"))
+        stack.callback(lambda: run.status(run.ended or "failed"))
+        run.log = stack.enter_context((workdir / "log.txt" if writes else Path(os.devnull)).open("a", encoding="utf-8"))
         run.view = stack.enter_context(view(run.done))
         stack.callback(lambda: run.writers.close())
-        rundir.write_status(workdir, "running", run.done)
+        run.status("running")
         for line in [*told, *checkpoints.tell()]:
             run.say(line)
         yield run
@@ -122,6 +127,11 @@ class Run:
             self.state = steps.init(cfg.seed, self.hparams, params)
         self.done = self._started = int(self.state.step)
 
+    def status(self, status: str) -> None:
+        """Writes status.json; of several processes one does."""
+        if processes.first():
+            rundir.write_status(self.workdir, status, self.done)
+
     def say(self, text: str) -> None:
         """A line for people, and for log.txt."""
         text = redact.text(text)
@@ -139,7 +149,7 @@ class Run:
         assert self.state is not None
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
-        self.writers = open_writers(cfg.log.writers, self.workdir, cfg, self.done)
+        self.writers = open_writers(cfg.log.writers if processes.first() else (), self.workdir, cfg, self.done)
         self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
@@ -206,7 +216,7 @@ class Run:
             metrics = self.metrics = self._meaning(evaluate())
             if self._ask:
                 asked = state()
-                metrics |= self._ask(evaluation_params(asked.opt_state, asked.params)[""])
+                metrics |= self._ask(parallel.here(evaluation_params(asked.opt_state, asked.params)[""]))
             if (mean := self.recorder.mean_loss()) is not None:
                 metrics["eval/gap"] = metrics["eval/loss"] - mean
             self.recorder.write(done, metrics)
@@ -235,7 +245,7 @@ class Run:
             )
             save_now = functools.partial(self._checkpoints.save, state(), now._asdict(), cfg, metrics)
             self._saving(save_now, final=last or bool(stop))
-            rundir.write_status(self.workdir, "running", done)
+            self.status("running")
         if stop or last:
             self.ended = stop or "done"
 
@@ -260,7 +270,8 @@ class Run:
         try:
             act()
         except DataError as error:
-            if final or self._checkpoints.failures >= self.cfg.checkpoint.max_failures:
+            several = processes.count() > 1  # which must all do the same next
+            if final or several or self._checkpoints.failures >= self.cfg.checkpoint.max_failures:
                 raise
             self.say(f"warning: {error}")
 
@@ -268,13 +279,15 @@ class Run:
         """Training sequences seen at a step: those before it started, and a batch a step since."""
         return self._position.sequences + (now - self._started) * self.cfg.data.batch_size
 
-    def batch(self, first: int, count: int) -> Batch:
-        """The batch of a call: [B, T], or [count, B, T]."""
+    def batch(self, first: int, count: int, rows: slice) -> Batch:
+        """These rows of the batch of each step of a call: [rows, T], or [count, rows, T]."""
+        begin, size = self._sequences(first) + rows.start, rows.stop - rows.start
         B = self.cfg.data.batch_size
-        rows = self._batches.rows(self._sequences(first), count * B)
-        if count > 1:
-            rows = {name: x.reshape(count, B, -1) for name, x in rows.items()}
-        return rows
+        if size == B:
+            batch = self._batches.rows(begin, count * B)
+            return {name: x.reshape(count, B, -1) for name, x in batch.items()} if count > 1 else batch
+        parts = [self._batches.rows(begin + i * B, size) for i in range(count)]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]} if count > 1 else parts[0]
 
     def _meaning(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""
@@ -304,7 +317,7 @@ class Run:
     def return_to_best(self) -> None:
         """After an early stop: the state of the best checkpoint, if one was kept."""
         best = self._position.best
-        if best.step in self._checkpoints.steps():
+        if processes.first_does(lambda: best.step in self._checkpoints.steps()):
             self._checkpoints.whole(best.step)
             self.state = self._checkpoints.restore(self._like, best.step).state
             self.say(f"back to the best: step {best.step}, with {self.cfg.checkpoint.best} {best.value:.4f}")

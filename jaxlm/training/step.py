@@ -76,17 +76,27 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     return said
 
 
-def build(structure: FrozenConfigDict) -> Program:
+def build(
+    structure: FrozenConfigDict, place: Callable[[str, Any], Any] = gpt2.on_one_device, axis: str | None = None
+) -> Program:
     """The program of a structure from `split`.
 
     A batch holds `inputs`, `targets` int32[B, T], `weights` float32[B, T], and for packed documents `segment_ids`
     and `positions` int32[B, T]. B is a multiple of `structure.micro_batches`. The loss is the weighted mean over
     the whole batch, however it is split.
+
+    Args:
+      place: as `gpt2.build` takes it.
+      axis: the name of a mapped axis along which the batch is divided; None where it is whole. Dropout masks are then
+        others than those of the whole batch.
     """
-    model = gpt2.build(structure.model)
+    model = gpt2.build(structure.model, place)
     spec = structure.optimizer.to_dict()
     on = {name: value == TRACED for name, value in structure.loss.items()}
     dropout_on = structure.model.dropout == TRACED
+
+    def over_axis(sums: PyTree) -> PyTree:
+        return sums if axis is None else jax.lax.psum(sums, axis)
 
     def optimizer(hparams: Hparams) -> optax.GradientTransformationExtraArgs:
         return chain.build(spec, hparams.optimizer, structure.steps)
@@ -102,7 +112,7 @@ def build(structure: FrozenConfigDict) -> Program:
         Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are.
         """
         strength = {name: hparams.loss[name] if on[name] else None for name in on}
-        weight = jnp.sum(batch["weights"])
+        weight = over_axis(jnp.sum(batch["weights"]))
         weight = jnp.where(weight > 0, weight, 1.0)
 
         def objective(params: PyTree, part: Batch, key: jax.Array, chunks: int) -> tuple[jax.Array, losses.TokenSums]:
@@ -121,9 +131,13 @@ def build(structure: FrozenConfigDict) -> Program:
 
         def over_batch(fn: Callable[[Batch, jax.Array], PyTree]) -> PyTree:
             key = jax.random.fold_in(state.key, state.step)
-            return _added(fn, batch, key, structure.micro_batches)
+            if axis is not None:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+            return over_axis(_added(fn, batch, key, structure.micro_batches))
 
         def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, some of them in forward mode
+            if axis is not None:  # differentiated again, its psum counts each device's gradient so many times
+                raise ConfigError("a stage of the optimizer evaluates the loss again, which parallel.mode='jit' can do")
             loss = over_batch(lambda part, key: objective(params, part, key, 0)[0])
             return loss + penalty(params) if on["l1"] or on["l2"] else loss
 
@@ -155,7 +169,7 @@ def build(structure: FrozenConfigDict) -> Program:
         return State(state.step + 1, params, opt_state, state.key), metrics
 
     def eval_step(state: State, batch: Batch, of: str = "") -> losses.TokenSums:
-        return perplexity.token_sums(model, evaluation_params(state.opt_state, state.params)[of], batch)
+        return over_axis(perplexity.token_sums(model, evaluation_params(state.opt_state, state.params)[of], batch))
 
     return Program(init, train_step, eval_step, model)
 

@@ -1,13 +1,16 @@
-"""The compiled functions of one structure: for a run alone, or for runs side by side in one program, as lanes."""
+"""The compiled functions of one structure: for a run alone, over devices by jit or pmap, or for runs side by side in
+one program, as lanes."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
 from jaxlm.config import Hparams
@@ -15,45 +18,68 @@ from jaxlm.data.batches import Batch
 from jaxlm.evals import perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim.wrappers import evaluation_params
-from jaxlm.training import parallel, step
-from jaxlm.training.step import PyTree, State
+from jaxlm.training import devices, parallel, step
+from jaxlm.training.step import Program, PyTree, State
 
 
-class Steps:
+def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
     """What runs of one structure are trained and evaluated by; compiled once, however many come.
-
-    Of N lanes, states, hyperparameters, batches and metrics have a leading axis [N, ...]; fewer runs than lanes are
-    filled up with the last one. Alone (lanes 0) they have none, and each list below holds one.
 
     Args:
       cfg: of any of the runs, resolved.
+      lanes: that many at a time; 0: one alone.
+
+    Raises:
+      ConfigError: the devices are not as the config's `parallel` section wants them.
+    """
+    if lanes:
+        return Lanes(cfg, lanes)
+    return Replicas(cfg) if cfg.parallel.mode == "pmap" else Steps(cfg)
+
+
+class Steps:
+    """Of one run, by jit over a mesh. The lists below hold one run's.
+
+    Args:
+      mesh: other than the config's own.
+
+    Attributes:
+      mesh: of the devices.
+      like: the state of one run: its shapes, dtypes, and where it lies before `together`.
+      rows: those of each batch that this process holds.
     """
 
-    def __init__(self, cfg: FrozenConfigDict, lanes: int = 0):
-        self.lanes = lanes
+    mesh: Mesh
+    like: State
+
+    def __init__(self, cfg: FrozenConfigDict, mesh: Mesh | None = None):
+        self._cfg, self.mesh = cfg, mesh or devices.mesh(cfg)
+        self.rows = parallel.rows_here(self.mesh, cfg.data.batch_size)
         structure, hparams = step.split(cfg)
-        program = step.build(structure)
-        alone = parallel.mesh(cfg.parallel, cfg.model, cfg.data.batch_size, cfg.data.micro_batches)
-        self.mesh = parallel.lane_mesh(lanes) if lanes else alone
-        each: Callable[..., Any] = jax.vmap if lanes else lambda fn, **_: fn
-        compiled = functools.partial(parallel.compile, mesh=self.mesh)
+        program = step.build(structure, place=parallel.placing(self.mesh))
+        self._begin(program, hparams, lambda state: parallel.shardings(state, self.mesh))
+        whole = parallel.laid_out(self.mesh)
+        self._compile(
+            program,
+            functools.partial(parallel.compile, mesh=self.mesh, donate=(1,), out=(self._place, whole)),
+            functools.partial(parallel.compile, mesh=self.mesh),
+        )
+
+    def _begin(self, program: Program, hparams: Hparams, place: Callable[[State], PyTree]) -> None:
+        """Settles where the state of a run lies."""
         shapes = jax.eval_shape(program.init, jax.random.key(0), hparams)
-        first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
-        self._place = jax.tree.map(lambda _: first, shapes) if lanes else parallel.shardings(shapes, alone)
-        out = None if lanes else (self._place, parallel.laid_out(alone))
-        self._one = compiled(each(program.train_step), donate=(1,), out=out)
-        self._many = compiled(each(parallel.repeat(program.train_step)), donate=(1,), out=out)
-        self._evaluations = {
-            name: compiled(each(functools.partial(program.eval_step, of=name), in_axes=(0, None)))
-            for name in jax.eval_shape(evaluation_params, shapes.opt_state, shapes.params)
-        }
+        self._place = place(shapes)
         self._init = jax.jit(program.init, out_shardings=self._place)
         self.like = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, self._place
         )
-        """The state of one run: its shapes, dtypes, and where it lies before `together`."""
-        self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jax.numpy.stack(x), *states))
-        self._pick = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
+
+    def _compile(self, program: Program, trains: Callable[..., Any], evaluates: Callable[..., Any]) -> None:
+        self._one, self._many = trains(program.train_step), trains(parallel.repeat(program.train_step))
+        self._evaluations = {
+            name: evaluates(functools.partial(program.eval_step, of=name))
+            for name in jax.eval_shape(evaluation_params, self.like.opt_state, self.like.params)
+        }
 
     def init(self, seed: int, hparams: Hparams, params: PyTree | None) -> State:
         """The state that a run begins with: of these parameters, or of some drawn from its seed."""
@@ -64,35 +90,125 @@ class Steps:
         """So many steps; the states are given up."""
         return (self._one if count == 1 else self._many)(hparams, states, batch)
 
+    def lower(self) -> jax.stages.Lowered:
+        """A step for the compiler, to ask of its memory or its text; nothing is allocated."""
+        rows = NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))
+        size, T = self._cfg.data.batch_size, self._cfg.model.context_length
+        kinds = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        batch = {name: jax.ShapeDtypeStruct((size, T), kind, sharding=rows) for name, kind in kinds.items()}
+        return self._one.lower(step.split(self._cfg)[1], self.like, batch)
+
     def evaluate(self, states: State, batches: Iterable[Batch]) -> dict[str, TokenSums]:
         """The weighted sums over batches, by the name of `wrappers.evaluation_params`."""
-
-        def placed() -> Iterator[PyTree]:
-            yield from (parallel.put(batch, self.mesh, shared=True) for batch in batches)
-
         return {
-            name: perplexity.sums(functools.partial(evaluation, states), placed())
+            name: perplexity.sums(functools.partial(evaluation, states), map(self._shared, batches))
             for name, evaluation in self._evaluations.items()
         }
 
     def together(self, states: Sequence[State]) -> State:
         """The states of runs, each like `like`, as one argument of `advance`."""
-        if not self.lanes:
-            return states[0]
-        return jax.device_put(self._stack(*self._filled(states)), parallel.laid_out(self.mesh))
+        return states[0]
 
     def one(self, states: State, i: int) -> State:
         """The state of run i."""
-        return jax.device_put(self._pick(states, i), self._place) if self.lanes else states
+        return states
 
     def stacked(self, values: Sequence[PyTree]) -> PyTree:
-        """NumPy arrays of each run, as one argument of `advance`."""
-        return jax.tree.map(lambda *x: np.stack(x), *self._filled(values)) if self.lanes else values[0]
+        """Hyperparameters of each run, as one argument of `advance`."""
+        return values[0]
+
+    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
+        """A host batch of each run, its `rows` of [B, T] or [steps, B, T], as one argument of `advance`."""
+        return parallel.put(batches[0], self.mesh, first=self.rows.start, rows=self._cfg.data.batch_size)
+
+    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+        """A host batch [B, T] on the devices: the same of all runs, and whole in each process."""
+        return parallel.put(batch, self.mesh)
 
     def part(self, values: PyTree, i: int) -> PyTree:
         """Run i's of the NumPy arrays that `advance` or `evaluate` gave."""
-        return jax.tree.map(lambda x: x[i], values) if self.lanes else values
+        return values
+
+
+class Lanes(Steps):
+    """Of so many runs, each a lane: states, hyperparameters, batches and metrics have a leading axis [N, ...], along
+    which they are divided among devices. Fewer runs than lanes are filled up with the last one."""
+
+    def __init__(self, cfg: FrozenConfigDict, lanes: int):
+        self._count, self.rows = lanes, slice(0, cfg.data.batch_size)
+        self.mesh = devices.of_lanes(lanes)
+        structure, hparams = step.split(cfg)
+        program = step.build(structure)
+        first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
+        self._begin(program, hparams, lambda state: jax.tree.map(lambda _: first, state))
+        compiled = functools.partial(parallel.compile, mesh=self.mesh)
+        self._compile(
+            program,
+            lambda fn: compiled(jax.vmap(fn), donate=(1,)),
+            lambda fn: compiled(jax.vmap(fn, in_axes=(0, None))),
+        )
+        self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
+        self._pick = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
+
+    def together(self, states: Sequence[State]) -> State:
+        return jax.device_put(self._stack(*self._filled(states)), parallel.laid_out(self.mesh))
+
+    def one(self, states: State, i: int) -> State:
+        return jax.device_put(self._pick(states, i), self._place)
+
+    def stacked(self, values: Sequence[PyTree]) -> PyTree:
+        return jax.tree.map(lambda *x: np.stack(x), *self._filled(values))
+
+    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
+        return parallel.put(self.stacked(batches), self.mesh)
+
+    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+        return parallel.put(batch, self.mesh, shared=True)
+
+    def part(self, values: PyTree, i: int) -> PyTree:
+        return jax.tree.map(lambda x: x[i], values)
 
     def _filled(self, values: Sequence[Any]) -> list[Any]:
         """As many as there are lanes."""
-        return [*values, *[values[-1]] * (self.lanes - len(values))]
+        return [*values, *[values[-1]] * (self._count - len(values))]
+
+
+class Replicas(Steps):
+    """Of one run, by pmap: each device holds the whole state, and its rows of a batch. What `advance` takes and gives
+    has a leading axis of devices; `like` and what is saved have none."""
+
+    def __init__(self, cfg: FrozenConfigDict):
+        self._cfg, self.rows = cfg, slice(0, cfg.data.batch_size)
+        self.mesh = devices.replicas(cfg)
+        structure, hparams = step.split(cfg)
+        program = step.build(structure, axis=parallel.REPLICAS)
+        first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
+        self._begin(program, hparams, lambda state: jax.tree.map(lambda _: first, state))
+        pmap = functools.partial(jax.pmap, axis_name=parallel.REPLICAS, devices=list(self.mesh.devices))
+        self._compile(program, functools.partial(pmap, in_axes=(None, 0, 0), donate_argnums=(1,)), pmap)
+
+    def together(self, states: Sequence[State]) -> State:
+        def copies(x: jax.Array) -> jax.Array:
+            return jnp.broadcast_to(x, (self.mesh.size, *x.shape))
+
+        spread = jax.jit(functools.partial(jax.tree.map, copies), out_shardings=parallel.laid_out(self.mesh))
+        return spread(jax.device_put(states[0], parallel.everywhere(self.mesh)))
+
+    def one(self, states: State, i: int) -> State:
+        return jax.device_put(jax.tree.map(lambda x: x[0], states), self._place)
+
+    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
+        return self._shared(batches[0])
+
+    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+        n = self.mesh.size
+
+        def divided(x: np.ndarray) -> np.ndarray:
+            """[devices, ..., rows, T]"""
+            *before, rows, T = x.shape
+            return np.moveaxis(x.reshape(*before, n, rows // n, T), -3, 0)
+
+        return parallel.put({name: divided(x) for name, x in batch.items()}, self.mesh)
+
+    def part(self, values: PyTree, i: int) -> PyTree:
+        return jax.tree.map(lambda x: x[0], values)

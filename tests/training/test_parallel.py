@@ -1,9 +1,11 @@
+import hashlib
 import json
+import math
 import os
 import re
 import subprocess
 import sys
-import types
+from collections import Counter
 from pathlib import Path
 
 import jax
@@ -12,74 +14,90 @@ import pytest
 
 import jaxlm
 from jaxlm import config
-from jaxlm.errors import ConfigError
-from jaxlm.training import parallel, step
+from jaxlm.training import devices, parallel, step, steps
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.explain import explain
 from jaxlm.training.prepare import prepare
-from jaxlm.training.steps import Steps
 from tests.runs import ROOT, rows
 from tests.tiny import assert_same_bits, batch, leaves, resolved, tiny
 
-ONE = {"data": 1}
 ARRANGEMENTS = {
-    "one": ONE,
+    "one": {"data": 1},
     "two": {"data": 2},
     "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
     "tensor": {"data": 1, "tensor": 8},
     "all": {"fsdp": 2, "tensor": 2},
+    "pmap": {"mode": "pmap"},
 }
 FIELDS = {
     "model__num_layers": 2,
     "model__num_heads": 8,
     "model__embed_dim": 64,
-    "model__dropout": 0.1,
     "data__batch_size": 16,
     "data__micro_batches": 2,
 }
 
 
 def arranged(name, **changes):
-    return tiny(**FIELDS, **{f"parallel__{axis}": size for axis, size in ARRANGEMENTS[name].items()}, **changes)
+    return tiny(**FIELDS | {f"parallel__{axis}": size for axis, size in ARRANGEMENTS[name].items()} | changes)
 
 
-def losses_of(name):
-    """Losses over 50 steps; how many devices hold rows of a batch and the whole embedding; collectives' sizes."""
-    cfg = config.resolve(config.override(arranged(name), {"model.vocab_size": 257}))
-    steps = Steps(cfg)
-    state, found = steps.init(0, step.split(cfg)[1], None), []
-    lies = state.params["h"]["mlp"]["c_fc"]["kernel"].sharding
+def built(name, **changes):
+    cfg = config.resolve(config.override(arranged(name, **changes), {"model.vocab_size": 257}))
+    return cfg, steps.build(cfg)
+
+
+def losses_of(name, **changes):
+    """Losses over 50 steps; how many devices hold rows of a batch; the shapes of a device's part of a kernel and of its
+    moments; a hash of the batches."""
+    cfg, compiled = built(name, **changes)
+    hparams = step.split(cfg)[1]
+    state, found, seen = compiled.together([compiled.init(0, hparams, None)]), [], hashlib.sha256()
+    lies = jax.tree.map(lambda x: x.sharding, state)
     for n in range(50):
-        placed = parallel.put(batch(rows=16, seed=n), steps.mesh)
+        placed = compiled.batch([batch(rows=16, seed=n)])
+        seen.update(np.asarray(placed["inputs"]).tobytes())
         before = state
-        state, metrics = steps.advance(step.split(cfg)[1], state, placed, 1)
+        state, metrics = compiled.advance(hparams, state, placed, 1)
         assert all(x.is_deleted() for x in jax.tree.leaves(before.params))
-        found.append(float(metrics["train/loss"]))
-    assert state.params["h"]["mlp"]["c_fc"]["kernel"].sharding == lies
-    rows = {(shard.index[0].start, shard.index[0].stop) for shard in placed["inputs"].addressable_shards}
-    moments = state.opt_state[1].mu["h"]["mlp"]["c_fc"]["kernel"]
+        found.append(float(compiled.part(jax.device_get(metrics), 0)["train/loss"]))
+    assert all(jax.tree.leaves(jax.tree.map(lambda x, where: x.sharding.is_equivalent_to(where, x.ndim), state, lies)))
+    held = {(x.index[0].start, x.index[0].stop) for x in placed["inputs"].addressable_shards}
+
+    def part(x):
+        return list(x.sharding.shard_shape(x.shape))
+
     return {
         "losses": found,
-        "parts": len(rows),
-        "kernel": list(lies.shard_shape(moments.shape)),
-        "moments": list(moments.sharding.shard_shape(moments.shape)),
+        "parts": len(held),
+        "kernel": part(state.params["h"]["mlp"]["c_fc"]["kernel"]),
+        "moments": part(state.opt_state[1].mu["h"]["mlp"]["c_fc"]["kernel"]),
+        "batches": seen.hexdigest(),
     }
 
 
+def losses():
+    """With dropout, but for pmap, whose masks are others."""
+    found = {name: losses_of(name, model__dropout=0.1) for name in ARRANGEMENTS if name != "pmap"}
+    return found | {"pmap": losses_of("pmap"), "one without": losses_of("one")}
+
+
 def travels(folder):
-    """Trains under each arrangement to step 4, restores that under all others, and goes on there to step 8."""
-    out = {}
-    for name in ARRANGEMENTS:
-        jaxlm.train(arranged(name, steps=4), f"{folder}/{name}")
-    for name in ARRANGEMENTS:
-        with Checkpoints(Path(folder, name, "checkpoints"), writable=False) as saved:
-            states = [saved.restore(Steps(prepare(arranged(other)).config).like, 4).state for other in ARRANGEMENTS]
-        for state in states[1:]:
-            assert_same_bits(state, states[0])
-        other = list(ARRANGEMENTS)[list(ARRANGEMENTS).index(name) - 1]
-        run = jaxlm.train(arranged(other, steps=8), f"{folder}/{name}")
-        out[name] = [row["train/loss"] for row in rows(run.workdir) if "train/loss" in row]
+    """Trains under some arrangements to step 2, restores that under all, and goes on under another to step 4."""
+    out, names = {}, ["one", "fsdp", "all", "pmap"]
+    fields = {"eval__every": 0, "log__every": 1}
+    fields["optimizer__scale_by_learning_rate"] = {"peak": 1e-3, "schedule": "constant"}  # one program for any steps
+    likes = {name: steps.build(prepare(arranged(name)).config).like for name in ARRANGEMENTS}
+    for name, other in zip(names, names[1:] + names[:1]):
+        workdir = Path(folder, name)
+        jaxlm.train(arranged(name, steps=2, **fields), workdir)
+        with Checkpoints(workdir / "checkpoints", writable=False) as saved:
+            states = {other: saved.restore(like, 2).state for other, like in likes.items()}
+        for state in states.values():
+            assert_same_bits(state, states["one"])
+        jaxlm.train(arranged(other, steps=4, **fields), workdir)
+        out[name] = [row["train/loss"] for row in rows(workdir) if "train/loss" in row]
     return out
 
 
@@ -95,17 +113,14 @@ def on_devices(count, call):
 
 @pytest.mark.slow
 def test_every_arrangement_of_devices_gives_the_losses_of_one():
-    found = {name: on_devices(8, f"losses_of({name!r})") for name in ARRANGEMENTS}
+    found = on_devices(8, "losses()")
+    without = found.pop("one without")
     for name, one in found.items():
-        np.testing.assert_allclose(one["losses"], found["one"]["losses"], rtol=1e-4, err_msg=name)
-    assert {name: one["parts"] for name, one in found.items()} == {
-        "one": 1,
-        "two": 2,
-        "data": 8,
-        "fsdp": 8,
-        "tensor": 1,
-        "all": 4,
-    }
+        like = without if name == "pmap" else found["one"]
+        np.testing.assert_allclose(one["losses"], like["losses"], rtol=1e-4, err_msg=name)
+    assert abs(without["losses"][0] - found["one"]["losses"][0]) > 1e-3
+    parts = {name: one["parts"] for name, one in found.items()}
+    assert parts == {"one": 1, "two": 2, "data": 8, "fsdp": 8, "tensor": 1, "all": 4, "pmap": 8}
     whole = [2, 64, 256]
     assert {name: one["kernel"] for name, one in found.items()} == {
         "one": whole,
@@ -114,25 +129,71 @@ def test_every_arrangement_of_devices_gives_the_losses_of_one():
         "fsdp": [2, 8, 256],
         "tensor": [2, 64, 32],
         "all": [2, 32, 128],
+        "pmap": [1, *whole],
     }
     assert all(one["moments"] == one["kernel"] for one in found.values())
+    assert len({one["batches"] for name, one in found.items() if name != "pmap"}) == 1
 
 
 @pytest.mark.slow
 def test_a_run_moves_between_arrangements(tmp_path):
     found = on_devices(8, f"travels({str(tmp_path)!r})")
     for name, losses in found.items():
+        assert len(losses) == 4
         np.testing.assert_allclose(losses, found["one"], rtol=1e-5, err_msg=name)
+
+
+def text(name):
+    """What the compiler makes of a step, of a vocabulary and layers whose sizes are no one else's."""
+    sizes = {"model__num_layers": 3, "data__micro_batches": 1, "model__context_length": 24}
+    compiled = built(name, **sizes)[1].lower().compile()
+    donated = compiled.memory_analysis().alias_size_in_bytes / compiled.memory_analysis().argument_size_in_bytes
+    return {"text": compiled.as_text(), "donated": donated}
+
+
+def texts():
+    return {name: text(name) for name in ("fsdp", "tensor", "all")}
+
+
+def moved(text, kind):
+    """{shape: how often} of what collectives of a kind give, where it is at least as large as the smallest kernel."""
+    given = " ".join(re.findall(rf"= (.*?) {kind}(?:-start)?\(", text))
+    shapes = [tuple(map(int, dims.split(","))) for dims in re.findall(r"f32\[([\d,]+)\]", given)]
+    return Counter(shape for shape in shapes if math.prod(shape) >= 64 * 64)
+
+
+@pytest.mark.slow
+def test_devices_exchange_what_they_must():
+    """Under fsdp a layer's parameters at a time and no activations but the gradient of the embedding's rows; under
+    tensor of the latter what two products a layer add up, and no logits."""
+    found = on_devices(8, "texts()")
+    for name, one in found.items():
+        assert one["donated"] > 0.98, name
+        assert not re.search(r" (infeed|outfeed|send|recv)\(", one["text"]), name
+    B, T, D, H, K, F, V = 16, 24, 64, 8, 8, 256, 384
+    fsdp, tensor, both = (found[name]["text"] for name in ("fsdp", "tensor", "all"))
+    # each of a layer's kernels once forwards and once backwards; the embedding for its rows and for the logits
+    assert moved(fsdp, "all-gather") == {(D, 3, H, K): 2, (D, D): 2, (D, F): 2, (F, D): 2, (V, D): 2}
+    assert not moved(fsdp, "collective-permute")
+    assert set(moved(fsdp, "all-reduce")) == {(3, H, K, D), (D, D), (D, F), (F, D), (D, V)}  # their gradients
+
+    assert moved(tensor, "all-reduce") == {(B, T, D): 2 + 2 + 1 + 1}  # a layer's forwards, backwards; embedding, head
+    assert not moved(tensor, "all-gather") and not moved(tensor, "collective-permute")
+
+    halves = {(D // 2, 3 * D): 2, (D // 2, D): 2, (D, F // 2): 2, (F // 2, D): 2, (V // 2, D): 2}
+    assert moved(both, "all-gather") == {shape: times for shape, times in halves.items() if math.prod(shape) >= D * D}
+    assert moved(both, "all-reduce")[B // 4, T, D] == 6
 
 
 def test_repeated_steps_are_single_steps():
     structure, hparams = step.split(resolved(model__dropout=0.1))
     program = step.build(structure)
     single = many = jax.jit(program.init)(jax.random.key(0), hparams)
+    train_step = jax.jit(program.train_step)
     batches = [batch(seed=n) for n in range(3)]
     losses = []
     for one in batches:
-        single, metrics = jax.jit(program.train_step)(hparams, single, one)
+        single, metrics = train_step(hparams, single, one)
         losses.append(metrics["train/loss"])
     stacked = {name: np.stack([one[name] for one in batches]) for name in batches[0]}
     many, metrics = jax.jit(parallel.repeat(program.train_step))(hparams, many, stacked)
@@ -143,60 +204,12 @@ def test_repeated_steps_are_single_steps():
 
 def test_a_donated_state_is_taken_over():
     cfg = resolved()
-    mesh = parallel.mesh(cfg.parallel, cfg.model, 4, 1)
+    mesh = devices.mesh(cfg)
     structure, hparams = step.split(cfg)
     program = step.build(structure)
     state = parallel.compile(program.init, mesh)(jax.random.key(0), hparams)
     parallel.compile(program.train_step, mesh, donate=(1,))(hparams, state, parallel.put(batch(), mesh))
     assert state.params["wte"]["embedding"].is_deleted()
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"parallel__data": 64}, "parallel.data=64, parallel.fsdp=1, parallel.tensor=1 are 64 devices; JAX sees"),
-        ({"parallel__fsdp": 64}, "are 64 devices; JAX sees"),
-        ({"data__batch_size": 3, "data__micro_batches": 3, "parallel__data": 1}, None),
-    ],
-)
-def test_a_mesh_that_does_not_fit_is_refused(changes, message):
-    cfg = resolved(**changes)
-    if message is None:
-        assert parallel.mesh(cfg.parallel, cfg.model, 3, 1).size == 1
-        with pytest.raises(ConfigError, match="does not divide into 2 micro-batches"):
-            parallel.mesh(cfg.parallel, cfg.model, 3, 2)
-    else:
-        with pytest.raises(ConfigError, match=message):
-            parallel.mesh(cfg.parallel, cfg.model, cfg.data.batch_size, 1)
-
-
-def refused():
-    """What is said of axes that divide neither devices nor widths."""
-    said = {}
-    for name, changes in {
-        "devices": {"fsdp": 3},
-        "heads": {"tensor": 8},
-        "width": {"fsdp": 8},
-        "rows": {"data": 4, "fsdp": 2},
-    }.items():
-        section = resolved(**{f"parallel__{axis}": size for axis, size in changes.items()})
-        model = (
-            section.model if name != "width" else types.SimpleNamespace(**section.model.to_dict() | {"embed_dim": 12})
-        )
-        rows = 12 if name == "rows" else 48
-        try:
-            parallel.mesh(section.parallel, model, rows, 1)
-        except ConfigError as error:
-            said[name] = str(error)
-    return said
-
-
-def test_axes_that_divide_nothing_are_refused_by_name():
-    said = on_devices(8, "refused()")
-    assert "parallel.fsdp=3" in said["devices"] and "JAX sees 8" in said["devices"]
-    assert said["heads"] == "parallel.tensor=8 does not divide model.num_heads=2"
-    assert "parallel.fsdp=8 does not divide model.embed_dim=12" in said["width"]
-    assert "data.batch_size=12 does not divide into 1 micro-batches over 8 devices" in said["rows"]
 
 
 def told():

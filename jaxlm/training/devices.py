@@ -1,0 +1,124 @@
+"""Which devices a run takes, and how they are arranged."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AbstractMesh, Mesh
+from ml_collections import FrozenConfigDict
+
+from jaxlm.errors import ConfigError
+from jaxlm.training import memory
+from jaxlm.training.parallel import AXES, REPLICAS
+
+
+def mesh(cfg: FrozenConfigDict) -> Mesh:
+    """The mesh of a config: devices in the order of their processes, `tensor` innermost.
+
+    Raises:
+      ConfigError: as `shape`.
+    """
+    sizes = shape(cfg, jax.device_count(), limit())
+    return Mesh(np.array(jax.devices()[: math.prod(sizes.values())]).reshape(tuple(sizes.values())), AXES)
+
+
+def imagined(cfg: FrozenConfigDict) -> AbstractMesh:
+    """The mesh of a config where its devices need not be: as many as it asks for, or as there are."""
+    section = cfg.parallel
+    asked = max(section.data, 1) * max(section.fsdp, 1) * section.tensor
+    sizes = shape(cfg, max(jax.device_count(), asked), limit())
+    return AbstractMesh(tuple(sizes.values()), AXES)
+
+
+def shape(cfg: FrozenConfigDict, count: int, bytes_each: int | None) -> dict[str, int]:
+    """How many devices of `count` a config's `parallel` section wants along each axis of the mesh.
+
+    parallel.fsdp=0 becomes the least number, of those that divide the devices, with which a step is estimated to fit a
+    device, or the largest where it fits on none; 1 where a device's memory is not known.
+
+    Raises:
+      ConfigError: more devices than there are, or a batch or a model that does not divide over them.
+    """
+    if cfg.parallel.fsdp:
+        return _checked(cfg, count, cfg.parallel.fsdp)
+    sizes: dict[str, int] = {}
+    for fsdp in (n for n in range(1, count + 1) if count % n == 0):
+        try:
+            sizes = _checked(cfg, count, fsdp)
+        except ConfigError:
+            if fsdp == 1:
+                raise
+            continue
+        needed = memory.estimate(cfg, AbstractMesh(tuple(sizes.values()), AXES))
+        if bytes_each is None or sum(needed.values()) < bytes_each:
+            break
+    return sizes
+
+
+def _checked(cfg: FrozenConfigDict, count: int, fsdp: int) -> dict[str, int]:
+    section, model = cfg.parallel, cfg.model
+    each = fsdp * section.tensor
+    data = count // each if section.data == -1 else section.data
+    sizes = {"data": data, "fsdp": fsdp, "tensor": section.tensor}
+    asked = ", ".join(f"parallel.{name}={size}" for name, size in sizes.items())
+    if not 0 < data * each <= count or (section.data == -1 and count % each):
+        raise ConfigError(
+            f"{asked} are {data * each or each} devices; JAX sees {count}, of which parallel.data=-1 takes all "
+            "where parallel.fsdp times parallel.tensor divides them"
+        )
+    _check_rows(cfg, data * fsdp)
+    widths: dict[str, dict[str, Any]] = {
+        "tensor": {"num_heads": model.num_heads, "feed_forward_dim": model.feed_forward_dim or 4 * model.embed_dim},
+        "fsdp": {"embed_dim": model.embed_dim},
+    }
+    for axis, wide in widths.items():
+        for name, size in wide.items():
+            if size % sizes[axis]:
+                raise ConfigError(f"parallel.{axis}={sizes[axis]} does not divide model.{name}={size}")
+    return sizes
+
+
+def _check_rows(cfg: FrozenConfigDict, parts: int) -> None:
+    data = cfg.data
+    if data.batch_size % (parts * data.micro_batches):
+        raise ConfigError(
+            f"data.batch_size={data.batch_size} does not divide into {data.micro_batches} micro-batches over {parts} "
+            "devices; change data.batch_size, data.micro_batches, parallel.data or parallel.fsdp"
+        )
+
+
+def replicas(cfg: FrozenConfigDict) -> Mesh:
+    """The devices of pmap, along one axis.
+
+    Raises:
+      ConfigError: more than there are, parameters that are to be divided, or several processes.
+    """
+    section = cfg.parallel
+    if section.fsdp > 1 or section.tensor > 1:
+        raise ConfigError(
+            f"parallel.mode='pmap' holds all parameters on each device; parallel.fsdp={section.fsdp} and "
+            f"parallel.tensor={section.tensor} divide them: use parallel.mode='jit'"
+        )
+    if jax.process_count() > 1:
+        raise ConfigError(
+            f"parallel.mode='pmap' is for one process, and there are {jax.process_count()}: use parallel.mode='jit'"
+        )
+    count = jax.device_count() if section.data == -1 else section.data
+    if count > jax.device_count():
+        raise ConfigError(f"parallel.data={count} are more devices than the {jax.device_count()} that JAX sees")
+    _check_rows(cfg, count)
+    return Mesh(np.array(jax.devices()[:count]), (REPLICAS,))
+
+
+def of_lanes(lanes: int) -> Mesh:
+    """The mesh of runs side by side: as many devices as divide them. A lane lies on one."""
+    return Mesh(np.array(jax.devices()[: math.gcd(lanes, jax.device_count())]), ("lanes",))
+
+
+def limit() -> int | None:
+    """Bytes that JAX may take of a device; None where it does not say."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None

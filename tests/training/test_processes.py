@@ -1,0 +1,151 @@
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import jaxlm
+from jaxlm.errors import ConfigError
+from jaxlm.training import processes
+from tests.runs import ROOT, checkpoints, ended, rows, start_together, wait_for_step
+from tests.tiny import tiny
+
+FIELDS = {
+    "steps": 96,
+    "model__num_heads": 4,
+    "model__dropout": 0.1,
+    "data__batch_size": 8,
+    "eval__every": 48,
+    "checkpoint__every": 8,
+    "log__every": 1,
+    "optimizer__scale_by_learning_rate": {"peak": 1e-3, "schedule": "constant"},  # whatever the number of steps
+}
+
+
+def losses(workdir):
+    return {(row["step"], name): row[name] for row in rows(workdir) for name in row if name.endswith("/loss")}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """Losses by step and name, of a run of one process with one device."""
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    jaxlm.train(tiny(**FIELDS, parallel__data=1), workdir)
+    return losses(workdir)
+
+
+def assert_like(undisturbed, workdir):
+    found = losses(workdir)
+    np.testing.assert_allclose([found.pop(key) for key in undisturbed], list(undisturbed.values()), rtol=1e-4)
+    assert not found
+
+
+@pytest.mark.slow
+def test_four_processes_and_then_two_are_the_run_of_one(tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    arrangement = {"parallel__fsdp": 2, "parallel__tensor": 2}
+    four = ended(start_together(workdir, 4, **FIELDS | arrangement | {"steps": 8, "eval__every": 0}))
+    assert [code for code, _ in four] == [0, 0, 0, 0], four
+    assert checkpoints(workdir) == [8]
+    assert "4 x cpu" in four[0][1] and not any("4 x cpu" in said for _, said in four[1:])
+    two = ended(start_together(workdir, 2, devices=2, **FIELDS))
+    assert [code for code, _ in two] == [0, 0], two
+    assert "resumed at step 8" in two[0][1]
+    assert_like(undisturbed, workdir)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_is_killed_ends_the_others_and_the_same_command_goes_on(tmp_path, undisturbed, victim):
+    workdir = tmp_path / "run"
+    both = start_together(workdir, 2, **FIELDS | {"steps": 100_000})
+    wait_for_step(workdir, 9, both[0])
+    both[victim].kill()
+    begin = time.monotonic()
+    code, said = ended(both)[1 - victim]
+    assert time.monotonic() - begin < 30
+    assert code == 75
+    last = said.splitlines()[-1]
+    assert last.startswith("error: ") and f"lost process {victim}" in last and "run the same command on all" in last
+    latest = max(checkpoints(workdir))
+    assert 8 <= latest < FIELDS["steps"] - 8
+    again = ended(start_together(workdir, 2, **FIELDS))
+    assert [code for code, _ in again] == [0, 0], again
+    assert f"resumed at step {latest}" in again[0][1]
+    assert_like(undisturbed, workdir)
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+    workdir = tmp_path / "run"
+    both = start_together(workdir, 2, **FIELDS | {"steps": 100_000, "eval__every": 0})
+    wait_for_step(workdir, 10, both[0])
+    both[1].send_signal(signal.SIGTERM)
+    assert [code for code, _ in ended(both)] == [75, 75]
+    assert max(checkpoints(workdir)) == max(row["step"] for row in rows(workdir))
+
+
+@pytest.mark.slow
+def test_another_config_is_found_at_the_start_and_named_by_all(tmp_path):
+    workdir = tmp_path / "run"
+    both = ended(start_together(workdir, 2, alter=lambda i: "--config.model.dropout=0.2" if i else "", **FIELDS))
+    assert [code for code, _ in both] == [2, 2]
+    for _, said in both:
+        assert "a config other than process 0's: model.dropout is 0.2, there 0.1" in said.splitlines()[-1]
+    assert "process 1 of 2" in both[0][1].splitlines()[-1]
+    assert not workdir.exists()
+
+
+def alone(index, seconds=3):
+    """A process that waits for another which never comes, at a port where nothing listens."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys\nfrom jaxlm import errors\nfrom jaxlm.training import processes\n"
+        "from jaxlm.training.meeting import Meeting\n"
+        f"processes.MEETING = {seconds}\n"
+        "def meet():\n"
+        f"    with processes.joined(Meeting('127.0.0.1:{port}', 2, {index})):\n        return 0\n"
+        "sys.exit(errors.exit_code(meet))"
+    )
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (0, "process 0 of 2 has not met all others at 127.0.0.1:"),
+        (1, "no coordinator answers at 127.0.0.1:"),
+    ],
+)
+def test_a_process_that_meets_no_other_says_what_to_look_at(index, message):
+    done = alone(index)
+    assert done.returncode == 2
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("error: ") and message in last and "within 3 s" in last and "port open" in last
+
+
+def test_a_process_alone_does_all_itself():
+    assert processes.count() == 1 and processes.first()
+    assert processes.first_does(lambda: {"a": 1}) == {"a": 1}
+    with processes.in_turn():
+        pass
+    processes.agree("versions", processes.versions())
+
+
+def test_facts_that_differ_are_named(monkeypatch):
+    monkeypatch.setattr(processes, "first_does", lambda call: call() | {"jax": "0.1", "more": 1})
+    with pytest.raises(ConfigError, match="versions other than process 0's: jax is '0.2', there '0.1'; more is None"):
+        processes.agree("versions", {"jax": "0.2", "numpy": "2"})
+
+
+def test_versions_are_of_what_is_installed():
+    import jax
+
+    found = processes.versions()
+    assert found["jax"] == jax.__version__ and found["python"].startswith(f"{sys.version_info.major}.")
