@@ -90,13 +90,22 @@ class Steps:
         """So many steps; the states are given up."""
         return (self._one if count == 1 else self._many)(hparams, states, batch)
 
-    def lower(self) -> jax.stages.Lowered:
-        """A step for the compiler, to ask of its memory or its text; nothing is allocated."""
-        rows = NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))
-        size, T = self._cfg.data.batch_size, self._cfg.model.context_length
+    def lower(self, platform: str | None = None) -> jax.stages.Lowered:
+        """A step for the compiler, to ask of its memory or its text; nothing is allocated.
+
+        Args:
+          platform: "cuda" for a mesh of GPUs that are not here.
+        """
+
+        def shaped(x: Any, shape: tuple[int, ...], *lies: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, x, sharding=NamedSharding(self.mesh, PartitionSpec(*lies)))
+
+        size = (self._cfg.data.batch_size, self._cfg.model.context_length)
         kinds = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
-        batch = {name: jax.ShapeDtypeStruct((size, T), kind, sharding=rows) for name, kind in kinds.items()}
-        return self._one.lower(step.split(self._cfg)[1], self.like, batch)
+        batch = {name: shaped(kind, size, parallel.ROWS) for name, kind in kinds.items()}
+        hparams = jax.tree.map(lambda x: shaped(x.dtype, x.shape), step.split(self._cfg)[1])
+        traced = self._one.trace(hparams, self.like, batch)
+        return traced.lower(lowering_platforms=(platform,) if platform else None)
 
     def evaluate(self, states: State, batches: Iterable[Batch]) -> dict[str, TokenSums]:
         """The weighted sums over batches, by the name of `wrappers.evaluation_params`."""

@@ -384,3 +384,35 @@ def test_gpu_falls_back_to_micro_batches():
     assert tried == [1, 2, 4]
     with pytest.raises(RuntimeError, match="something else"):
         gpu._fitting(lambda case: (_ for _ in ()).throw(RuntimeError("something else")), cases.GPT2, ("memory",))
+
+
+HLO = """HloModule step
+
+%body (p: f32[8]) -> f32[8] {
+  %gathered = (bf16[8,200]{1,0}, bf16[64,200]{1,0}) all-gather-start(%p), dimensions={0}
+  %many = ((bf16[200]{0}, f32[2]{0:T(8)}), (bf16[1600]{0}, f32[16]{0})) all-gather-start(%p, %q), dimensions={0}
+  %added = f32[500]{0} all-reduce(%p), to_apply=%add
+}
+
+%inner (p: f32[8]) -> f32[8] {
+  %scattered = (f32[800]{0}, f32[100]{0}) reduce-scatter-start(%p), dimensions={0}
+  %again = f32[8]{0} while(%p), condition=%less, body=%body, backend_config={"known_trip_count":{"n":"3"}}
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %loop = f32[8]{0} while(%p), condition=%less, body=%inner, backend_config={"known_trip_count":{"n":"10"}}
+  %once = (f32[200]{0}, f32[50]{0}) all-reduce(%p, %q), to_apply=%add
+}
+"""
+
+
+def test_what_devices_exchange_is_counted_in_bytes_and_as_often_as_loops_run():
+    from experiments.bench import memory
+
+    moved = memory.moved(HLO)
+    assert moved["all-gather"] * 1e9 == 30 * (64 * 200 * 2 + 1600 * 2 + 16 * 4)
+    assert moved["reduce-scatter"] * 1e9 == 10 * 800 * 4
+    assert moved["all-reduce"] * 1e9 == pytest.approx(30 * 500 * 4 + 250 * 4)
+    assert moved["all-to-all"] == 0
+    figures = memory.Figures(2, 8, 4, 2.346, 7.04, moved)
+    assert memory.shown([figures]).splitlines()[-1].startswith("| 16 | 2 x 8 | 4 | 2.35 | 7.0 | 0.0 |")
