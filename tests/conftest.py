@@ -35,6 +35,7 @@ def pytest_configure(config):
         os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 there is TF32 unless one asks
     else:
         os.environ["JAX_PLATFORMS"] = "cpu"
+        os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")  # compiles in half the time
         if "jax" in sys.modules:  # too late for the variable, not for the setting
             sys.modules["jax"].config.update("jax_platforms", "cpu")
     os.environ["JAXLM_CACHE"] = tempfile.mkdtemp(prefix="jaxlm-test-cache-")  # one for each test process

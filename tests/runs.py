@@ -16,6 +16,8 @@ from jaxlm.telemetry.writers import read_jsonl
 from tests.tiny import tiny
 
 ROOT = Path(__file__).parents[1]
+THOROUGH = os.environ.get("JAXLM_TEST_THOROUGH") == "1"
+"""Whether to try chance more often."""
 _NUMBERS = itertools.count()
 
 
@@ -37,7 +39,7 @@ def start(workdir, devices=1, **changes):
         "import sys, jaxlm; from jaxlm import config, errors\n"
         "sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
     )
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-c", script, text, str(workdir)]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
@@ -55,7 +57,7 @@ def start_together(workdir, number, devices=1, alter=lambda i: "", **changes):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-m", "jaxlm.main", f"--config={file}", f"--workdir={workdir}"]
     command += [f"--coordinator_address={address}", f"--num_processes={number}"]
     return [

@@ -16,6 +16,7 @@ def config(tmp_path):
     return str(path)
 
 
+@pytest.mark.slow
 def test_a_range_test_from_the_command_line_and_again(config, tmp_path, capsys):
     flags = ["lr", f"--config={config}", f"--workdir={tmp_path / 'lr'}", "--peaks=3", "--seeds=2", "--steps=6"]
     assert tune.main(flags) == 0

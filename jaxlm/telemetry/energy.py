@@ -34,12 +34,14 @@ class Meter(NamedTuple):
       read: joules since it was opened, over all that it measures; never less than before.
       estimated: no counter, an estimate.
       idle: watts, while nothing ran; None where that was not measured.
+      whole_host: other processes there would measure the same.
     """
 
     name: str
     read: Callable[[], float]
     estimated: bool = False
     idle: float | None = None
+    whole_host: bool = False
 
 
 @contextlib.contextmanager
@@ -189,7 +191,7 @@ def _rapl(stack: contextlib.ExitStack) -> Meter:
         counters = [_Wrapping(zone) for zone in zones]
     except PermissionError as error:
         raise _Missing(f"RAPL's {error.filename} can only be read by root") from error
-    return Meter(f"RAPL's counters of {', '.join(map(_zone, zones))}", _since(counters))
+    return Meter(f"RAPL's counters of {', '.join(map(_zone, zones))}", _since(counters), whole_host=True)
 
 
 def _zone(zone: Path) -> str:
@@ -246,7 +248,7 @@ def _codecarbon(stack: contextlib.ExitStack) -> Meter:
         return latest.kwh * JOULES_PER_KWH
 
     read()
-    return Meter("an estimate by codecarbon", read, estimated=True)
+    return Meter("an estimate by codecarbon", read, estimated=True, whole_host=True)
 
 
 def _since(counters: Sequence[Callable[[], float]]) -> Callable[[], float]:

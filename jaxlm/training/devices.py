@@ -12,7 +12,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError
 from jaxlm.training import memory
-from jaxlm.training.parallel import AXES, REPLICAS
+from jaxlm.training.parallel import AXES, LANES, REPLICAS
 
 
 def mesh(cfg: FrozenConfigDict) -> Mesh:
@@ -115,7 +115,7 @@ def replicas(cfg: FrozenConfigDict) -> Mesh:
 
 def of_lanes(lanes: int) -> Mesh:
     """The mesh of runs side by side: as many devices as divide them. A lane lies on one."""
-    return Mesh(np.array(jax.devices()[: math.gcd(lanes, jax.device_count())]), ("lanes",))
+    return Mesh(np.array(jax.devices()[: math.gcd(lanes, jax.device_count())]), (LANES,))
 
 
 def limit() -> int | None:

@@ -83,7 +83,8 @@ def go(runs: Sequence[Run], steps: Steps, signals: Signals) -> None:
     Raises:
       DataError: data broke, or a run directory can't be written.
     """
-    with energy.meter(runs[0].cfg.log.energy, runs[0].say) as meter:
+    with energy.meter(runs[0].cfg.log.energy, runs[0].say) as own:
+        meter = processes.summed(own)
         while any(not run.ended for run in runs):
             try:
                 _go(runs, steps, signals, meter)

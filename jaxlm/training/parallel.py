@@ -27,8 +27,8 @@ on an H200, and which cost time to compile (experiments/bench/README.md)."""
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")
 """The axes over which a batch's rows are divided."""
-REPLICAS = "replicas"
-"""The axis of pmap."""
+LANES, REPLICAS = "lanes", "replicas"
+"""The axes of meshes of lanes and of pmap, whose arrays have a leading axis along which they are divided."""
 
 SHARDINGS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     (r"wte/embedding$", (("tensor",), ("fsdp",))),  # [V, D]
@@ -122,7 +122,8 @@ def everywhere(mesh: Mesh) -> NamedSharding:
 
 def laid_out(mesh: Mesh) -> NamedSharding:
     """How what is no state of a run lies: whole on each device; of lanes or replicas, divided by the leading axis."""
-    return everywhere(mesh) if mesh.axis_names == AXES else NamedSharding(mesh, PartitionSpec(*mesh.axis_names))
+    leading = [axis for axis in mesh.axis_names if axis in (LANES, REPLICAS)]
+    return NamedSharding(mesh, PartitionSpec(*leading))
 
 
 def rows_here(mesh: Mesh, size: int) -> slice:

@@ -27,6 +27,7 @@ import jax
 from jax._src import distributed  # the store of keys and values has no public name; Orbax takes it from here too
 
 from jaxlm.errors import INTERRUPTED, PREEMPTED, ConfigError, DataError, JaxlmError
+from jaxlm.telemetry.energy import Meter
 from jaxlm.training.meeting import Meeting
 
 Value = TypeVar("Value")
@@ -91,6 +92,27 @@ def agree(what: str, facts: Mapping[str, Any]) -> None:
         raise ConfigError(f"{what} other than process 0's: {listed}. Give all processes the same")
     if count() > 1:
         _store().wait_at_barrier(f"jaxlm/agreed/{next(_numbers)}", _WEEK)
+
+
+def summed(meter: Meter | None) -> Meter | None:
+    """In the first process the joules of all of them, as they last read them; of what is idle nothing is known then."""
+    if meter is None or count() == 1:
+        return meter
+    key, read, highest = (
+        f"jaxlm/joules/{socket.gethostname() if meter.whole_host else jax.process_index()}",
+        meter.read,
+        0.0,
+    )
+
+    def all_of_them() -> float:
+        nonlocal highest
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # the others are gone: the watch says so
+            _store().key_value_set(key, repr(own := read()), allow_overwrite=True)
+            found = _store().key_value_dir_get("jaxlm/joules/") if first() else [(key, repr(own))]
+            highest = max(highest, sum(float(joules) for _, joules in found))
+        return highest
+
+    return meter._replace(read=all_of_them, idle=None)
 
 
 def versions() -> dict[str, str]:

@@ -126,6 +126,7 @@ def test_one_program_serves_a_group_and_the_next_chunk_of_it(tmp_path, caplog):
     assert len([line for line in compiled if "train_step" in line]) == 1, compiled
 
 
+@pytest.mark.slow
 def test_runs_that_were_broken_off_at_different_steps_go_on(tmp_path):
     """As a kill leaves them between the saves of two lanes: they go on in the same program, with the same bits."""
     train([member(tmp_path / str(i), seed=i) for i in range(3)], 3)
@@ -244,9 +245,10 @@ def test_the_joules_of_a_step(tmp_path, monkeypatch, kind):
         assert 0 < lanes.joules_per_step(one) <= 50
 
 
+@pytest.mark.slow
 def test_lanes_are_divided_over_devices(tmp_path):
     for count in (1, 2):
-        environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={count}"}
+        environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(count)}
         command = [sys.executable, "-c", DEVICES, str(tmp_path / str(count))]
         done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.strip() == str(count)

@@ -15,7 +15,7 @@ from jaxlm.ablation import runner
 from jaxlm.ablation.plan import Memory
 from jaxlm.errors import DataError
 from tests.ablation.small import PEAK, small
-from tests.runs import ROOT, rows
+from tests.runs import ROOT, THOROUGH, rows
 
 CLOCK = ("seconds",)
 
@@ -66,6 +66,7 @@ def test_what_is_over_is_not_run_again(ran, monkeypatch):
     assert again.comparisons == found.comparisons
 
 
+@pytest.mark.slow
 def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
     runner.run(small(steps=4, seeds=(0,)), tmp_path)
     trained = []
@@ -88,6 +89,7 @@ def test_variants_that_are_alike_share_a_run(tmp_path, capsys):
     assert "changes nothing" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_no_op_is_called_one_and_a_bad_change_is_found(tmp_path):
     variants = {
         "plain": {},
@@ -109,6 +111,7 @@ def test_a_variant_that_diverges_is_a_result(tmp_path):
     assert [outcome.status for outcome in found.outcomes] == ["done", "done", "diverged", "diverged"]
 
 
+@pytest.mark.slow
 def test_a_tuned_study(tmp_path):
     found = runner.run(small(steps=8, tuning={PEAK: (1e-6, 1e-2)}, tuning_seeds=(7,), seeds=(0,)), tmp_path)
     assert {variant: point[PEAK] for variant, point in found.chosen.items()} == dict.fromkeys(
@@ -147,7 +150,7 @@ def study():
 
 
 @pytest.mark.slow
-def test_ten_kills_at_random_moments_change_no_number(tmp_path):
+def test_kills_at_random_moments_change_no_number(tmp_path):
     experiment = tmp_path / "study.py"
     experiment.write_text(STUDY)
 
@@ -161,19 +164,19 @@ def test_ten_kills_at_random_moments_change_no_number(tmp_path):
     whole = time.monotonic() - begin
     process.stderr.close()
     moments = random.Random(6)
-    kills, code = 0, None
+    kills, enough, code = 0, 10 if THOROUGH else 4, None
     while code != 0:
         process = start(tmp_path / "killed")
         number = moments.choice([signal.SIGKILL, signal.SIGTERM])
         try:
-            code = process.wait(moments.uniform(1, 0.7 * whole) if kills < 10 else 300)
+            code = process.wait(moments.uniform(1, 0.7 * whole) if kills < enough else 300)
         except subprocess.TimeoutExpired:
             process.send_signal(number)
             kills += 1
             code = process.wait(60)
             assert code in (-number, 75, 0)
         process.stderr.close()
-        if code == 0 and kills < 10:  # over too soon: what is killed from now on reads and writes the report
+        if code == 0 and kills < enough:  # over too soon: what is killed from now on reads and writes the report
             code = None
     assert table(tmp_path / "killed") == table(tmp_path / "whole")
     trials = list((tmp_path / "killed" / "trials").iterdir())

@@ -171,6 +171,7 @@ def test_names_of_tasks(tmp_path, monkeypatch):
         asking.find("mine:siz")
 
 
+@pytest.mark.slow
 def test_tasks_in_training_and_afterwards(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     rows = [{"prompt": f"{p}{i} ", "completion": c} for i in range(20) for p, c in REVIEWS]

@@ -307,6 +307,7 @@ def test_the_save_suite():
     assert 0 < held <= whole and restored > 0 and rows[0].limit == save.LIMIT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not load.STATUS.exists(), reason="needs Linux's count of memory")
 def test_the_load_suite():
     rows = {row.figure: row for row in load.measure(cases.NANO._replace(vocab_size=257), rounds=1)}

@@ -102,6 +102,7 @@ def test_an_export_has_the_products_folded_in(tmp_path):
     assert np.abs(plain - expected).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_a_run_begins_with_a_model_and_adds_products(tmp_path, capfd):
     base = jaxlm.train(tiny(), tmp_path / "base")
     fields = {"init_from": str(tmp_path / "base"), "steps": 4}

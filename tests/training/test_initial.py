@@ -83,6 +83,7 @@ def test_it_learns_from_there_with_a_fresh_optimizer(trained, tmp_path):
     assert counts and all(count == 8 for count in counts)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_ends_with_the_bits_of_the_undisturbed_one_and_reads_no_weights_again(folder, tmp_path):
     copy = shutil.copytree(folder, tmp_path / "copy")
     cfg = usual(copy, steps=300, eval__every=20, checkpoint__every=20, model__dropout=0.1)
@@ -99,6 +100,7 @@ def test_a_run_that_was_stopped_ends_with_the_bits_of_the_undisturbed_one_and_re
     assert log(tmp_path / "run").count("initial parameters from") == 1
 
 
+@pytest.mark.slow
 def test_another_size_and_type_are_requests_that_are_said(trained, tmp_path):
     sizes = dict(model__context_length=12, model__vocab_size=300, model__param_dtype="bfloat16")
     before = leaves(jaxlm.load(trained).params)
@@ -117,7 +119,7 @@ def test_two_devices_begin_alike(trained, tmp_path):
         "import sys, jaxlm; from jaxlm import config\n"
         "sys.exit(jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code)"
     )
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-c", script, text, str(tmp_path / "run")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0 and "2 x cpu" in done.stderr, done.stderr

@@ -123,6 +123,7 @@ def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
     assert checkpoints(tmp_path / "run")[-1] == 8
 
 
+@pytest.mark.slow
 def test_a_run_that_overfits_stops_within_its_patience_at_the_bits_of_its_best_step(tmp_path):
     lines = CORPUS.read_text().splitlines(keepends=True)
     (tmp_path / "few.txt").write_text("".join(lines[88:100]))

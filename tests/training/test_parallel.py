@@ -103,7 +103,7 @@ def travels(folder):
 
 def on_devices(count, call):
     """What a call of a function of this module gives, in a process with so many devices."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={count}", "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {"JAX_NUM_CPU_DEVICES": str(count), "JAX_PLATFORMS": "cpu"}
     code = f"import json; from tests.training import test_parallel as t; print(json.dumps(t.{call}))"
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True)

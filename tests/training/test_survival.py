@@ -11,11 +11,11 @@ import pytest
 import jaxlm
 from jaxlm import data
 from jaxlm.errors import DivergedError
-from tests.runs import Life, checkpoints, rows, start, wait_for_step
+from tests.runs import THOROUGH, Life, checkpoints, rows, start, wait_for_step
 from tests.tiny import assert_same_bits, tiny
 
 RUN = dict(steps=200, eval__every=40, checkpoint__every=20, model__dropout=0.1)
-KILLS = 30
+KILLS = 30 if THOROUGH else 10
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_thirty_signals_at_random_moments_change_no_bit(tmp_path, undisturbed, number):
+def test_signals_at_random_moments_change_no_bit(tmp_path, undisturbed, number):
     """Start-up, compiling, steps, saves, evaluations and the end: each chain goes on until its run is complete."""
     expected, seconds = undisturbed
     moments = random.Random(int(number))
@@ -71,7 +71,7 @@ def test_slurms_warning_saves_and_asks_to_be_called_again(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_processes_on_one_directory_one_trains(tmp_path):
-    for turn in range(20):
+    for turn in range(20 if THOROUGH else 6):
         lives = [Life(tmp_path / str(turn), steps=4, eval__every=0) for _ in range(2)]
         codes = [life.wait(120) for life in lives]
         assert sorted(codes) == [0, 4], [life.said() for life in lives]
@@ -82,6 +82,7 @@ def test_of_two_processes_on_one_directory_one_trains(tmp_path):
 CONSTANT = {"optimizer__scale_by_learning_rate__schedule": "constant", "optimizer__scale_by_learning_rate__warmup": 0}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "tokens"),
     [({"devices": 2}, 8 * 4 * 16), ({"data__micro_batches": 2}, 8 * 4 * 16), ({"data__batch_size": 2}, 6 * 4 * 16)],

@@ -18,6 +18,7 @@ def get_config(arg=""):
 """
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, capfd):
     (tmp_path / "c.py").write_text(CONFIG)
     assert main.main([f"--config={tmp_path / 'c.py'}", "--verify_resume=12"]) == 0
