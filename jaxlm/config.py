@@ -146,6 +146,7 @@ def default() -> ConfigDict:
     c.log.groups = False  # norms and sparsity of kernels, embeddings, norms and biases, each in the train metrics
     c.log.energy = "counter"  # joules by NVML or RAPL where there is one; "estimate": else codecarbon's; "off"
     c.log.carbon_intensity = ""  # grams of CO2e per kWh, or a country, as "FRA", by codecarbon's data; "": not told
+    c.log.profile = 0  # so many steps are traced by jax.profiler, once all is compiled
     c.log.progress = True  # a bar in a terminal, plain lines elsewhere
 
     c.lock()

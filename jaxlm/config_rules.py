@@ -93,6 +93,7 @@ RULES: dict[str, Rule] = {
     "parallel.fsdp": _at_least(0),
     "parallel.tensor": _at_least(1),
     "log.every": _at_least(0),
+    "log.profile": _at_least(0),
     "log.writers": Rule(
         lambda v: all(name in ("jsonl", "tensorboard", "wandb") for name in v),
         "names of 'jsonl', 'tensorboard', 'wandb'",

@@ -1,8 +1,10 @@
-"""python -m jaxlm.tune lr --config=configs/x.py[:arg] --workdir=DIR [--low --high --peaks --seeds --steps --field]"""
+"""python -m jaxlm.tune lr --config=configs/x.py[:arg] --workdir=DIR [--low --high --peaks --seeds --steps --field]
+python -m jaxlm.tune throughput --config=configs/x.py[:arg] [--seconds --again]"""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +16,10 @@ from jaxlm.training import lock
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Looks for a good peak learning rate: short runs over many peaks and some seeds; exit codes as in
-    `jaxlm.errors`."""
+    """Looks for a good peak learning rate, by short runs over many peaks and some seeds; or for the fastest way to
+    compute a step that fits the memory. Exit codes as in `jaxlm.errors`."""
     parser = argparse.ArgumentParser(prog="python -m jaxlm.tune", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument("what", choices=("lr",), help="what to tune")
+    parser.add_argument("what", choices=("lr", "throughput"), help="what to tune")
     parser.add_argument("--config", required=True, help="a Python file with get_config(arg), as path[:arg]")
     parser.add_argument("--workdir", help="where the runs live; default runs/<config name>-lr")
     parser.add_argument("--low", type=float, default=1e-5, help="the lowest peak")
@@ -26,9 +28,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seeds", type=int, default=3, help="runs at each peak")
     parser.add_argument("--steps", type=int, default=100, help="of each run; the whole schedule passes in them")
     parser.add_argument("--field", default="", help="the config field that is varied; default: the chain's peak")
+    parser.add_argument("--seconds", type=float, default=600, help="of throughput: no other way is tried after that")
+    parser.add_argument("--again", action="store_true", help="throughput: also where it was found before")
     args, rest = parser.parse_known_args(argv)
 
-    def run() -> int:
+    def throughput() -> int:
+        cfg = config.override(config_file.load(args.config), overrides(rest))
+
+        from jaxlm.training import throughput
+        from jaxlm.training.host import keep_memory
+
+        keep_memory()
+        say = functools.partial(print, file=sys.stderr, flush=True)
+        found = throughput.search(cfg, seconds=args.seconds, again=args.again, say=say)
+        print(throughput.describe(found))
+        return 0
+
+    def rate() -> int:
         workdir = Path(args.workdir or f"runs/{name(args.config)}-lr")
         lock.check(workdir)  # before anything slow
         cfg = config.override(config_file.load(args.config), overrides(rest))
@@ -44,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(picture)
         return 0
 
-    return exit_code(run)
+    return exit_code(throughput if args.what == "throughput" else rate)
 
 
 if __name__ == "__main__":

@@ -40,3 +40,18 @@ def test_a_range_test_from_the_command_line_and_again(config, tmp_path, capsys):
 def test_mistakes(config, tmp_path, capsys, flag, told):
     assert tune.main(["lr", f"--config={config}", f"--workdir={tmp_path / 'lr'}", flag]) == 2
     assert told in capsys.readouterr().err
+
+
+def test_throughput_from_the_command_line(config, capsys):
+    flags = ["throughput", f"--config={config}", "--config.data.batch_size=1", "--seconds=0.001"]
+    assert tune.main(flags) == 0
+    first = capsys.readouterr()
+    assert "micro_batches" in first.out and "warning: time ran out before all was tried" in first.out
+    assert first.err.startswith("data.micro_batches=1, model.remat=none")
+    assert tune.main(flags) == 0
+    second = capsys.readouterr()
+    assert "found before" in second.out and not second.err
+    assert tune.main([*flags, "--again"]) == 0
+    assert "found before" not in capsys.readouterr().out
+    assert tune.main(["throughput", f"--config={config}", "--seconds=-1"]) == 2
+    assert "--seconds=-1; expected more than 0" in capsys.readouterr().err

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data
 from jaxlm.telemetry import curves, energy
+from jaxlm.telemetry.profile import Profile
 from jaxlm.telemetry.progress import Progress, Silent, View
 from jaxlm.training import memory, position, processes
 from jaxlm.training.prepare import prepare
@@ -106,11 +107,17 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
         return steps.batch([run.batch(*plan[i], steps.rows) for run in runs])
 
     signals.stepping = True
-    with data.prefetch(batch, 0, len(plan)) as batches:
+    profiled = cfg.log.profile if len(runs) == 1 and processes.first() else 0
+    with (
+        data.prefetch(batch, 0, len(plan)) as batches,
+        contextlib.closing(Profile(profiled, first.workdir / "profile", first.say)) as profile,
+    ):
         for (start, count), rows in zip(plan, batches, strict=True):
             begin = time.perf_counter()
             going = sum(not run.ended for run in runs)
+            profile.before_call()
             states, metrics = steps.advance(hparams, states, rows, count)
+            profile.after_call(count, metrics)
             if count not in compiled:
                 compiled.add(count)
                 first.say(f"compiled the step in {time.perf_counter() - begin:.1f} s")

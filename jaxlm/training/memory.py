@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,6 +45,21 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
         "activations": int(tokens * (model.num_layers * kept + layer) * jax.numpy.dtype(model.dtype).itemsize),
         "logits": 2 * tokens * vocabulary // mesh.shape["tensor"] * np.dtype(np.float32).itemsize,
     }
+
+
+def of(compiled: Any) -> int:
+    """Bytes on each device of a compiled step: what it takes in and gives out, and its temporary buffers."""
+    found = compiled.memory_analysis()
+    kept = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(kept + found.temp_size_in_bytes)
+
+
+def available() -> int:
+    """Bytes of this machine's memory that are free for use, where its kernel tells; else all of it."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def shown(parts: dict[str, int]) -> str:

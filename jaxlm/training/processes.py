@@ -141,7 +141,13 @@ def joined(meeting: Meeting) -> Iterator[None]:
     with last:
         if meeting.address and meeting.number:
             _reach(meeting.address)
-        jax.distributed.initialize(*meeting, initialization_timeout=MEETING)
+        try:
+            jax.distributed.initialize(*meeting, initialization_timeout=MEETING)
+        except (ValueError, RuntimeError) as error:
+            raise ConfigError(
+                f"{who} has not met the others: {str(error).splitlines()[0]} If the launcher does not tell all, give "
+                "--coordinator_address, --num_processes and --process_id; --num_processes=1 trains alone"
+            ) from error
         last.say(f"{_name()}: lost process 0, which coordinates; {_AGAIN}", PREEMPTED)
         watch = _Watch()
         watch.start()

@@ -101,20 +101,63 @@ def test_another_config_is_found_at_the_start_and_named_by_all(tmp_path):
     assert not workdir.exists()
 
 
-def alone(index, seconds=3):
-    """A process that waits for another which never comes, at a port where nothing listens."""
+MEET = """
+import sys
+from jaxlm import errors
+from jaxlm.training import processes
+from jaxlm.training.meeting import asked
+processes.MEETING = 3
+def meet():
+    with processes.joined(asked(*eval(sys.argv[1]))):
+        print(processes.first_does(lambda: "said by the first"), processes.count(), processes.first(), file=sys.stderr)
+    return 0
+sys.exit(errors.exit_code(meet))
+"""
+
+
+def meet(flags, **environment):
+    command = [sys.executable, "-c", MEET, repr(flags)]
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, env=os.environ | environment)
+
+
+def free_port():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = (
-        "import sys\nfrom jaxlm import errors\nfrom jaxlm.training import processes\n"
-        "from jaxlm.training.meeting import Meeting\n"
-        f"processes.MEETING = {seconds}\n"
-        "def meet():\n"
-        f"    with processes.joined(Meeting('127.0.0.1:{port}', 2, {index})):\n        return 0\n"
-        "sys.exit(errors.exit_code(meet))"
-    )
-    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, env=os.environ)
+        return free.getsockname()[1]
+
+
+def slurm(index, port):
+    job = {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost"}
+    return job | {
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_NTASKS": "2",
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def open_mpi(index, port):
+    uri = f"{port << 12}.0;tcp://127.0.0.1:1"
+    ranks = {"OMPI_COMM_WORLD_RANK": str(index), "OMPI_COMM_WORLD_LOCAL_RANK": str(index)}
+    return {"OMPI_MCA_orte_hnp_uri": uri, "OMPI_COMM_WORLD_SIZE": "2"} | ranks
+
+
+def open_mpi_5(index, port):
+    return {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": str(index)}
+
+
+def test_a_launcher_that_does_not_tell_all_asks_for_flags():
+    [(code, said)] = ended([meet((None, None, None), **open_mpi_5(0, 0))])
+    assert code == 2
+    assert "this process has not met the others" in said and "give --coordinator_address" in said
+
+
+@pytest.mark.parametrize("launcher", [slurm, open_mpi])
+def test_a_launcher_brings_processes_together(launcher):
+    number = free_port() % 4096  # of which JAX makes a port from 61440 on
+    both = ended([meet((None, None, None), **launcher(index, number)) for index in range(2)])
+    assert [code for code, _ in both] == [0, 0], both
+    assert "said by the first 2 True" in both[0][1] and "said by the first 2 False" in both[1][1]
 
 
 @pytest.mark.parametrize(
@@ -125,9 +168,9 @@ def alone(index, seconds=3):
     ],
 )
 def test_a_process_that_meets_no_other_says_what_to_look_at(index, message):
-    done = alone(index)
-    assert done.returncode == 2
-    last = done.stderr.splitlines()[-1]
+    [(code, said)] = ended([meet((f"127.0.0.1:{free_port()}", 2, index))])
+    assert code == 2
+    last = said.splitlines()[-1]
     assert last.startswith("error: ") and message in last and "within 3 s" in last and "port open" in last
 
 
