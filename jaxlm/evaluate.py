@@ -60,8 +60,10 @@ def run(args: argparse.Namespace) -> int:
 
     from jaxlm import data
     from jaxlm.evals import asking, harness, perplexity, tasks
+    from jaxlm.training import host
     from jaxlm.training.load import held_out, load, locate
 
+    host.settle()
     wanted = {name: asking.find(name) for name in args.task}
     step = locate(args.checkpoint).step
     of_text = bool(args.data or args.task or not args.harness)

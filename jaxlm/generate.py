@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> int:
     from jaxlm.evals import generation
-    from jaxlm.training.host import keep_memory
+    from jaxlm.training import host
     from jaxlm.training.load import load
 
     request = generation.Request(**{name: getattr(args, name) for name in generation.Request._fields})
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     single = len(prompts) * args.num_samples == 1 and not args.json
     check(args, len(prompts), single)
 
-    keep_memory()
+    host.settle()
     model, params, tokenizer, config = load(args.checkpoint)
     context = config.model.context_length
     for where, text in prompts:

@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         from jaxlm.training import host, loop, processes
 
-        host.keep_memory()
+        host.settle()
         with processes.joined(together) if together else contextlib.nullcontext():
             return loop.train(cfg, workdir).exit_code
 

@@ -30,10 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             lock.check(workdir)  # before anything slow
 
         from jaxlm.ablation import plan, runner, study
-        from jaxlm.training.host import keep_memory
+        from jaxlm.training import host
 
         found = study.load(args.experiment)
-        keep_memory()
+        host.settle()
         if args.dry_run:
             print(plan.describe(found, runner.say))
             return 0

@@ -35,10 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def throughput() -> int:
         cfg = config.override(config_file.load(args.config), overrides(rest))
 
-        from jaxlm.training import throughput
-        from jaxlm.training.host import keep_memory
+        from jaxlm.training import host, throughput
 
-        keep_memory()
+        host.settle()
         say = functools.partial(print, file=sys.stderr, flush=True)
         found = throughput.search(cfg, seconds=args.seconds, again=args.again, say=say)
         print(throughput.describe(found))
@@ -50,9 +49,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         cfg = config.override(config_file.load(args.config), overrides(rest))
 
         from jaxlm.ablation import rates
-        from jaxlm.training.host import keep_memory
+        from jaxlm.training import host
 
-        keep_memory()
+        host.settle()
         bounds = {"low": args.low, "high": args.high, "count": args.peaks}
         found = rates.range_test(cfg, workdir, **bounds, seeds=range(args.seeds), steps=args.steps, field=args.field)
         print(rates.describe(found, args.steps))

@@ -52,13 +52,13 @@ def run(quick: bool) -> list[Row]:
         found = interleave(blocks, rounds)
     theirs = found.get(peer)
     libraries = (PEER_IMPORT, found.get("peer import")) if peer else ("", None)
-    step, limit = "tiny: from the command to the first step", Limit("value", "<=", 15)
+    step, cold, again = "tiny: from the command to the first step", Limit("value", "<=", 15), Limit("value", "<=", 6)
     return [
         Row("startup", "import jaxlm", "s", found["import"], limit=Limit("value", "<=", 2)),
         Row("startup", IMPORT, "s", found["train"], *libraries),
         Row("startup", "of each of these, the interpreter", "s", found["nothing"]),
-        Row("startup", f"{step}, text not yet tokenized", "s", found["cold"], peer, theirs, limit),
-        Row("startup", f"{step}, text tokenized before", "s", found["again"], peer, theirs, limit),
+        Row("startup", f"{step}, nothing cached", "s", found["cold"], peer, theirs, cold),
+        Row("startup", f"{step}, tokens and programs cached", "s", found["again"], peer, theirs, again),
     ]
 
 

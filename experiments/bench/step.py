@@ -20,6 +20,7 @@ STEPS = 20  # steps whose losses are compared
 BOUND = 1e-4  # relatively. In fp32 equal sides are within 1e-5; the tiny model without weight decay is 2e-4 off
 MANY = 32  # steps a call, where several are tried
 PEER = "PyTorch"
+PLAIN = "plain jax.numpy"
 
 
 class Disagreement(Exception):
@@ -85,6 +86,12 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
             losses["many"] = (begun + rest)[:STEPS]
             done["many"] = calls
 
+        machine.say(f"{case.name}: the same by hand")
+        by_hand = sides[PLAIN] = stack.enter_context(Remote("experiments.bench.plain:Plain", case, weights))
+        losses[PLAIN] = by_hand.call("first")[0] + by_hand.call("run", 1, STEPS - 1)[0]
+        done[PLAIN] = STEPS
+        agree(losses["jaxlm"], losses[PLAIN], BOUND, who=PLAIN)
+
         rows: list[Row] = []
         if many:
             agree(losses["many"], losses["jaxlm"], BOUND, who="jaxlm at one step a call")
@@ -119,6 +126,10 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
             Row("step", f"{case.name}: tokens per second{what}", "", ours_rate, kind, theirs_rate, at_least),
         ]
 
+    hand_ms = Limit("ratio", "<=", 1.03)
+    rows.append(
+        Row("step", f"{case.name}: a step, beside JAX by hand", "ms", times["jaxlm"], PLAIN, times[PLAIN], hand_ms)
+    )
     rows += two("", "jaxlm") + (two(f", {many} steps a call", "many") if many else [])
     beside = (PEER, single(their_first)) if their_first is not None else ("", None)
     rows.append(Row("step", f"{case.name}: first step, from call to loss", "s", single(first.seconds), *beside))

@@ -25,8 +25,7 @@ from jaxlm.ablation.study import Trial
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.board import Board
-from jaxlm.training import lock
-from jaxlm.training.host import keep_memory
+from jaxlm.training import host, lock
 from jaxlm.training.signals import Signals
 
 _RETRIES = 10  # of a task whose worker died; a run goes on from its checkpoint
@@ -268,7 +267,7 @@ class _Said(Board):
 @functools.cache
 def _programs() -> lanes.Programs:
     """Of this worker: its next task may need the same."""
-    keep_memory()
+    host.settle()
     return lanes.Programs()
 
 

@@ -103,7 +103,7 @@ def child() -> None:
             return batch
 
         data.Batches.rows = noted  # type: ignore[method-assign]
-        host.keep_memory()
+        host.settle()
         sys.exit(exit_code(lambda: loop.train(cfg, workdir).exit_code))
 
 

@@ -226,12 +226,21 @@ def test_the_step_suite(monkeypatch, capsys, tmp_path):
 @needs_torch
 def test_the_step_suite_refuses_to_time_what_differs(monkeypatch):
     def remote(factory, case, *args):
-        return Remote(factory, case, *(None for _ in args))  # the peer draws weights of its own
+        if "peer" in factory:
+            args = (None for _ in args)  # it draws weights of its own
+        return Remote(factory, case, *args)
 
     monkeypatch.setattr(step, "Remote", remote)
     monkeypatch.setattr(step, "interleave", lambda *_: pytest.fail("timed"))
     with pytest.raises(step.Disagreement, match="PyTorch's"):
         step.measure(cases.NANO, rounds=1, block=1)
+
+
+@pytest.mark.slow
+def test_the_host_suite(tmp_path):
+    assert bench.main(["--quick", "--suite", "host", "--out", str(tmp_path)]) == 0
+    rows = json.loads((tmp_path / "cpu-host-quick.json").read_text())["rows"]
+    assert len(rows) == 2 and all("the loop's own time a step" in row["figure"] for row in rows)
 
 
 def test_what_a_process_raises_is_raised_here():

@@ -1,7 +1,13 @@
+import os
 import subprocess
 import sys
 
 import pytest
+
+import jaxlm
+from jaxlm.training import host
+from tests.runs import ROOT
+from tests.tiny import assert_same_bits
 
 SCRIPT = """
 import resource, sys
@@ -30,3 +36,64 @@ def test_freed_memory_is_kept_and_faults_no_more():
         return int(run.stdout)
 
     assert faults("keep") < 100 < faults("leave")
+
+
+RUN = """
+import sys, warnings
+from jaxlm import errors
+from jaxlm.training import host
+host.settle()
+import jaxlm
+from tests.tiny import tiny
+sys.exit(errors.exit_code(lambda: jaxlm.train(tiny(eval__every=0), sys.argv[1]).exit_code))
+"""
+
+
+def run(cache, workdir):
+    """A run in a process of its own, whose JAX was told no place for programs; (what it said, its parameters)."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_")}
+    environment |= {"JAXLM_CACHE": str(cache), "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, str(workdir)], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr, jaxlm.load(workdir).params
+
+
+def programs(cache):
+    return {path for path in (cache / "programs").rglob("*-cache")}
+
+
+@pytest.mark.slow
+def test_compiled_programs_are_kept_for_the_next_process(tmp_path):
+    cache = tmp_path / "cache"
+    _, first = run(cache, tmp_path / "first")
+    kept = programs(cache)
+    assert any("train_step" in path.name for path in kept)
+    _, second = run(cache, tmp_path / "second")
+    assert programs(cache) == kept
+    assert_same_bits(first, second)
+
+    for path in kept:
+        path.write_bytes(path.read_bytes()[:100])
+    said, third = run(cache, tmp_path / "third")
+    assert "Error reading persistent compilation cache entry" in said
+    assert_same_bits(first, third)
+
+
+@pytest.mark.slow
+def test_a_cache_that_can_not_be_written_is_warned_of(tmp_path):
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    (cache / "programs").write_text("no folder")
+    said, _ = run(cache, tmp_path / "run")
+    assert "programs" in said and "Not a directory" in said
+
+
+def test_a_place_that_jax_was_given_stays(monkeypatch):
+    import jax
+
+    before = jax.config.jax_compilation_cache_dir
+    assert before  # by conftest
+    host.keep_programs()
+    assert jax.config.jax_compilation_cache_dir == before
