@@ -12,7 +12,7 @@ import pytest
 import jaxlm
 from jaxlm.errors import ConfigError
 from jaxlm.telemetry.energy import Meter
-from jaxlm.training import processes
+from jaxlm.training import processes, watch
 from tests.runs import ROOT, checkpoints, ended, rows, start_together, wait_for_step
 from tests.tiny import tiny
 
@@ -104,7 +104,7 @@ def test_another_config_is_found_at_the_start_and_named_by_all(tmp_path):
 MEET = """
 import sys
 from jaxlm import errors
-from jaxlm.training import processes
+from jaxlm.training import processes, watch
 from jaxlm.training.meeting import asked
 processes.MEETING = 3
 def meet():
@@ -214,7 +214,7 @@ def test_the_first_process_sums_the_joules_of_all(monkeypatch, whole_host, total
     import jax
 
     store = Store()
-    monkeypatch.setattr(processes, "_store", lambda: store)
+    monkeypatch.setattr(watch, "store", lambda: store)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     read = {}
     for index, joules in [(1, 2.0), (0, 3.0)]:
