@@ -35,7 +35,7 @@ class Case(NamedTuple):
 
 
 TINY = Case("tiny", 4, 4, 128, 64, 12, unroll=True)  # as configs/shakespeare_char.py:cpu
-BABY = Case("baby", 6, 6, 384, 256, 16)
+BABY = Case("baby", 6, 6, 384, 256, 16, unroll=True)  # as configs/shakespeare_char.py
 GPT2 = Case("GPT-2 124M", 12, 12, 768, 1024, 64, vocab_size=50304, dtype="bfloat16", unroll=True)
 NANO = Case("nano", 1, 2, 32, 16, 4)  # for tests: everything runs, nothing is measured
 
