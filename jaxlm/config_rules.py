@@ -29,10 +29,6 @@ def _one_of(*names: Any) -> Rule:
     return Rule(lambda v: v in names, "one of " + ", ".join(map(repr, names)))
 
 
-def _only(value: Any) -> Rule:
-    return Rule(lambda v: v == value, f"{value!r}, the only value in this version")
-
-
 _DTYPES = _one_of("float32", "bfloat16", "float16")
 _NONNEGATIVE = Rule(lambda v: v >= 0, "zero or more")
 _NAME = Rule(lambda v: v != "", "not empty")

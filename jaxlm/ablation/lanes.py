@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
@@ -44,7 +44,7 @@ class Member(NamedTuple):
 
 def shared(cfg: FrozenConfigDict) -> Hashable:
     """What two prepared configs must have alike to be lanes of one program: all but the seed and the traced numbers."""
-    return _shared(config.resolve(config.override(ConfigDict(cfg), {"seed": 0})))
+    return _shared(config.resolve(config.override(cfg, {"seed": 0})))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -66,16 +66,8 @@ def most(cfg: FrozenConfigDict) -> int:
         return 1  # a run that goes back leaves its lane
     devices = jax.local_devices()
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    free = sum(limit * 0.9 for limit in limits if limit) or _host_memory() / 2  # beside what XLA itself takes
+    free = sum(limit * 0.9 for limit in limits if limit) or memory.available() / 2  # beside what XLA itself takes
     return max(1, int(free // sum(memory.estimate(cfg).values())))
-
-
-def _host_memory() -> int:
-    """Bytes that this machine could give, as Linux tells."""
-    for line in Path("/proc/meminfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 2**32
 
 
 def even(runs: int, lanes: int) -> int:

@@ -220,7 +220,7 @@ def trial(
 
 def with_fields(cfg: FrozenConfigDict, **fields: Any) -> FrozenConfigDict:
     """A resolved config with top-level fields replaced."""
-    return config.resolve(config.override(ConfigDict(cfg), fields))
+    return config.resolve(config.override(cfg, fields))
 
 
 # Points and variants

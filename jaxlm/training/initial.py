@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import FrozenConfigDict
 
 from jaxlm import config
 from jaxlm.data.tokenizers import Bytes, Tokenizer
@@ -70,7 +70,7 @@ def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
             raise
     if no_wish and not isinstance(tokenizer, Bytes):
         changes["data.tokenizer"] = spec if located.step is None else str(located.folder)
-    followed = config.resolve(config.override(ConfigDict(cfg), changes))
+    followed = config.resolve(config.override(cfg, changes))
     taken = [f"{path} {now!r}" for path, (_, now) in config.differences(cfg, followed).items()]
     step = "" if located.step is None else f", step {located.step}"
     said = [f"initial parameters from {spec!r}{step}" + (f"; with them {', '.join(taken)}" if taken else "")]

@@ -33,7 +33,7 @@ LANES, REPLICAS = "lanes", "replicas"
 SHARDINGS: tuple[tuple[str, tuple[tuple[str, ...], ...]], ...] = (
     (r"wte/embedding$", (("tensor",), ("fsdp",))),  # [V, D]
     (r"wpe/embedding$", ((), ("fsdp",))),  # [T, D]
-    (r"h/attn/c_attn/kernel$", ((), ("tensor", "fsdp"))),  # [L, D, 3D], whose 3D are no heads in a row
+    (r"h/attn/c_attn/kernel$", ((), ("tensor", "fsdp"), ())),  # [L, D, 3D], whose 3D are no heads in a row
     (r"h/attn/c_proj/kernel$", ((), ("tensor",), ("fsdp",))),  # [L, D, D]
     (r"h/mlp/c_fc/kernel$", ((), ("fsdp",), ("tensor",))),  # [L, D, F]
     (r"h/mlp/c_fc/bias$", ((), ("tensor",))),  # [L, F]
@@ -51,7 +51,7 @@ def shardings(arrays: PyTree, mesh: AnyMesh) -> PyTree:
     def sharding(key_path: tuple[Any, ...], x: Any) -> NamedSharding:
         path = tree.path_of(key_path)
         axes = next((axes for pattern, axes in SHARDINGS if re.search(pattern, path)), ())
-        if len(axes) > x.ndim:  # optimizer state of another shape than its parameter
+        if len(axes) != x.ndim:  # optimizer state of another shape than its parameter
             return NamedSharding(mesh, PartitionSpec())
         parts = [math.prod(mesh.shape[axis] for axis in over) for over in axes]
         fits = [over if n > 1 and size % n == 0 else None for n, over, size in zip(parts, axes, x.shape)]

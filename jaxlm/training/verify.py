@@ -78,7 +78,7 @@ def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDic
         "log.writers": ("jsonl",),
         "log.progress": False,
     }
-    return config.resolve(config.override(ConfigDict(cfg), changes))
+    return config.resolve(config.override(cfg, changes))
 
 
 def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
