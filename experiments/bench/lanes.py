@@ -10,8 +10,6 @@ import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-import numpy as np
-
 from experiments.bench import machine
 from experiments.bench.cases import NANO, PEAK, TINY, Case, batches, settings
 from experiments.bench.remote import Remote
@@ -85,10 +83,8 @@ class Side:
 
     def losses(self) -> list[float]:
         """Of the first trial, in the first call, which compiles."""
-        import jax
-
         self._states, metrics = self._steps.advance(self._numbers, self._states, self._batch, self._count)
-        found: list[float] = np.asarray(self._steps.part(jax.device_get(metrics), 0)["train/loss"]).tolist()
+        found: list[float] = self._steps.part(self._steps.fetch(metrics), 0)["train/loss"].tolist()
         return found
 
     def seconds(self) -> float:

@@ -105,7 +105,7 @@ def drop(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key[Array,
     return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def cudnn_serves(q_BTHK: Float[Array, "B T H K"]) -> bool:
+def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct) -> bool:
     """Whether cuDNN's fused attention takes such queries here: a GPU, bf16 or fp16, a head dimension that is a
     multiple of 8 and at most 128."""
     return (

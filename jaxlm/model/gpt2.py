@@ -99,6 +99,11 @@ def on_one_device(name: str, x: Any) -> Any:
     return with_layout_constraint(x, Layout((0, 1, 2))) if name == "embedded" else x
 
 
+def _of_few_tokens(name: str, x: Any) -> Any:
+    """The `place` of decoding, where matrices are larger than what they are multiplied with, and none is to be cut."""
+    return 1 if name == "products" else x
+
+
 def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Model:
     """The model that a config's `model` section describes.
 
@@ -106,7 +111,7 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
       section: resolved; `vocab_size` must be set. `dropout` is not read: the rate is an argument of `apply`.
       place: gives back what it is given, with word to the compiler of where it is to lie: "embedded" and "hidden" are
         [B, T, D], "heads" [B, T, H, K], "feed_forward" [B, T, F], "table" [V, D], "kernel" the one [D, 3, H, K] of
-        queries, keys and values; "product" is the function that multiplies with it.
+        queries, keys and values; "product" is the function that multiplies with it, "products" by how many: 3 or 1.
 
     Raises:
       ConfigError: the vocabulary size is not known.
@@ -163,7 +168,7 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
         pairs = []
         for n, layer in enumerate(unstacked["layers"]):
             extra = {name: values[n] for name, values in (_scales(shape) | per_layer).items()}
-            x_BTD, pair = Block(shape).apply({"params": layer}, x_BTD, extra, shared)
+            x_BTD, pair = Block(shape._replace(place=_of_few_tokens)).apply({"params": layer}, x_BTD, extra, shared)
             pairs.append(pair)
         x_BD = run({"params": unstacked}, x_BTD[:, -1], method=GPT2.norm)
         return run({"params": unstacked["head"]}, x_BD, method=GPT2.head), tuple(pairs)
@@ -189,23 +194,28 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
 
 
 class Heads(nn.Module):
-    """Queries, keys and values of all heads, [B, T, H, K], by one product."""
+    """Queries, keys and values of all heads, each [B, T, H, K]."""
 
     shape: Shape
 
     @nn.compact
     def __call__(self, x_BTD):
-        D, shape = x_BTD.shape[-1], self.shape
+        D, H, shape = x_BTD.shape[-1], self.shape.num_heads, self.shape
         kernel = self.param("kernel", nn.initializers.normal(0.02), (D, 3 * D), shape.param_dtype)
         bias = self.param("bias", nn.initializers.zeros, (3 * D,), shape.param_dtype)
-        apart = (3, shape.num_heads, D // shape.num_heads)
 
-        def product(x_BTD, kernel):
+        def products(x_BTD, kernel, bias):
+            apart = (3, H, D // H)
             kernel_D3HK = shape.place("kernel", kernel.astype(shape.dtype).reshape(D, *apart))
-            return jnp.einsum("btd,dchk->btchk", x_BTD.astype(shape.dtype), kernel_D3HK)
+            x_BTD, bias_3HK = x_BTD.astype(shape.dtype), bias.astype(shape.dtype).reshape(apart)
+            if shape.place("products", 3) == 1:
+                y_BT3HK = jnp.einsum("btd,dchk->btchk", x_BTD, kernel_D3HK) + bias_3HK
+                return [y_BT3HK[:, :, i] for i in range(3)]
+            # each writes what attention reads: nothing is taken apart, and no gradients are put together
+            y_BTD = [x_BTD @ kernel_D3HK[:, i].reshape(D, D) + bias_3HK[i].ravel() for i in range(3)]
+            return [y.reshape(*y.shape[:2], *apart[1:]) for y in y_BTD]
 
-        y_BT3HK = shape.place("product", product)(x_BTD, kernel) + bias.astype(shape.dtype).reshape(apart)
-        return [shape.place("heads", y_BT3HK[:, :, i]) for i in range(3)]
+        return [shape.place("heads", y) for y in shape.place("product", products)(x_BTD, kernel, bias)]
 
 
 class Attention(nn.Module):
@@ -236,7 +246,9 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD):
-        y_BTF = ACTIVATIONS[self.shape.activation](_dense(self.shape, self.shape.feed_forward_dim, "c_fc")(x_BTD))
+        # of what an activation computes, only its argument is kept for the backward pass
+        activation = jax.checkpoint(ACTIVATIONS[self.shape.activation])
+        y_BTF = activation(_dense(self.shape, self.shape.feed_forward_dim, "c_fc")(x_BTD))
         return _residual(self.shape, "c_proj")(self.shape.place("feed_forward", y_BTF))
 
 
@@ -268,7 +280,7 @@ class GPT2(nn.Module):
         block = Block
         if shape.remat != "none":
             policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if shape.remat == "dots" else None
-            block = nn.remat(Block, policy=policy, prevent_cse=False)
+            block = nn.remat(Block, policy=policy, prevent_cse=shape.unroll)  # looped, nothing undoes it
         self.h = nn.scan(
             block,
             variable_axes={"params": 0},

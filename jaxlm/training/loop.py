@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,6 +24,8 @@ from jaxlm.training.run import Run, open_run
 from jaxlm.training.signals import Signals
 from jaxlm.training.step import State
 from jaxlm.training.steps import Steps, build
+
+_AHEAD = 2**16  # tokens of batches made in one go
 
 
 class Result(NamedTuple):
@@ -103,16 +106,26 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     plan = position.calls(first.done, cfg)
     compiled: set[int] = set()
 
-    def batch(i: int) -> dict[str, jax.Array]:
-        return steps.batch([run.batch(*plan[i], steps.rows) for run in runs])
+    parts = position.together(plan, _AHEAD // (cfg.data.batch_size * cfg.model.context_length * len(runs)))
+
+    def batches(i: int) -> list[Any]:
+        """Of the calls of a part, made in one go: a thread that wakes for each one holds up small steps."""
+        begin, end = parts[i][0][0], sum(parts[i][-1])
+        made = [run.batch(begin, end - begin, steps.rows) for run in runs]
+
+        def of(start: int, count: int) -> Any:
+            where: Any = start - begin if count == 1 else slice(start - begin, start - begin + count)
+            return steps.batch([{name: x[where] for name, x in batch.items()} for batch in made])
+
+        return [of(*call) for call in parts[i]]
 
     signals.stepping = True
     profiled = cfg.log.profile if len(runs) == 1 and processes.first() else 0
     with (
-        data.prefetch(batch, 0, len(plan)) as batches,
+        data.prefetch(batches, 0, len(parts)) as ahead,
         contextlib.closing(Profile(profiled, first.workdir / "profile", first.say)) as profile,
     ):
-        for (start, count), rows in zip(plan, batches, strict=True):
+        for (start, count), rows in zip(plan, itertools.chain.from_iterable(ahead), strict=True):
             begin = time.perf_counter()
             going = sum(not run.ended for run in runs)
             profile.before_call()
@@ -121,7 +134,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
             if count not in compiled:
                 compiled.add(count)
                 first.say(f"compiled the step in {time.perf_counter() - begin:.1f} s")
-            fetched = _Once(jax.device_get, metrics)
+            fetched = _Once(steps.fetch, metrics)
             sums = _Once(steps.evaluate, states, first.validation)
             heard = signals.heard()
             for i, run in enumerate(runs):

@@ -98,6 +98,8 @@ def placing(mesh: Mesh) -> Callable[[str, Any], Any]:
             return brought(x, PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor"))
         if mesh.shape["tensor"] == 1:
             return x
+        if name == "products":
+            return 1  # the gradients of three would be added up over devices one by one
         # "kernel" lies divided by D. Each device takes its heads of it when they are wanted, and once more in the
         # backward pass: "product" keeps none of it.
         if name == "product":
@@ -135,8 +137,9 @@ def rows_here(mesh: Mesh, size: int) -> slice:
 
 def put(
     batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False, first: int = 0, rows: int = 0
-) -> dict[str, jax.Array]:
-    """A host batch on the devices. Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of
+) -> dict[str, Any]:
+    """A host batch on the devices; on one device as it is, for the call to take it there, in a fraction of the time.
+    Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of
     lanes or replicas [N, B, T] or [N, steps, B, T], and these are.
 
     Args:
@@ -144,6 +147,8 @@ def put(
       first: of the batch's rows, that of the arrays; other processes hold others.
       rows: of the batch; 0: as many as the arrays have.
     """
+    if mesh.size == 1:
+        return dict(batch)
 
     def place(x: np.ndarray) -> jax.Array:
         if mesh.axis_names != AXES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -53,6 +53,17 @@ def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
         stop = min([cfg.steps, *((start // every + 1) * every for every in marks if every)])
         out.append((start, stop - start))
         start = stop
+    return out
+
+
+def together(plan: Sequence[tuple[int, int]], steps: int) -> list[list[tuple[int, int]]]:
+    """The calls in their order, in parts of at most so many steps, or of one call."""
+    out: list[list[tuple[int, int]]] = []
+    for start, count in plan:
+        if out and start + count - out[-1][0][0] <= steps:
+            out[-1].append((start, count))
+        else:
+            out.append([(start, count)])
     return out
 
 

@@ -63,7 +63,8 @@ class Recorder:
             dtype,
         )
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
-        self._divergence, self._energy = divergence, energy
+        self._max_bad_steps, self._energy = divergence.max_bad_steps, energy
+        self._window, self._rollback_z = divergence.window, divergence.rollback_z
         self._tokens_of_rows = tokens_before
         self._pending: tuple[int, int, Callable[[], dict[str, np.ndarray]]] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
@@ -108,44 +109,43 @@ class Recorder:
 
     def _write(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
         host = {name: np.atleast_1d(values) for name, values in fetch().items()}
+        losses, skipped = host["train/loss"].tolist(), host["optim/skipped"].tolist()
         now = time.perf_counter()
         if self._mark is not None:
             self._durations.append((now - self._mark) / count)
         self._mark = now
-        for i in range(count):
-            step, values = first + i + 1, {name: float(values[i]) for name, values in host.items()}
+        for i, (loss, bad) in enumerate(zip(losses, skipped, strict=True)):
+            step = first + i + 1
             self._tokens += self._tokens_per_step
-            if bad := values["optim/skipped"] > 0:
+            if bad:
                 self.skipped = (self.skipped[0] + 1, self.skipped[1] + 1)
                 self._say(
                     f"warning: step {step}, of batch {step - 1}, changes nothing: its loss is "
-                    f"{values['train/objective']:.4g}, the norm of its gradient {values['optim/grad_norm']:.4g}, "
-                    f"of its update {values['optim/update_norm']:.4g}"
+                    f"{host['train/objective'][i]:.4g}, the norm of its gradient {host['optim/grad_norm'][i]:.4g}, "
+                    f"of its update {host['optim/update_norm'][i]:.4g}"
                 )
             else:
                 self.skipped = (self.skipped[0], 0)
-                self.losses = (self.losses[0] + values["train/loss"], self.losses[1] + 1)
+                self.losses = (self.losses[0] + loss, self.losses[1] + 1)
             if bad or (self._every and step % self._every == 0):
+                values = {name: float(x[i]) for name, x in host.items()}
                 values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}
                 used = self._energy.metrics(self._tokens - self._tokens_of_rows)
                 self._tokens_of_rows = self._tokens
                 self.write(step, values | self._throughput() | used)
-            else:
-                self._progress.update(step)
-            if not bad:
-                self._look_for_spikes(step, values["train/loss"])
-            if self.skipped[1] >= self._divergence.max_bad_steps:
+            if not bad and self._rollback_z:
+                self._look_for_spikes(step, loss)
+            if self.skipped[1] >= self._max_bad_steps:
                 raise DivergedError(
                     f"steps {step - self.skipped[1] + 1} to {step} had no finite loss, gradient or update "
                     "(divergence.max_bad_steps); lower the peak learning rate, clip gradients or lengthen the warmup. "
                     "Checkpoints from before are kept"
                 )
+        self._progress.update(first + count)
 
     def _look_for_spikes(self, step: int, loss: float) -> None:
         """The rule of `optim.wrappers.skip_spikes`; it looks at no loss while fewer than a window of them are known."""
-        window, z = self._divergence.window, self._divergence.rollback_z
-        if not z:
-            return
+        window, z = self._window, self._rollback_z
         if len(self.recent) == window and loss > statistics.fmean(self.recent) + z * statistics.pstdev(self.recent):
             raise Spike(step, loss)
         self.recent = (*self.recent, loss)[-window:]

@@ -280,14 +280,14 @@ class Run:
         return self._position.sequences + (now - self._started) * self.cfg.data.batch_size
 
     def batch(self, first: int, count: int, rows: slice) -> Batch:
-        """These rows of the batch of each step of a call: [rows, T], or [count, rows, T]."""
+        """These rows of the batches of so many steps: [count, rows, T]."""
         begin, size = self._sequences(first) + rows.start, rows.stop - rows.start
         B = self.cfg.data.batch_size
         if size == B:
             batch = self._batches.rows(begin, count * B)
-            return {name: x.reshape(count, B, -1) for name, x in batch.items()} if count > 1 else batch
+            return {name: x.reshape(count, B, -1) for name, x in batch.items()}
         parts = [self._batches.rows(begin + i * B, size) for i in range(count)]
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]} if count > 1 else parts[0]
+        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
 
     def _meaning(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""

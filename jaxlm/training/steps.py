@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
@@ -37,6 +38,14 @@ def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
     return Replicas(cfg) if cfg.parallel.mode == "pmap" else Steps(cfg)
 
 
+@struct.dataclass
+class Packed:
+    """Metrics of steps as one array: a fetch of eight takes several times as long."""
+
+    values: jax.Array  # float32[..., M]
+    names: tuple[str, ...] = struct.field(pytree_node=False)
+
+
 class Steps:
     """Of one run, by jit over a mesh. The lists below hold one run's.
 
@@ -55,9 +64,9 @@ class Steps:
     def __init__(self, cfg: FrozenConfigDict, mesh: Mesh | None = None):
         self._cfg, self.mesh = cfg, mesh or devices.mesh(cfg)
         self.rows = parallel.rows_here(self.mesh, cfg.data.batch_size)
-        structure, hparams = step.split(cfg)
+        structure, self._hparams = step.split(cfg)
         program = step.build(structure, place=parallel.placing(self.mesh))
-        self._begin(program, hparams, lambda state: parallel.shardings(state, self.mesh))
+        self._begin(program, self._hparams, lambda state: parallel.shardings(state, self.mesh))
         whole = parallel.laid_out(self.mesh)
         self._compile(
             program,
@@ -75,7 +84,11 @@ class Steps:
         )
 
     def _compile(self, program: Program, trains: Callable[..., Any], evaluates: Callable[..., Any]) -> None:
-        self._one, self._many = trains(program.train_step), trains(parallel.repeat(program.train_step))
+        def train_step(hparams: Hparams, state: State, batch: PyTree) -> tuple[State, Packed]:
+            state, metrics = program.train_step(hparams, state, batch)
+            return state, Packed(jnp.stack([*metrics.values()]), (*metrics,))
+
+        self._one, self._many = trains(train_step), trains(parallel.repeat(train_step))
         self._evaluations = {
             name: evaluates(functools.partial(program.eval_step, of=name))
             for name in jax.eval_shape(evaluation_params, self.like.opt_state, self.like.params)
@@ -86,9 +99,14 @@ class Steps:
         placed = None if params is None else jax.device_put(params, self._place.params)
         return self._init(jax.random.key(seed), hparams, placed)
 
-    def advance(self, hparams: Hparams, states: State, batch: PyTree, count: int) -> tuple[State, PyTree]:
+    def advance(self, hparams: Hparams, states: State, batch: PyTree, count: int) -> tuple[State, Packed]:
         """So many steps; the states are given up."""
         return (self._one if count == 1 else self._many)(hparams, states, batch)
+
+    def fetch(self, metrics: Packed) -> dict[str, np.ndarray]:
+        """Those that `advance` gave, once they are there: each [] or [steps], of lanes with a leading axis."""
+        values = np.asarray(metrics.values)
+        return {name: values[..., i] for i, name in enumerate(metrics.names)}
 
     def lower(self, platform: str | None = None) -> jax.stages.Lowered:
         """A step for the compiler, to ask of its memory or its text; nothing is allocated.
@@ -97,13 +115,11 @@ class Steps:
           platform: "cuda" for a mesh of GPUs that are not here.
         """
 
-        def shaped(x: Any, shape: tuple[int, ...], *lies: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, x, sharding=NamedSharding(self.mesh, PartitionSpec(*lies)))
-
-        size = (self._cfg.data.batch_size, self._cfg.model.context_length)
+        whole, size = parallel.everywhere(self.mesh), (self._cfg.data.batch_size, self._cfg.model.context_length)
+        rows = None if self.mesh.size == 1 else NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))  # as `batch`
         kinds = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
-        batch = {name: shaped(kind, size, parallel.ROWS) for name, kind in kinds.items()}
-        hparams = jax.tree.map(lambda x: shaped(x.dtype, x.shape), step.split(self._cfg)[1])
+        batch = {name: jax.ShapeDtypeStruct(size, kind, sharding=rows) for name, kind in kinds.items()}
+        hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._hparams)
         traced = self._one.trace(hparams, self.like, batch)
         return traced.lower(lowering_platforms=(platform,) if platform else None)
 
@@ -124,18 +140,18 @@ class Steps:
 
     def stacked(self, values: Sequence[PyTree]) -> PyTree:
         """Hyperparameters of each run, as one argument of `advance`."""
-        return values[0]
+        return jax.device_put(values[0], parallel.everywhere(self.mesh))
 
-    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
+    def batch(self, batches: Sequence[Batch]) -> PyTree:
         """A host batch of each run, its `rows` of [B, T] or [steps, B, T], as one argument of `advance`."""
         return parallel.put(batches[0], self.mesh, first=self.rows.start, rows=self._cfg.data.batch_size)
 
-    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+    def _shared(self, batch: Batch) -> PyTree:
         """A host batch [B, T] on the devices: the same of all runs, and whole in each process."""
         return parallel.put(batch, self.mesh)
 
     def part(self, values: PyTree, i: int) -> PyTree:
-        """Run i's of the NumPy arrays that `advance` or `evaluate` gave."""
+        """Run i's of the NumPy arrays that `fetch` or `evaluate` gave."""
         return values
 
 
@@ -166,12 +182,15 @@ class Lanes(Steps):
         return jax.device_put(self._pick(states, i), self._place)
 
     def stacked(self, values: Sequence[PyTree]) -> PyTree:
+        return jax.device_put(self._stacked(values), parallel.laid_out(self.mesh))
+
+    def batch(self, batches: Sequence[Batch]) -> PyTree:
+        return parallel.put(self._stacked(batches), self.mesh)
+
+    def _stacked(self, values: Sequence[PyTree]) -> PyTree:
         return jax.tree.map(lambda *x: np.stack(x), *self._filled(values))
 
-    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
-        return parallel.put(self.stacked(batches), self.mesh)
-
-    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+    def _shared(self, batch: Batch) -> PyTree:
         return parallel.put(batch, self.mesh, shared=True)
 
     def part(self, values: PyTree, i: int) -> PyTree:
@@ -206,10 +225,10 @@ class Replicas(Steps):
     def one(self, states: State, i: int) -> State:
         return jax.device_put(jax.tree.map(lambda x: x[0], states), self._place)
 
-    def batch(self, batches: Sequence[Batch]) -> dict[str, jax.Array]:
+    def batch(self, batches: Sequence[Batch]) -> PyTree:
         return self._shared(batches[0])
 
-    def _shared(self, batch: Batch) -> dict[str, jax.Array]:
+    def _shared(self, batch: Batch) -> PyTree:
         n = self.mesh.size
 
         def divided(x: np.ndarray) -> np.ndarray:

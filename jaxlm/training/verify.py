@@ -88,7 +88,7 @@ def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
 
 
 def child() -> None:
-    """The process of a run: trains, and notes the sha256 of each batch."""
+    """The process of a run: trains, and notes the sha256 of each sequence."""
     from jaxlm.training import host, loop
 
     cfg, workdir = config.from_json(sys.argv[1]), Path(sys.argv[2])
@@ -97,8 +97,9 @@ def child() -> None:
 
         def noted(self: data.Batches, first: int, count: int) -> data.batches.Batch:
             batch = rows(self, first, count)
-            digest = hashlib.sha256(b"".join(np.ascontiguousarray(batch[name]).data for name in sorted(batch)))
-            file.write(json.dumps([first, count, digest.hexdigest()]) + "\n")
+            for i in range(count):
+                row = b"".join(batch[name][i].tobytes() for name in sorted(batch))
+                file.write(json.dumps([first + i, hashlib.sha256(row).hexdigest()]) + "\n")
             file.flush()
             return batch
 
@@ -115,20 +116,20 @@ def _last_step(workdir: Path) -> int:
 
 
 def _batches(straight: Path, killed: Path) -> Iterator[str]:
-    def read(workdir: Path) -> Iterator[tuple[tuple[int, int], str]]:
+    def read(workdir: Path) -> Iterator[tuple[int, str]]:
         for line in (workdir / _BATCHES).read_text(encoding="utf-8").splitlines():
             try:
-                first, count, digest = json.loads(line)
+                sequence, digest = json.loads(line)
             except ValueError:
                 continue  # torn by a kill
-            yield (first, count), digest
+            yield sequence, digest
 
     expected = dict(read(straight))
-    for (first, count), digest in read(killed):
-        if expected.get((first, count)) != digest:
-            yield f"the batch of sequences {first} to {first + count - 1} is another one in the killed run"
-    for first, count in sorted(set(expected) - set(dict(read(killed)))):
-        yield f"the killed run never saw the batch of sequences {first} to {first + count - 1}"
+    for sequence, digest in read(killed):
+        if expected.get(sequence) != digest:
+            yield f"sequence {sequence} is another one in the killed run"
+    for sequence in sorted(set(expected) - set(dict(read(killed)))):
+        yield f"the killed run never saw sequence {sequence}"
 
 
 def _metrics(straight: Path, killed: Path) -> Iterator[str]:

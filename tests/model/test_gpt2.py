@@ -6,9 +6,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxlm import tree
+from jaxlm import config, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import attention, gpt2, losses
+from tests.model.conftest import SMALL
 
 V, T = 50, 24  # as in conftest
 KEY = jax.random.key(7)
@@ -159,6 +160,24 @@ def test_loops_and_remat_give_the_same_loss_and_gradients(build, hashed, dropout
     for path, a, b in zip(tree.paths(gradient), jax.tree.leaves(gradient), jax.tree.leaves(other_gradient)):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * np.abs(a).max(), err_msg=path)
         assert np.abs(a).max() > 0, path
+
+
+def test_one_product_for_queries_keys_and_values_is_three(build, model, params):
+    def in_one(name, x):
+        return 1 if name == "products" else x
+
+    fields = {f"model.{name}": value for name, value in SMALL.items()}
+    section = config.resolve(config.override(config.default(), fields)).model
+    one, inputs = gpt2.build(section, in_one), {"inputs": tokens()}
+    np.testing.assert_allclose(one.apply(params, inputs), model.apply(params, inputs), rtol=1e-5, atol=1e-5)
+
+
+def test_of_an_activation_its_argument_and_its_value_are_kept(model, params):
+    """For a backward pass: each is the largest thing in a layer, and autodiff would keep a third."""
+    inputs = {"inputs": tokens()}
+    backward = jax.eval_shape(lambda params: jax.vjp(lambda p: model.hidden(p, inputs), params)[1], params)
+    L, F = SMALL["num_layers"], 4 * SMALL["embed_dim"]
+    assert [x.shape for x in jax.tree.leaves(backward)].count((L, *inputs["inputs"].shape, F)) == 2
 
 
 def test_dropout_changes_the_loss(build, hashed):

@@ -5,20 +5,35 @@ from jaxlm.errors import ConfigError
 from jaxlm.training import memory, step
 from tests.tiny import batch, resolved
 
+SHAPE = dict(model__num_layers=4, model__embed_dim=128, model__num_heads=4, model__context_length=128)
 
-@pytest.mark.parametrize("remat", ["none", "dots", "block"])
-def test_the_estimate_is_near_what_the_compiler_says(remat):
-    """Within a factor of 1.6, at a size where the rule of thumb was not made."""
-    shape = dict(model__num_layers=4, model__embed_dim=128, model__num_heads=4, model__context_length=128)
-    cfg = resolved(**shape, model__remat=remat, data__batch_size=16)
+
+def temporary(cfg):
+    """Bytes of a step's buffers, by the compiler."""
     structure, hparams = step.split(cfg)
     program = step.build(structure)
     state = jax.eval_shape(program.init, jax.random.key(0), hparams)
     compiled = jax.jit(program.train_step, donate_argnums=1).lower(hparams, state, batch(16, 128)).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "block"])
+def test_the_estimate_is_near_what_the_compiler_says(remat):
+    """Within a factor of 1.6, at a size where the rule of thumb was not made."""
+    cfg = resolved(**SHAPE, model__remat=remat, data__batch_size=16)
     parts = memory.estimate(cfg)
     expected = parts["gradients"] + parts["activations"] + parts["logits"]
-    assert 1 / 1.6 < compiled.memory_analysis().temp_size_in_bytes / expected < 1.6
+    assert 1 / 1.6 < temporary(cfg) / expected < 1.6
     assert parts["optimizer"] == pytest.approx(2 * parts["parameters"], rel=0.01)
+
+
+@pytest.mark.parametrize("unroll", [False, pytest.param(True, marks=pytest.mark.gpu)])
+def test_remat_needs_less_of_the_compiler_too(unroll):
+    none, block = (
+        temporary(resolved(**SHAPE, model__unroll=unroll, model__remat=remat, data__batch_size=16))
+        for remat in ("none", "block")
+    )
+    assert block < 0.6 * none
 
 
 def test_less_of_a_batch_at_once_and_remat_need_less():
@@ -35,3 +50,11 @@ def test_other_errors_pass():
     with pytest.raises(ConfigError, match="out of memory: RESOURCE_EXHAUSTED: no room. A step takes about"):
         with memory.explained(resolved()):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="GPUs keep what is to be computed twice apart")
+def test_remat_that_saves_nothing_is_warned_of():
+    remat = {"model__remat": "block"}
+    assert step.doubts(resolved(**remat)) == []
+    (line,) = step.doubts(resolved(**remat, model__unroll=True))
+    assert line.startswith("warning: model.remat='block' saves no memory on a CPU with model.unroll=True")

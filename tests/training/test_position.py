@@ -26,6 +26,16 @@ def test_calls_cover_each_step_once_and_do_not_depend_on_where_a_run_resumed(ste
     assert position.calls(resume, cfg) == [call for call in plan if call[0] >= resume]
 
 
+@given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 30), st.integers(0, 100))
+def test_calls_made_together_stay_in_order_and_are_few_steps_or_one_call(steps, per_call, evals, size):
+    plan = position.calls(0, resolved(steps=steps, steps_per_call=per_call, eval__every=evals))
+    parts = position.together(plan, size)
+    assert [call for part in parts for call in part] == plan
+    totals = [sum(count for _, count in part) for part in parts]
+    assert all(total <= size or len(part) == 1 for part, total in zip(parts, totals))
+    assert all(total + part[0][1] > size for total, part in zip(totals, parts[1:]))  # as many as go
+
+
 @given(st.lists(st.floats(0, 10), max_size=20), st.floats(0, 1))
 def test_best_is_the_lowest_by_more_than_the_margin(values, margin):
     best, stale, lowest = Best(), 0, None
