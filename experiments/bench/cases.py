@@ -28,6 +28,8 @@ class Case(NamedTuple):
     attention: str = "auto"
     unroll: bool = False
     micro_batches: int = 1
+    loss_chunks: int = 1
+    remat: str = "none"
 
     @property
     def tokens_per_step(self) -> int:
@@ -36,7 +38,10 @@ class Case(NamedTuple):
 
 TINY = Case("tiny", 4, 4, 128, 64, 12, unroll=True)  # as configs/shakespeare_char.py:cpu
 BABY = Case("baby", 6, 6, 384, 256, 16, unroll=True)  # as configs/shakespeare_char.py
-GPT2 = Case("GPT-2 124M", 12, 12, 768, 1024, 64, vocab_size=50304, dtype="bfloat16", unroll=True)
+WIDE = Case("two layers under GPT-2's vocabulary", 2, 4, 256, 256, 8, vocab_size=50304, unroll=True)
+GPT2 = Case("GPT-2 124M", 12, 12, 768, 1024, 64, vocab_size=50304, dtype="bfloat16", unroll=True, loss_chunks=2)
+GPT2_350M = GPT2._replace(name="GPT-2 350M", num_layers=24, num_heads=16, embed_dim=1024)
+GPT2_XL = GPT2._replace(name="GPT-2 1.5B", num_layers=48, num_heads=25, embed_dim=1600, batch_size=32)
 NANO = Case("nano", 1, 2, 32, 16, 4)  # for tests: everything runs, nothing is measured
 
 
@@ -47,6 +52,7 @@ def settings(case: Case) -> ConfigDict:
     c.model.update(num_layers=case.num_layers, num_heads=case.num_heads, embed_dim=case.embed_dim)
     c.model.update(context_length=case.context_length, vocab_size=case.vocab_size, dtype=case.dtype)
     c.model.update(attention=case.attention, unroll=case.unroll)
+    c.model.update(loss_chunks=case.loss_chunks, remat=case.remat)
     c.data.update(batch_size=case.batch_size, micro_batches=case.micro_batches)
     c.parallel.data = 1
     c.optimizer.clip_by_global_norm = {"max_norm": CLIP}

@@ -1,6 +1,6 @@
 """The parts of gpu.sh: each writes PARTS/<name>.json, `report` makes gpu.json and gpu.md of them.
 
-    python -m experiments.bench.gpu facts|correct|ours|peer|lanes --parts DIR [--smoke]
+    python -m experiments.bench.gpu facts|correct|ours|peer|lanes|sizes --parts DIR [--smoke]
     python -m experiments.bench.gpu report --parts DIR --out DIR
 
 `--smoke` goes through the same code with shapes for a CPU. JAX and PyTorch are never in one process here.
@@ -9,14 +9,12 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
-import gc
+import itertools
 import json
-import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,9 @@ import numpy as np
 
 from experiments.bench import report, trace
 from experiments.bench.cases import BABY, GPT2, NANO, TINY, Case
-from experiments.bench.gpu_report import AGREED, EACH, assemble
+from experiments.bench.gpu_measure import fitting, timed
+from experiments.bench.gpu_report import AGREED, ALONE, EACH, assemble
+from experiments.bench.gpu_sizes import sizes
 from experiments.bench.lanes import Plan, measure
 from experiments.bench.machine import say
 from experiments.bench.report import Limit, Row, single
@@ -34,7 +34,6 @@ CHECKED = Case("6/6/384", 6, 6, 384, 256, 16)
 STEPS = 50
 MEAN = 5e-3  # bf16 losses to fp32 ones, relatively: on average; EACH is the bound of the worst step
 ATTENTION = 2e-2  # norm of the error over norm of the reference, of outputs and of gradients
-MICRO_BATCHES = (1, 2, 4, 8)
 BOX = 100.0  # seconds within which a side begins no further block
 WEIGHTS = "weights.npz"
 
@@ -115,7 +114,7 @@ def correct(parts: Path, smoke: bool) -> dict[str, Any]:
     q_BTHK = jax.ShapeDtypeStruct(
         (2, case.context_length, case.num_heads, case.embed_dim // case.num_heads), "bfloat16"
     )
-    chosen = "cudnn" if attention.cudnn_serves(q_BTHK) else "blockwise"  # type: ignore[arg-type]
+    chosen = "cudnn" if attention.cudnn_serves(q_BTHK) else "blockwise"
     say(f"attention='auto' takes {chosen}")
     broken += [row.figure for row in rows if not row.met]
     say("BROKEN: " + "; ".join(broken) if broken else "all checks hold")
@@ -141,7 +140,7 @@ def _attention_errors(kind: str, smoke: bool) -> dict[str, float]:
     from jaxlm.model.attention import causal
     from jaxlm.training import parallel
 
-    shape = (2, 32, 2, 16) if smoke else (8, 1024, 12, 64)
+    shape = (2, 32, 2, 16) if smoke else (8, 256, 12, 64)  # two blocks: more of them compile for minutes
     inputs = [jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(4)]
 
     def both(*inputs: jax.Array, dtype: Any, implementation: str) -> tuple[jax.Array, ...]:
@@ -184,22 +183,21 @@ def ours(parts: Path, smoke: bool) -> dict[str, Any]:
         first = side.first()
         say(f"compiled in {first.compile:.1f} s")
         losses = first.losses + side.run(1, AGREED - 1)[0]
-        found = _timed(side.run, case, deadline, smoke)
+        found = timed(side.run, case, deadline, smoke)
         per_token = flops_per_token(side.matmul_parameters(), case.num_layers, case.context_length, case.embed_dim)
         device = jax.devices()[0]
         rate = 1e3 * case.tokens_per_step / found["ms"].median
-        stats = device.memory_stats() or {}
         found |= _profiled(side.run, parts)
         return found | {
             "losses": losses,
             "compile": first.compile,
             "first": first.seconds,
-            "peak_gb": stats["peak_bytes_in_use"] / 1e9 if "peak_bytes_in_use" in stats else None,
+            "peak_gb": side.peak_gb(),
             "mfu": mfu(rate, per_token, device.device_kind, case.dtype, 1),
             "tflops": rate * per_token / 1e12,
         }
 
-    return _fitting(measure, _shape(smoke), ("RESOURCE_EXHAUSTED", "out of memory"))
+    return fitting(measure, _shape(smoke), ("RESOURCE_EXHAUSTED", "out of memory"))
 
 
 def peer(parts: Path, smoke: bool) -> dict[str, Any]:
@@ -219,7 +217,7 @@ def peer(parts: Path, smoke: bool) -> dict[str, Any]:
             torch.cuda.reset_peak_memory_stats()
         one, first = side.first()
         losses = one + side.run(1, AGREED - 1)[0]
-        found = _timed(side.run, case, deadline, smoke)
+        found = timed(side.run, case, deadline, smoke)
         peak = torch.cuda.max_memory_allocated() / 1e9 if torch.cuda.is_available() else None
         return found | {"losses": losses, "first": first, "peak_gb": peak, "same_weights": weights is not None}
 
@@ -227,7 +225,7 @@ def peer(parts: Path, smoke: bool) -> dict[str, Any]:
     for mode, compile in (("eager", False), ("torch.compile", True)):
         say(mode)
         try:
-            modes[mode] = _fitting(functools.partial(measure, compile=compile), _shape(smoke), ("out of memory",))
+            modes[mode] = fitting(functools.partial(measure, compile=compile), _shape(smoke), ("out of memory",))
         except Exception as error:
             modes[mode] = {"error": f"{type(error).__name__}: {error}"[:500]}
             say(f"{mode} failed: {modes[mode]['error']}")
@@ -239,48 +237,6 @@ def _shape(smoke: bool) -> Case:
     return NANO._replace(dtype="bfloat16", unroll=True, vocab_size=384) if smoke else GPT2
 
 
-def _fitting(measure: Callable[[Case], dict[str, Any]], case: Case, signs: Sequence[str]) -> dict[str, Any]:
-    """`measure` with as few micro-batches as fit the memory."""
-    for count in MICRO_BATCHES:
-        if case.batch_size % count:
-            continue
-        try:
-            return measure(case._replace(micro_batches=count)) | {"micro_batches": count}
-        except Exception as error:
-            if not any(sign in str(error) for sign in signs) or count == MICRO_BATCHES[-1]:
-                raise
-            say(f"{count} micro-batches: out of memory")
-        gc.collect()
-    raise RuntimeError(f"{case.name}: out of memory in any number of micro-batches")
-
-
-def _timed(
-    run: Callable[[int, int], tuple[list[float], float]], case: Case, deadline: float, smoke: bool
-) -> dict[str, Any]:
-    """Blocks of steps after AGREED and a few more: milliseconds a step, and millijoules a token where the card counts.
-
-    The first block is always run, further ones until the deadline.
-    """
-    block, rounds = (2, 2) if smoke else (10, 12)
-    start = AGREED
-    run(start, block)
-    start += block
-    times, energies = [], []
-    for _ in range(rounds):
-        with _joules() as joules:
-            losses, seconds = run(start, block)
-        start += block
-        if not np.isfinite(losses).all():
-            raise RuntimeError(f"the loss is not finite at step {start}: {losses}")
-        times.append(seconds / block * 1e3)
-        energies += [j / block / case.tokens_per_step * 1e3 for j in joules]
-        if time.monotonic() > deadline:
-            break
-    ms = spread(times)
-    say(f"{ms.median:.1f} ms a step, {1e3 * case.tokens_per_step / ms.median:,.0f} tokens/s")
-    return {"ms": ms, "mj_per_token": spread(energies) if energies else None}
-
-
 def _profiled(run: Callable[[int, int], Any], parts: Path) -> dict[str, Any]:
     """The kernels that took longest, and all of a step's together; {} where the profiler does not serve."""
     steps = 3
@@ -290,30 +246,6 @@ def _profiled(run: Callable[[int, int], Any], parts: Path) -> dict[str, Any]:
         say(f"no profile: {type(error).__name__}: {str(error)[:200]}")
         return {}
     return {"busy_ms": sum(kernel.ms for kernel in found), "kernels": found[:60]}
-
-
-@contextlib.contextmanager
-def _joules() -> Iterator[list[float]]:
-    """Fills the list with the joules that the card has used meanwhile, idle power included, by NVML's counter; leaves
-    it empty where there is none."""
-    out: list[float] = []
-    begin = _millijoules()
-    yield out
-    end = _millijoules()
-    if begin is not None and end is not None:
-        out.append((end - begin) / 1e3)
-
-
-def _millijoules() -> int | None:
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")[0]
-        handle = pynvml.nvmlDeviceGetHandleByIndex(int(visible) if visible.isdigit() else 0)
-        return int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))
-    except Exception:  # no such library, no card, or one that does not count
-        return None
 
 
 def _write(path: Path, found: dict[str, Any]) -> None:
@@ -331,12 +263,22 @@ def lanes(parts: Path, smoke: bool) -> dict[str, Any]:
     """Trials as lanes of one program, beside the same trials one after another."""
     small = Plan(TINY, (1, 4, 16, 64), steps=32, rounds=5, limits={64: 30.0})
     large = Plan(BABY, (1, 4, 16), steps=8, rounds=3, limits={16: 2.5})
-    rows: list[Row] = []
-    for plan in (Plan(NANO, (1, 2), steps=2, rounds=1),) if smoke else (small, large):
-        for row in measure(plan):
-            rows.append(row)
-            _write(parts / "lanes.json", {"rows": rows})  # what there is, should time run out
-    return {"rows": rows}
+    plans = (Plan(NANO, (1, 2), steps=2, rounds=1),) if smoke else (small, large)
+    return _kept(parts / "lanes.json", itertools.chain.from_iterable(map(measure, plans)))
+
+
+def larger(parts: Path, smoke: bool) -> dict[str, Any]:
+    """Steps of larger models, and a whole run of a small one."""
+    return _kept(parts / "sizes.json", sizes(parts, smoke))
+
+
+def _kept(path: Path, rows: Iterable[Row]) -> dict[str, Any]:
+    """Writes what there is after each row, should time run out."""
+    found: dict[str, Any] = {"rows": []}
+    for row in rows:
+        found["rows"].append(row)
+        _write(path, found)
+    return found
 
 
 PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
@@ -345,6 +287,7 @@ PARTS: dict[str, Callable[[Path, bool], dict[str, Any]]] = {
     "ours": ours,
     "peer": peer,
     "lanes": lanes,
+    "sizes": larger,
 }
 
 
@@ -358,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.part == "report":
         smoke = (args.parts / "smoke").exists()
         doc = assemble(args.parts, _shape(smoke))
-        only = "_lanes" if doc["parts"]["lanes"] else ""
+        only = next((f"_{name}" for name in ALONE if doc["parts"][name]), "")
         report.store(doc, args.out, f"gpu{only}{'-smoke' if smoke else ''}")
         print(report.markdown(doc))
         return 1 if doc["failed"] else 0

@@ -2,7 +2,7 @@
 # Correctness, then speed, on a GPU, in under 9 minutes. Installs nothing; see README.md for what it needs.
 # Each part is a process of its own with a time limit: what one loses, the others keep. The report is written at the
 # end, however that comes: gpu.json and gpu.md in $OUT. Exit code: 0 if all parts ran and the checks held.
-#   usage: [OUT=DIR] [PYTHON=python3] experiments/bench/gpu.sh [lanes] [--smoke]
+#   usage: [OUT=DIR] [PYTHON=python3] experiments/bench/gpu.sh [lanes|sizes] [--smoke]
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
@@ -39,11 +39,18 @@ trap finish EXIT
 trap 'failed=1; exit' INT TERM
 
 nvidia-smi || true
-if [ "${1:-}" = lanes ]; then # two processes share the card
+case "${1:-}" in
+lanes) # two processes share the card
     shift
     XLA_PYTHON_CLIENT_PREALLOCATE=false part lanes 520 "$@"
     exit
-fi
+    ;;
+sizes)
+    shift
+    part sizes 520 "$@"
+    exit
+    ;;
+esac
 part facts 40 "$@"
 part correct 120 "$@"
 part ours 200 "$@"

@@ -13,17 +13,18 @@ from experiments.bench.step import Disagreement, agree
 from experiments.bench.timing import Spread
 
 NAMES = ("facts", "correct", "ours", "peer")
+ALONE = ("lanes", "sizes")  # parts that are calls of their own
 EACH = 2e-2  # relatively: losses in bf16 to those in fp32, and of jaxlm to those of the peer
 AGREED = 20  # steps whose losses jaxlm and the peer compare
 
 
 def assemble(parts: Path, case: Case) -> dict[str, Any]:
     """The document of what the parts left; what failed is said in its notes."""
-    found = {name: _read(parts / f"{name}.json") for name in (*NAMES, "lanes")}
-    asked = ("lanes",) if found["lanes"] or (parts / "lanes.failed").exists() else NAMES  # a call of its own
+    found = {name: _read(parts / f"{name}.json") for name in (*NAMES, *ALONE)}
+    alone = [(name,) for name in ALONE if found[name] or (parts / f"{name}.failed").exists()]
+    asked = alone[0] if alone else NAMES
     notes = [f"Part {name} failed." for name in asked if (parts / f"{name}.failed").exists() or not found[name]]
-    rows = [_row(row) for row in found["lanes"].get("rows", [])]
-    rows += [_row(row) for row in found["correct"].get("rows", [])]
+    rows = [_row(row) for name in (*ALONE, "correct") for row in found[name].get("rows", [])]
     notes += found["correct"].get("notes", [])
     if found["facts"]:
         rows.insert(0, _plain_row("device", "bf16 matrix product", "TFLOP/s", found["facts"]["matmul_tflops"]))

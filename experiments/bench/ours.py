@@ -1,8 +1,9 @@
-"""jaxlm's side: its Program, compiled and driven as `training.loop` does."""
+"""jaxlm's side: its steps, driven as `training.loop` does."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,8 +13,9 @@ from experiments.bench import cases
 from experiments.bench.cases import Case
 from jaxlm import config, tree
 from jaxlm.model import huggingface
-from jaxlm.training import devices, parallel, step
+from jaxlm.training import memory, step
 from jaxlm.training.host import keep_memory
+from jaxlm.training.steps import Steps
 
 
 class First(NamedTuple):
@@ -21,25 +23,26 @@ class First(NamedTuple):
 
     losses: list[float]
     seconds: float  # from the call to the loss, tracing and compilation included
-    compile: float  # seconds of it: tracing and lowering, and XLA
+    compile: float  # seconds of it: tracing and lowering, and XLA; not told of several steps a call
 
 
 class Ours:
     """A model in training. `run` makes batches before the clock starts, copies them to the device under it, and
-    fetches the metrics of a call while the next one runs."""
+    fetches the metrics of a call while the next one runs.
 
-    def __init__(self, case: Case, steps_per_call: int = 1, attention: str = "") -> None:
-        keep_memory()  # as the doors do
-        if attention:
-            case = case._replace(attention=attention)
-        cfg = config.resolve(cases.settings(case))
-        self.case, self.steps_per_call = case, steps_per_call
-        self._mesh = devices.mesh(cfg)
-        structure, self._hparams = step.split(cfg)
-        program = step.build(structure)
-        self._state = parallel.compile(program.init, self._mesh)(jax.random.key(cfg.seed), self._hparams)
-        train = program.train_step if steps_per_call == 1 else parallel.repeat(program.train_step)
-        self._advance: Any = parallel.compile(train, self._mesh, donate=(1,))
+    Args:
+      fields: of its config, by path, where they are other than the case's.
+      keep: freed memory, as the doors do.
+    """
+
+    def __init__(self, case: Case, fields: Mapping[str, Any] | None = None, keep: bool = True) -> None:
+        if keep:
+            keep_memory()  # as the doors do
+        cfg = config.resolve(config.override(cases.settings(case), fields or {}))
+        hparams = step.split(cfg)[1]
+        self.case, self._count, self._steps = case, cfg.steps_per_call, Steps(cfg)
+        self._hparams = self._steps.stacked([hparams])
+        self._state = self._steps.init(cfg.seed, hparams, None)
         self._batches = cases.batches(case)
         jax.block_until_ready(self._state)
 
@@ -51,36 +54,48 @@ class Ours:
         """N of `telemetry.flops.flops_per_token`."""
         return tree.matmul_size(self._state.params)
 
+    def bytes(self) -> int:
+        """That a step takes of a device, by the compiler's account."""
+        return memory.of(self._steps.lower().compile())
+
+    def device_kind(self) -> str:
+        return str(jax.devices()[0].device_kind)
+
+    def peak_gb(self) -> float | None:
+        """The most that this process had of a device's memory, where the device tells."""
+        peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+        return None if peak is None else float(peak) / 1e9
+
     def first(self) -> First:
         """Steps 0 to steps_per_call - 1."""
-        batch = parallel.put(self._rows(0), self._mesh)
         begin = time.perf_counter()
-        self._advance.lower(self._hparams, self._state, batch).compile()
+        if self._count == 1:
+            self._steps.lower().compile()  # the step below finds it
         compiled = time.perf_counter() - begin
-        losses, seconds = self.run(0, self.steps_per_call)
+        losses, seconds = self.run(0, self._count)
         return First(losses, compiled + seconds, compiled)
 
     def run(self, start: int, steps: int) -> tuple[list[float], float]:
         """(losses, seconds) of steps start, ..., start + steps - 1: a multiple of `steps_per_call`."""
-        calls = [self._rows(n) for n in range(start, start + steps, self.steps_per_call)]
+        calls = [self._rows(n) for n in range(start, start + steps, self._count)]
         losses: list[float] = []
         pending: Any = None
         begin = time.perf_counter()
-        for batch in calls:
-            self._state, metrics = self._advance(self._hparams, self._state, parallel.put(batch, self._mesh))
+        for rows in calls:
+            batch = self._steps.batch([rows])
+            self._state, metrics = self._steps.advance(self._hparams, self._state, batch, self._count)
             if pending is not None:
-                losses += _losses(pending)
+                losses += self._losses(pending)
             pending = metrics
-        losses += _losses(pending)
+        losses += self._losses(pending)
         return losses, time.perf_counter() - begin
+
+    def _losses(self, metrics: Any) -> list[float]:
+        found: list[float] = np.atleast_1d(self._steps.fetch(metrics)["train/loss"]).tolist()
+        return found
 
     def _rows(self, n: int) -> dict[str, np.ndarray]:
         """The batch of the call that begins with step n: [B, T], or [steps_per_call, B, T]."""
-        size, count = self.case.batch_size, self.steps_per_call
+        size, count = self.case.batch_size, self._count
         rows = self._batches.rows(n * size, count * size)
         return rows if count == 1 else {name: x.reshape(count, size, -1) for name, x in rows.items()}
-
-
-def _losses(metrics: Any) -> list[float]:
-    host = jax.device_get(metrics)  # all of them, as the loop does
-    return np.atleast_1d(host["train/loss"]).tolist()

@@ -79,7 +79,7 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
         else:
             machine.say("PyTorch and transformers are not both here: jaxlm stands alone, and unchecked")
         if many:
-            sides["many"] = stack.enter_context(Remote("experiments.bench.ours:Ours", case, many))
+            sides["many"] = stack.enter_context(Remote("experiments.bench.ours:Ours", case, {"steps_per_call": many}))
             calls = -(-STEPS // many) * many
             begun = sides["many"].call("first").losses
             rest = sides["many"].call("run", many, calls - many)[0] if calls > many else []

@@ -1,18 +1,35 @@
 """The benchmarks run, refuse to compare what differs, and report what they found. Nothing here is timed."""
 
+import contextlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments.bench import __main__ as bench
-from experiments.bench import cases, decode, lanes, load, machine, optimizer, report, save, step, trace
+from experiments.bench import (
+    cases,
+    decode,
+    gpu_sizes,
+    lanes,
+    load,
+    machine,
+    optimizer,
+    report,
+    save,
+    step,
+    switches,
+    trace,
+)
+from experiments.bench import energy as bench_energy
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row, single
 from experiments.bench.timing import interleave, spread
+from jaxlm.telemetry import energy
 
 ROOT = Path(__file__).parents[2]
 needs_torch = pytest.mark.skipif(
@@ -96,7 +113,7 @@ def test_a_planted_difference_is_found(nano, planted, monkeypatch):
 def test_several_steps_a_call_are_the_same_steps(nano):
     from experiments.bench.ours import Ours
 
-    side = Ours(cases.NANO, 10)
+    side = Ours(cases.NANO, {"steps_per_call": 10})
     first = side.first()
     assert first.seconds >= first.compile > 0
     step.agree(first.losses + side.run(10, 10)[0], nano[1], bound=1e-5)
@@ -243,6 +260,59 @@ def test_the_host_suite(tmp_path):
     assert len(rows) == 2 and all("the loop's own time a step" in row["figure"] for row in rows)
 
 
+@pytest.mark.slow
+def test_the_switches_suite():
+    figures = [(row.figure, row.peer) for row in switches.run(quick=True)]
+    assert figures == [
+        ("nano, model.remat=block: a step", "without"),
+        ("nano, model.remat=block: memory of a step", "without"),
+        ("nano, steps_per_call=2: a step", "without"),
+        ("nano, memory handed back to the system: a step", "without"),
+    ]
+    names = [f"{one.case.name} {one.name}" for one in switches.SWITCHES]
+    assert len(set(names)) == len(names)
+
+
+def test_a_switch_that_changes_the_losses_is_not_timed(monkeypatch):
+    monkeypatch.setattr(switches, "interleave", lambda *_: pytest.fail("timed"))
+    with pytest.raises(step.Disagreement, match="without it"):
+        list(switches.measure(switches.Switch(cases.NANO, {"loss.l2": 0.5}), rounds=1))
+
+
+@pytest.mark.slow
+def test_the_energy_suite(monkeypatch):
+    @contextlib.contextmanager
+    def metered(kind, say):
+        assert kind == "estimate"  # a counter, if there is one
+        yield energy.Meter("a clock of 2 W", lambda: 2 * time.perf_counter(), idle=1.0)
+
+    monkeypatch.setattr(energy, "meter", metered)
+    used, idle = bench_energy.run(quick=True)
+    assert used.figure == "nano: energy per token, a clock of 2 W" and used.value.median > 0
+    assert idle.value.median == 1.0
+
+
+def test_without_a_meter_there_is_no_figure(monkeypatch):
+    monkeypatch.setattr(energy, "meter", lambda kind, say: contextlib.nullcontext())
+    assert bench_energy.run(quick=True) == []
+
+
+@pytest.mark.slow
+def test_larger_models_and_a_whole_run_are_measured(monkeypatch, tmp_path):
+    wait, ran = subprocess.run, []
+
+    def short(command, **options):
+        ran.extend(command)
+        less = ("steps=4", "eval.every=2", "log.every=1")
+        return wait([*command, *(f"--config.{field}" for field in less)], **options)
+
+    monkeypatch.setattr(gpu_sizes.subprocess, "run", short)
+    rows = {row.figure: row for row in gpu_sizes.sizes(tmp_path, smoke=True)}
+    assert "--config.model.dtype=bfloat16" in ran
+    assert rows["from the command to its end, 20 evaluations included"].met
+    assert rows["tokens per second"].met and rows["micro-batches that fit"].value.median == 1
+
+
 def test_what_a_process_raises_is_raised_here():
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
         Remote("fractions:Fraction", 1, 0)
@@ -380,7 +450,7 @@ def test_a_profile_names_what_ran_and_how_long(tmp_path):
 
 
 def test_gpu_falls_back_to_micro_batches():
-    from experiments.bench import gpu
+    from experiments.bench import gpu_measure
 
     tried = []
 
@@ -390,10 +460,10 @@ def test_gpu_falls_back_to_micro_batches():
             raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory")
         return {}
 
-    assert gpu._fitting(measure, cases.GPT2, ("RESOURCE_EXHAUSTED",)) == {"micro_batches": 4}
+    assert gpu_measure.fitting(measure, cases.GPT2, ("RESOURCE_EXHAUSTED",)) == {"micro_batches": 4}
     assert tried == [1, 2, 4]
     with pytest.raises(RuntimeError, match="something else"):
-        gpu._fitting(lambda case: (_ for _ in ()).throw(RuntimeError("something else")), cases.GPT2, ("memory",))
+        gpu_measure.fitting(lambda case: (_ for _ in ()).throw(RuntimeError("something else")), cases.GPT2, ("memory",))
 
 
 HLO = """HloModule step
