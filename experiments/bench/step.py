@@ -20,6 +20,7 @@ STEPS = 20  # steps whose losses are compared
 BOUND = 1e-4  # relatively. In fp32 equal sides are within 1e-5; the tiny model without weight decay is 2e-4 off
 MANY = 32  # steps a call, where several are tried
 PEER = "PyTorch"
+COMPILED = "PyTorch, torch.compile"
 PLAIN = "plain jax.numpy"
 
 
@@ -72,10 +73,12 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
         peer = machine.has("torch", "transformers")
         their_first = None
         if peer:
-            sides[PEER] = stack.enter_context(Remote("experiments.bench.peer:Peer", case, weights))
-            one, their_first = sides[PEER].call("first")
-            losses[PEER] = one + sides[PEER].call("run", 1, STEPS - 1)[0]
-            done[PEER] = STEPS
+            for name, compiled in ((PEER, False), (COMPILED, True)):
+                sides[name] = stack.enter_context(Remote("experiments.bench.peer:Peer", case, weights, compiled))
+                one, seconds = sides[name].call("first")
+                their_first = their_first or seconds
+                losses[name] = one + sides[name].call("run", 1, STEPS - 1)[0]
+                done[name] = STEPS
         else:
             machine.say("PyTorch and transformers are not both here: jaxlm stands alone, and unchecked")
         if many:
@@ -97,6 +100,7 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
             agree(losses["many"], losses["jaxlm"], BOUND, who="jaxlm at one step a call")
         if peer:
             found = agree(losses["jaxlm"], losses[PEER], BOUND)
+            agree(losses["jaxlm"], losses[COMPILED], BOUND)
             figure = f"{case.name}: losses of {STEPS} steps, largest relative difference"
             rows.append(Row("step", figure, "", single(found), limit=Limit("value", "<=", BOUND)))
             machine.say(f"{case.name}: losses agree to {found:.1e}")
@@ -131,6 +135,10 @@ def measure(case: Case, *, rounds: int, block: int, many: int = 0, floor: float 
         Row("step", f"{case.name}: a step, beside JAX by hand", "ms", times["jaxlm"], PLAIN, times[PLAIN], hand_ms)
     )
     rows += two("", "jaxlm") + (two(f", {many} steps a call", "many") if many else [])
+    if peer:
+        rows.append(
+            Row("step", f"{case.name}: a step", "ms", times["jaxlm"], f"{PEER}, torch.compile", times[COMPILED])
+        )
     beside = (PEER, single(their_first)) if their_first is not None else ("", None)
     rows.append(Row("step", f"{case.name}: first step, from call to loss", "s", single(first.seconds), *beside))
     rows.append(Row("step", f"{case.name}: of which compiling (lower + compile)", "s", single(first.compile)))

@@ -10,9 +10,10 @@ from experiments.bench import machine
 from experiments.bench.cases import BABY, NANO, TINY, WIDE, Case
 from experiments.bench.remote import Remote
 from experiments.bench.report import Row, single
-from experiments.bench.step import STEPS, agree
+from experiments.bench.step import agree
 from experiments.bench.timing import interleave
 
+STEPS = 6  # whose losses are compared
 HALF = 2e-2  # relatively: losses in bf16 to those in fp32
 FREED = "memory handed back to the system"
 
@@ -50,7 +51,7 @@ def run(quick: bool) -> list[Row]:
         Switch(NANO, {"steps_per_call": 2}, 4),
         Switch(NANO, {}, keep=False),
     )
-    return [row for switch in (small if quick else SWITCHES) for row in measure(switch, rounds=2 if quick else 7)]
+    return [row for switch in (small if quick else SWITCHES) for row in measure(switch, rounds=2 if quick else 5)]
 
 
 def measure(switch: Switch, rounds: int) -> Iterator[Row]:

@@ -5,6 +5,8 @@ Shape letters: B batch, T query position, S key position, H heads, K head dimens
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
@@ -114,6 +116,22 @@ def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct) -> bool
         and q_BTHK.shape[-1] % 8 == 0
         and q_BTHK.shape[-1] <= 128
     )
+
+
+def falls_back(section: Any) -> str:
+    """Why a model's attention is in blocks and not cuDNN's, in words; "" where it is cuDNN's.
+
+    Args:
+      section: a config's `model` section, resolved.
+    """
+    if section.attention == "blockwise":
+        return "model.attention='blockwise'"
+    if section.dropout:
+        return "cuDNN's has no dropout"
+    K = section.embed_dim // section.num_heads
+    if not cudnn_serves(jax.ShapeDtypeStruct((1, section.context_length, section.num_heads, K), section.dtype)):
+        return "cuDNN's wants a GPU, bfloat16 or float16, and a head dimension that is a multiple of 8 and at most 128"
+    return ""
 
 
 def _same_segment(a_BT: Int[Array, "B T"], b_BS: Int[Array, "B S"]) -> Bool[Array, "B T S"]:

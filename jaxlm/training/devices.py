@@ -11,6 +11,8 @@ from jax.sharding import AbstractMesh, Mesh
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError
+from jaxlm.model import attention
+from jaxlm.telemetry import flops
 from jaxlm.training import memory
 from jaxlm.training.parallel import AXES, LANES, REPLICAS
 
@@ -122,3 +124,20 @@ def limit() -> int | None:
     """Bytes that JAX may take of a device; None where it does not say."""
     stats = jax.local_devices()[0].memory_stats()
     return stats.get("bytes_limit") if stats else None
+
+
+def remarks(cfg: FrozenConfigDict) -> list[str]:
+    """What a config does otherwise on these devices than one may think, as lines to say."""
+    said, model, kind = [], cfg.model, jax.devices()[0].device_kind
+    if jax.default_backend() == "cpu":
+        if model.remat != "none" and model.unroll:
+            said.append(
+                f"warning: model.remat={model.remat!r} saves no memory on a CPU with model.unroll=True: its compiler "
+                "undoes it; set model.unroll=False"
+            )
+        return said
+    if reason := attention.falls_back(model):
+        said.append(f"attention is computed in blocks: {reason}")
+    if flops.peak_flops(kind, model.dtype) is None:
+        said.append(f"warning: no MFU: the peak of {kind!r} in {model.dtype} is not known")
+    return said

@@ -38,9 +38,8 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
     tokens = cfg.data.batch_size // cfg.data.micro_batches // mesh.shape["data"] // mesh.shape["fsdp"] * T
     vocabulary = state.params["wte"]["embedding"].shape[0]
     D, itemsize = model.embed_dim, jax.numpy.dtype(model.dtype).itemsize
-    q_BTHK = jax.ShapeDtypeStruct((1, T, model.num_heads, D // model.num_heads), model.dtype)
-    fused = model.attention != "blockwise" and not model.dropout and attention.cudnn_serves(q_BTHK)
-    scores = 0 if fused else 1.5 * model.num_heads * T * np.dtype(np.float32).itemsize
+    blocks = bool(attention.falls_back(model))
+    scores = blocks * 1.5 * model.num_heads * T * np.dtype(np.float32).itemsize
     kept = {"none": 22 * D * itemsize + scores, "dots": 9 * D * itemsize, "block": D * itemsize}[model.remat]
     at_work = 30 * D * itemsize + scores
     logits = (itemsize if model.loss_chunks else np.dtype(np.float32).itemsize) / max(1, model.loss_chunks)

@@ -24,7 +24,7 @@ from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers, open_writers
-from jaxlm.training import initial, lock, parallel, position, processes, rundir, step
+from jaxlm.training import devices, initial, lock, parallel, position, processes, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.prepare import Prepared
 from jaxlm.training.recorder import Recorder, Spike
@@ -52,7 +52,7 @@ def open_run(
             with Checkpoints(workdir / "checkpoints", writable=False) as before:
                 if before.whole() is None:  # read them before anything is written: they may be damaged
                     first, told = initial.params(cfg, source, opened.tokenizer)
-        told += step.doubts(cfg)
+        told += [*step.doubts(cfg), *devices.remarks(cfg)]
         writes = processes.first()
         if writes:
             stack.enter_context(lock.held(workdir))

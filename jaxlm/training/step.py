@@ -58,7 +58,7 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
 
 
 def doubts(cfg: FrozenConfigDict) -> list[str]:
-    """What is almost surely wrong, or for nothing, as lines to say.
+    """What is almost surely wrong in the optimizer, as lines to say.
 
     Raises:
       ConfigError: there is something and the config is strict, or nothing sets a learning rate.
@@ -72,11 +72,6 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     if cfg.model.lora.rank and not frozen:
         said.append(
             "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
-        )
-    if cfg.model.remat != "none" and cfg.model.unroll and jax.default_backend() == "cpu":
-        said.append(
-            f"warning: model.remat={cfg.model.remat!r} saves no memory on a CPU with model.unroll=True: its compiler "
-            "undoes it; set model.unroll=False"
         )
     return said
 

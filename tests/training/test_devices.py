@@ -1,3 +1,5 @@
+import types
+
 import jax
 import pytest
 
@@ -93,3 +95,43 @@ def test_pmap_is_for_one_process(monkeypatch):
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     with pytest.raises(ConfigError, match="parallel.mode='pmap' is for one process, and there are 2"):
         devices.replicas(resolved())
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """(device_kind): as if JAX's devices were such GPUs."""
+
+    def see(kind):
+        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+        monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)])
+
+    return see
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"model__dtype": "bfloat16"}, []),
+        ({"model__dtype": "bfloat16", "model__dropout": 0.1}, ["blocks: cuDNN's has no dropout"]),
+        ({"model__dtype": "bfloat16", "model__attention": "blockwise"}, ["blocks: model.attention='blockwise'"]),
+        ({}, ["blocks: cuDNN's wants a GPU, bfloat16 or float16, and a head dimension that is"]),
+    ],
+)
+def test_attention_that_is_not_cudnns_is_told_on_a_gpu(gpu, changes, said):
+    gpu("NVIDIA H200")
+    remarks = devices.remarks(resolved(**WIDE | changes))
+    assert len(remarks) == len(said) and all(one in remark for one, remark in zip(said, remarks))
+
+
+def test_a_peak_that_is_not_known_is_told(gpu):
+    gpu("NVIDIA Z1")
+    (remark,) = devices.remarks(resolved(**WIDE, model__dtype="bfloat16"))
+    assert remark == "warning: no MFU: the peak of 'NVIDIA Z1' in bfloat16 is not known"
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="GPUs keep apart what is to be computed twice")
+def test_remat_that_saves_nothing_is_warned_of():
+    remat = {"model__remat": "block"}
+    assert devices.remarks(resolved(**remat)) == []
+    (remark,) = devices.remarks(resolved(**remat, model__unroll=True))
+    assert remark.startswith("warning: model.remat='block' saves no memory on a CPU with model.unroll=True")

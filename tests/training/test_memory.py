@@ -50,11 +50,3 @@ def test_other_errors_pass():
     with pytest.raises(ConfigError, match="out of memory: RESOURCE_EXHAUSTED: no room. A step takes about"):
         with memory.explained(resolved()):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
-
-
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="GPUs keep what is to be computed twice apart")
-def test_remat_that_saves_nothing_is_warned_of():
-    remat = {"model__remat": "block"}
-    assert step.doubts(resolved(**remat)) == []
-    (line,) = step.doubts(resolved(**remat, model__unroll=True))
-    assert line.startswith("warning: model.remat='block' saves no memory on a CPU with model.unroll=True")
