@@ -30,6 +30,11 @@ def path_of(key_path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(key_path, simple=True, separator="/")
 
 
+def of_layers(key_path: tuple[Any, ...]) -> bool:
+    """Whether a parameter, or optimizer state of its shape, is stacked by layer: [L, ...]."""
+    return re.search(r"(^|/)h/", path_of(key_path)) is not None
+
+
 def paths(tree: PyTree) -> list[str]:
     """The paths of all leaves, in the tree's order."""
     return [path_of(key_path) for key_path, _ in jax.tree_util.tree_leaves_with_path(tree)]

@@ -25,6 +25,12 @@ def test_paths_are_in_the_order_of_the_leaves():
     assert jax.tree.leaves(params) == [3, 4, 5, 2, 1]
 
 
+def test_what_is_stacked_by_layer_is_told_by_its_path():
+    state = {"opt": {"mu": {"h": {"x": 0}, "wte": {"h": 1}}}, "h": {"y": 2}}
+    found = jax.tree_util.tree_map_with_path(lambda path, _: tree.of_layers(path), state)
+    assert found == {"opt": {"mu": {"h": {"x": True}, "wte": {"h": False}}}, "h": {"y": True}}
+
+
 def test_groups_part_gpt2():
     groups = [chosen(name) for name in tree.GROUPS if name != "all"]
     assert sum(map(len, groups)) == len(set.union(*groups)), "a parameter is in two groups"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
+import os
 import platform
 import sys
 from pathlib import Path
@@ -20,6 +21,8 @@ _MALLOPT = {
     "M_TOP_PAD": (-2, 2**26),
 }
 
+_TOLD = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_")
+
 
 def settle() -> None:
     """All of it. Called by doors only: a library does not settle this for its user's process."""
@@ -31,8 +34,11 @@ def keep_memory() -> None:
     """Tells glibc to keep freed memory, for one heap, in this process.
 
     XLA on the CPU allocates its temporary buffers anew each step; handed back to the system in between, each page
-    faults again. Elsewhere than on Linux with glibc it does nothing.
+    faults again. Elsewhere than on Linux with glibc it does nothing; nor where the environment tells glibc how to
+    (MALLOC_TRIM_THRESHOLD_=131072 is its own way), which is the switch.
     """
+    if any(name in os.environ for name in _TOLD) or "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
+        return
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         for name, value in _MALLOPT.values():
             libc.mallopt(name, value)

@@ -14,6 +14,7 @@ from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
+from jaxlm import tree
 from jaxlm.config import Hparams
 from jaxlm.data.batches import Batch
 from jaxlm.evals import perplexity
@@ -156,8 +157,9 @@ class Steps:
 
 
 class Lanes(Steps):
-    """Of so many runs, each a lane: states, hyperparameters, batches and metrics have a leading axis [N, ...], along
-    which they are divided among devices. Fewer runs than lanes are filled up with the last one."""
+    """Of so many runs, each a lane. Hyperparameters, batches, metrics and states have a leading axis [N, ...]; what is
+    stacked by layer is [L, N, ...], so that a layer is in one piece for all lanes. Along N they are divided among
+    devices. Fewer runs than lanes are filled up with the last one."""
 
     def __init__(self, cfg: FrozenConfigDict, lanes: int):
         self._count, self.rows = lanes, slice(0, cfg.data.batch_size)
@@ -166,17 +168,23 @@ class Lanes(Steps):
         program = step.build(structure)
         first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
         self._begin(program, hparams, lambda state: jax.tree.map(lambda _: first, state))
+        axes = jax.tree_util.tree_map_with_path(lambda path, x: int(tree.of_layers(path) and x.ndim > 0), self.like)
+        whole = parallel.laid_out(self.mesh)
+        specs = PartitionSpec(*whole.spec), PartitionSpec(None, *whole.spec)
+        self._lies = jax.tree.map(lambda axis: NamedSharding(self.mesh, specs[axis]), axes)
         compiled = functools.partial(parallel.compile, mesh=self.mesh)
         self._compile(
             program,
-            lambda fn: compiled(jax.vmap(fn), donate=(1,)),
-            lambda fn: compiled(jax.vmap(fn, in_axes=(0, None))),
+            lambda fn: compiled(
+                jax.vmap(fn, in_axes=(0, axes, 0), out_axes=(axes, 0)), donate=(1,), out=(self._lies, whole)
+            ),
+            lambda fn: compiled(jax.vmap(fn, in_axes=(axes, None))),
         )
-        self._stack = jax.jit(lambda *states: jax.tree.map(lambda *x: jnp.stack(x), *states))
-        self._pick = jax.jit(lambda states, i: jax.tree.map(lambda x: x[i], states))
+        self._stack = jax.jit(lambda *states: jax.tree.map(lambda axis, *x: jnp.stack(x, axis), axes, *states))
+        self._pick = jax.jit(lambda states, i: jax.tree.map(lambda axis, x: x[:, i] if axis else x[i], axes, states))
 
     def together(self, states: Sequence[State]) -> State:
-        return jax.device_put(self._stack(*self._filled(states)), parallel.laid_out(self.mesh))
+        return jax.device_put(self._stack(*self._filled(states)), self._lies)
 
     def one(self, states: State, i: int) -> State:
         return jax.device_put(self._pick(states, i), self._place)
