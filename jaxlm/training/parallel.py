@@ -139,8 +139,9 @@ def put(
     batch: Mapping[str, np.ndarray], mesh: Mesh, *, shared: bool = False, first: int = 0, rows: int = 0
 ) -> dict[str, Any]:
     """A host batch on the devices; on one device as it is, for the call to take it there, in a fraction of the time.
-    Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of
-    lanes or replicas [N, B, T] or [N, steps, B, T], and these are.
+
+    Arrays are [B, T] or [steps, B, T], and their rows are divided among the devices; of lanes or replicas [N, B, T] or
+    [N, steps, B, T], and these are.
 
     Args:
       shared: [B, T] also where the mesh is one of lanes, for all of them.

@@ -3,6 +3,7 @@ one program, as lanes."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -10,7 +11,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
@@ -39,12 +39,13 @@ def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
     return Replicas(cfg) if cfg.parallel.mode == "pmap" else Steps(cfg)
 
 
-@struct.dataclass
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
+@dataclasses.dataclass(frozen=True)
 class Packed:
     """Metrics of steps as one array: a fetch of eight takes several times as long."""
 
     values: jax.Array  # float32[..., M]
-    names: tuple[str, ...] = struct.field(pytree_node=False)
+    names: tuple[str, ...]
 
 
 class Steps:
