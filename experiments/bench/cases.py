@@ -29,7 +29,6 @@ class Case(NamedTuple):
     unroll: bool = False
     micro_batches: int = 1
     loss_chunks: int = 1
-    remat: str = "none"
 
     @property
     def tokens_per_step(self) -> int:
@@ -51,8 +50,7 @@ def settings(case: Case) -> ConfigDict:
     c.steps = STEPS
     c.model.update(num_layers=case.num_layers, num_heads=case.num_heads, embed_dim=case.embed_dim)
     c.model.update(context_length=case.context_length, vocab_size=case.vocab_size, dtype=case.dtype)
-    c.model.update(attention=case.attention, unroll=case.unroll)
-    c.model.update(loss_chunks=case.loss_chunks, remat=case.remat)
+    c.model.update(attention=case.attention, unroll=case.unroll, loss_chunks=case.loss_chunks)
     c.data.update(batch_size=case.batch_size, micro_batches=case.micro_batches)
     c.parallel.data = 1
     c.optimizer.clip_by_global_norm = {"max_norm": CLIP}
