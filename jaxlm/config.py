@@ -139,6 +139,9 @@ def default() -> ConfigDict:
     c.parallel.data = -1  # -1: as many as there are
     c.parallel.fsdp = 0  # 0: as few as a step is estimated to fit on
     c.parallel.tensor = 1
+    # The same bits in each run on the same kind of GPU: no sum in an order of arrival, no algorithm chosen by its time.
+    # On a CPU they are the same anyway. (XLA's xla_gpu_deterministic_ops.)
+    c.parallel.deterministic = False
 
     c.log = ConfigDict()
     c.log.every = 10  # steps between rows of train metrics; 0: never

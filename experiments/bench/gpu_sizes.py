@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.bench.cases import GPT2_350M, GPT2_XL, NANO, Case
+from experiments.bench.cases import GPT2, GPT2_350M, GPT2_XL, NANO, Case
 from experiments.bench.gpu_measure import fitting, timed
 from experiments.bench.machine import say
 from experiments.bench.remote import Remote
@@ -27,6 +27,7 @@ SIZES = {  # what is hoped for: tokens per second, or MFU in percent
 def sizes(parts: Path, smoke: bool) -> Iterator[Row]:
     """Each in processes of its own."""
     yield from _whole_run(parts / "run", smoke)
+    yield from _deterministic(NANO._replace(dtype="bfloat16", unroll=True) if smoke else GPT2, smoke)
     for case, goal in ({NANO._replace(dtype="bfloat16"): ("tokens", 1.0)} if smoke else SIZES).items():
         yield from _sized(case, dict([goal]), smoke)
 
@@ -64,6 +65,24 @@ def _sized(case: Case, goal: dict[str, float], smoke: bool) -> list[Row]:
         Row(suite, *shown, found[key], limit=limits.get(key))
         for key, shown in figures.items()
         if found[key] is not None
+    ]
+
+
+def _deterministic(case: Case, smoke: bool) -> list[Row]:
+    """A step with the same bits in each run, beside one without."""
+
+    def measure(deterministic: bool) -> dict[str, Any]:
+        with Remote("experiments.bench.ours:Ours", case, {"parallel.deterministic": deterministic}) as side:
+            compiled = side.call("first").compile
+            return timed(functools.partial(side.call, "run"), case, time.monotonic() + 10, smoke) | {
+                "compile": compiled
+            }
+
+    free, same = measure(False), measure(True)
+    suite = f"{case.name}, parallel.deterministic=True"
+    return [
+        Row(suite, "a step", "ms", same["ms"], "without", free["ms"]),
+        Row(suite, "compiling (lower + compile)", "s", single(same["compile"]), "without", single(free["compile"])),
     ]
 
 

@@ -104,6 +104,8 @@ def replicas(cfg: FrozenConfigDict) -> Mesh:
             f"parallel.mode='pmap' holds all parameters on each device; parallel.fsdp={section.fsdp} and "
             f"parallel.tensor={section.tensor} divide them: use parallel.mode='jit'"
         )
+    if section.deterministic:
+        raise ConfigError("parallel.deterministic=True is not told to jax.pmap's compiler: use parallel.mode='jit'")
     if jax.process_count() > 1:
         raise ConfigError(
             f"parallel.mode='pmap' is for one process, and there are {jax.process_count()}: use parallel.mode='jit'"

@@ -175,16 +175,26 @@ def here(arrays: PyTree) -> PyTree:
 
 
 def compile(
-    fn: Callable[..., Any], mesh: Mesh, *, donate: tuple[int, ...] = (), out: PyTree | None = None
+    fn: Callable[..., Any],
+    mesh: Mesh,
+    *,
+    donate: tuple[int, ...] = (),
+    out: PyTree | None = None,
+    deterministic: bool = False,
 ) -> Callable[..., Any]:
     """jit of a pure function over a mesh.
 
     Args:
       donate: positions of arguments whose buffers the results may take over.
       out: how the results lie; by default they are `laid_out`.
+      deterministic: the same bits from each call on GPUs, as `parallel.deterministic` of a config.
     """
-    options = GPU_OPTIONS if mesh.devices.flat[0].platform == "gpu" else None
-    return jax.jit(fn, donate_argnums=donate, out_shardings=out or laid_out(mesh), compiler_options=options)
+    options: dict[str, Any] | None = None
+    if mesh.devices.flat[0].platform == "gpu":
+        options = GPU_OPTIONS | {"xla_gpu_deterministic_ops": deterministic}
+    return jax.jit(
+        fn, donate_argnums=donate, out_shardings=laid_out(mesh) if out is None else out, compiler_options=options
+    )
 
 
 def repeat(train_step: Callable[..., tuple[PyTree, PyTree]]) -> Callable[..., tuple[PyTree, PyTree]]:

@@ -70,11 +70,8 @@ class Steps:
         program = step.build(structure, place=parallel.placing(self.mesh))
         self._begin(program, self._hparams, lambda state: parallel.shardings(state, self.mesh))
         whole = parallel.laid_out(self.mesh)
-        self._compile(
-            program,
-            functools.partial(parallel.compile, mesh=self.mesh, donate=(1,), out=(self._place, whole)),
-            functools.partial(parallel.compile, mesh=self.mesh),
-        )
+        compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)
+        self._compile(program, functools.partial(compiled, donate=(1,), out=(self._place, whole)), compiled)
 
     def _begin(self, program: Program, hparams: Hparams, place: Callable[[State], PyTree]) -> None:
         """Settles where the state of a run lies."""
@@ -173,7 +170,7 @@ class Lanes(Steps):
         whole = parallel.laid_out(self.mesh)
         specs = PartitionSpec(*whole.spec), PartitionSpec(None, *whole.spec)
         self._lies = jax.tree.map(lambda axis: NamedSharding(self.mesh, specs[axis]), axes)
-        compiled = functools.partial(parallel.compile, mesh=self.mesh)
+        compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)
         self._compile(
             program,
             lambda fn: compiled(

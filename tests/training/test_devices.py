@@ -82,6 +82,7 @@ def test_an_arrangement_of_more_devices_than_there_are_can_be_thought_of():
     ("changes", "message"),
     [
         ({"fsdp": 2}, "parallel.mode='pmap' holds all parameters on each device; parallel.fsdp=2"),
+        ({"deterministic": True}, "parallel.deterministic=True is not told to jax.pmap's compiler"),
         ({"tensor": 2}, "parallel.tensor=2 divide them: use parallel.mode='jit'"),
         ({"data": 64}, "parallel.data=64 are more devices than the 1 that JAX sees"),
     ],

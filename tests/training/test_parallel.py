@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -212,6 +213,49 @@ def test_a_donated_state_is_taken_over():
     state = parallel.compile(program.init, mesh)(jax.random.key(0), hparams)
     parallel.compile(program.train_step, mesh, donate=(1,))(hparams, state, parallel.put(batch(), mesh))
     assert state.params["wte"]["embedding"].is_deleted()
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_determinism_is_told_to_the_compiler_of_gpus_alone(monkeypatch, deterministic):
+    monkeypatch.setattr(parallel.jax, "jit", lambda fn, compiler_options, **_: compiler_options)
+
+    def options(platform):
+        mesh = SimpleNamespace(devices=np.array([SimpleNamespace(platform=platform)]))
+        return parallel.compile(len, mesh, out=(), deterministic=deterministic)
+
+    assert options("gpu")["xla_gpu_deterministic_ops"] == deterministic
+    assert options("cpu") is None
+
+
+@pytest.mark.parametrize("lanes", [0, 2])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_a_config_says_whether_its_steps_are_deterministic(monkeypatch, deterministic, lanes):
+    told, compile = [], parallel.compile
+
+    def spy(*args, **kwargs):
+        told.append(kwargs["deterministic"])
+        return compile(*args, **kwargs)
+
+    monkeypatch.setattr(parallel, "compile", spy)
+    steps.build(resolved(parallel__deterministic=deterministic), lanes)
+    assert set(told) == {deterministic}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_deterministic_gpu_gives_the_same_bits(dropout):
+    def trained():
+        wide = {"model__embed_dim": 128, "model__num_heads": 2, "model__context_length": 256, "data__batch_size": 32}
+        cfg = resolved(model__dtype="bfloat16", model__dropout=dropout, parallel__deterministic=True, **wide)
+        compiled = steps.build(cfg)
+        hparams = compiled.stacked([step.split(cfg)[1]])
+        state = compiled.together([compiled.init(0, step.split(cfg)[1], None)])
+        for n in range(20):  # few ids, so that many rows of the embedding's gradient are added up
+            here = compiled.batch([batch(rows=32, length=256, vocabulary=16, seed=n)])
+            state, _ = compiled.advance(hparams, state, here, 1)
+        return state
+
+    assert_same_bits(trained(), trained())
 
 
 def told():
