@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -71,22 +72,33 @@ def most(cfg: FrozenConfigDict) -> int:
 
 
 def even(runs: int, lanes: int) -> int:
-    """The width at which so many runs take as few calls as with `lanes`, and leave fewest lanes empty."""
-    return -(-runs // -(-runs // lanes))
+    """The width at which so many runs take as few calls as with `lanes`, leave fewest lanes empty, and are divided
+    among as many devices."""
+    width, parts = -(-runs // -(-runs // lanes)), math.gcd(lanes, jax.device_count())
+    return -(-width // parts) * parts
 
 
 def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
     """How many of the runs to train at once: timed with 1, 2, 4, ... lanes, for as long as a step takes less per lane.
 
-    It often takes more where a run alone keeps all of the device at work, as on a CPU; then this is 1.
+    It often takes more where a run alone keeps all of the device at work, as on a CPU; then this is 1. Of several
+    devices all are used: more than one lane is as many as they are, or a multiple.
     """
     limit = min(most(members[0].config), len(members))
     if limit == 1:
         return 1
+    count = jax.device_count()
+    limit = -(-limit // count) * count
     best, width = seconds_per_step(members[:1], 0), 1
     while width < limit:
-        wider = min(2 * width, limit)
-        seconds = seconds_per_step(members[:wider], wider) / wider
+        wider = min(max(2 * width, count), limit)
+        try:
+            seconds = seconds_per_step(members[:wider], wider) / min(wider, len(members))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            say(f"{wider} lanes do not fit the memory")
+            break
         say(f"a step takes {seconds * 1e3:.3g} ms a lane with {wider} lanes, {best * 1e3:.3g} with {width}")
         if seconds > best:
             break

@@ -16,6 +16,12 @@ from jaxlm.errors import ConfigError
 BLOCK = 128
 """Queries per block. At T = 256 and 64 to 128 queries a block the CPU was fastest."""
 
+WANTS = (
+    "wants a GPU of NVIDIA's since Ampere, bfloat16 or float16, a head dimension that is a multiple of 8 and at most "
+    "128, and of packed rows an even number of positions"
+)
+"""What cuDNN's attention takes, for people."""
+
 MASKED = -1e30
 """A masked score: finite, so that a row with nothing to attend to gives no NaN."""
 
@@ -39,16 +45,16 @@ def causal(
       dropout: rate in [0, 1) on the attention probabilities; None is off. Needs `key`.
       implementation: "cudnn" (raises where it can't serve), "blockwise", or "auto".
     """
+    serves = cudnn_serves(q_BTHK, segments=segment_ids_BT is not None)
     if implementation == "auto":
-        implementation = "cudnn" if dropout is None and cudnn_serves(q_BTHK) else "blockwise"
+        implementation = "cudnn" if dropout is None and serves else "blockwise"
     if implementation == "cudnn":
         if dropout is not None:
             raise ValueError("cuDNN's attention has no dropout; ask for 'blockwise' or 'auto'")
-        if not cudnn_serves(q_BTHK):
-            given = f"{jax.default_backend()}, {q_BTHK.dtype}, {q_BTHK.shape[-1]}"
+        if not serves:
+            given = f"{jax.default_backend()}, {q_BTHK.dtype}, {q_BTHK.shape[-1]}, {q_BTHK.shape[1]} positions"
             raise ConfigError(
-                f"model.attention='cudnn' can't serve here ({given}): it wants a GPU, bfloat16 or float16, and a head "
-                "dimension that is a multiple of 8 and at most 128; set model.attention='auto'"
+                f"model.attention='cudnn' can't serve here ({given}): it {WANTS}; set model.attention='auto'"
             )
         same = None if segment_ids_BT is None else _same_segment(segment_ids_BT, segment_ids_BT)[:, None]
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=same, is_causal=True, implementation="cudnn")
@@ -107,15 +113,20 @@ def drop(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key[Array,
     return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
 
 
-def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct) -> bool:
-    """Whether cuDNN's fused attention takes such queries here: a GPU, bf16 or fp16, a head dimension that is a
-    multiple of 8 and at most 128."""
-    return (
-        jax.default_backend() == "gpu"
-        and q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-        and q_BTHK.shape[-1] % 8 == 0
-        and q_BTHK.shape[-1] <= 128
-    )
+def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct, segments: bool = False) -> bool:
+    """Whether cuDNN's fused attention takes such queries here, in training too.
+
+    Args:
+      segments: whether the queries attend within segments.
+    """
+    if jax.default_backend() != "gpu":
+        return False
+    _, T, _, K = q_BTHK.shape
+    # "9.0"; of AMD's GPUs "gfx942"; what does not tell is taken for one that serves
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", "8.0"))
+    ampere = capability.replace(".", "").isdigit() and float(capability) >= 8
+    half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
+    return ampere and half and K % 8 == 0 and K <= 128 and not (segments and T % 2)
 
 
 def falls_back(section: Any) -> str:
@@ -130,7 +141,7 @@ def falls_back(section: Any) -> str:
         return "cuDNN's has no dropout"
     K = section.embed_dim // section.num_heads
     if not cudnn_serves(jax.ShapeDtypeStruct((1, section.context_length, section.num_heads, K), section.dtype)):
-        return "cuDNN's wants a GPU, bfloat16 or float16, and a head dimension that is a multiple of 8 and at most 128"
+        return f"cuDNN's {WANTS}"
     return ""
 
 

@@ -119,7 +119,7 @@ def peak_flops(device_kind: str, dtype: str) -> float | None:
 
 
 def mfu(
-    tokens_per_second: float, flops_per_token: float, device_kind: str, dtype: str, num_devices: int
+    tokens_per_second: float, flops_per_token: float, device_kind: str, dtype: str, num_devices: float
 ) -> float | None:
     """Model FLOPs utilization in [0, 1]: achieved model FLOP/s over the peak of all devices; None if that is unknown.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,9 @@ class Profile:
 
     def before_call(self) -> None:
         if self._left > 0 and not self._on and self._calls == _FIRST:
-            jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-            self._on = True
+            with self._no_end():
+                jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+                self._on = True
 
     def after_call(self, steps: int, results: Any) -> None:
         """Once a call of so many steps is under way; waits for its results where it is the last in the trace."""
@@ -42,9 +44,14 @@ class Profile:
         """Ends a trace that is still taken."""
         if self._on:
             self._on, self._left = False, 0
-            try:
+            with self._no_end():
                 jax.profiler.stop_trace()
-            except (RuntimeError, OSError) as error:  # a profile is no reason to stop a run
-                self._say(f"warning: no profile: {type(error).__name__}: {error}".splitlines()[0])
-                return
-            self._say(f"profile: {self._folder}; open its perfetto_trace.json.gz at ui.perfetto.dev")
+                self._say(f"profile: {self._folder}; open its perfetto_trace.json.gz at ui.perfetto.dev")
+
+    @contextlib.contextmanager
+    def _no_end(self) -> Iterator[None]:
+        """A profile is no reason to stop a run."""
+        try:
+            yield
+        except (RuntimeError, OSError) as error:
+            self._say(f"warning: no profile: {type(error).__name__}: {error}".splitlines()[0])

@@ -100,7 +100,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     device = jax.devices()[0].device_kind
     where = f"{steps.mesh.size} x {device}" + (f", beside {len(runs) - 1} others" if len(runs) > 1 else "")
     going = len(runs)
-    states = steps.together([run.begin(where, meter, lambda: going) for run in runs])
+    states = steps.together([run.begin(where, meter, steps.mesh.size, lambda: going) for run in runs])
     hparams = steps.stacked([run.hparams for run in runs])
     first, cfg = runs[0], runs[0].cfg
     plan = position.calls(first.done, cfg)
@@ -126,6 +126,11 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
         contextlib.closing(Profile(profiled, first.workdir / "profile", first.say)) as profile,
     ):
         for (start, count), rows in zip(plan, itertools.chain.from_iterable(ahead), strict=True):
+            if count not in compiled:  # what that takes is no step's time
+                for run in (run for run in runs if not run.ended):
+                    run.pause()
+            if all(run.ended for run in runs):
+                break
             begin = time.perf_counter()
             going = sum(not run.ended for run in runs)
             profile.before_call()
@@ -143,8 +148,6 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
                 if not run.ended:
                     evaluate, state = functools.partial(sums.part, steps, i), functools.partial(steps.one, states, i)
                     run.between_steps(evaluate, state, signals.caught if heard else None)
-            if all(run.ended for run in runs):
-                break
     for i, run in enumerate(runs):
         run.state = steps.one(states, i)
         run.settle()

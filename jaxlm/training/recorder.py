@@ -37,6 +37,7 @@ class Recorder:
       divergence: that section of the config.
       flops_per_token: of forward and backward pass, for the MFU.
       dtype: of the computation.
+      devices: what this run has of them: a part of one, where lanes share it.
       energy: what this run is charged.
     """
 
@@ -53,15 +54,12 @@ class Recorder:
         divergence: Any,
         flops_per_token: int,
         dtype: str,
+        devices: Callable[[], float],
         energy: Share,
     ):
         self._writers, self._progress, self._say, self._every = writers, progress, say, every
-        self._tokens_per_step, self._tokens, self._flops_per_token, self._dtype = (
-            tokens_per_step,
-            tokens_before,
-            flops_per_token,
-            dtype,
-        )
+        self._tokens_per_step, self._tokens = tokens_per_step, tokens_before
+        self._flops_per_token, self._dtype, self._devices = flops_per_token, dtype, devices
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
         self._max_bad_steps, self._energy = divergence.max_bad_steps, energy
         self._window, self._rollback_z = divergence.window, divergence.rollback_z
@@ -156,7 +154,7 @@ class Recorder:
         seconds = statistics.median(self._durations)
         self._durations.clear()
         rate = self._tokens_per_step / seconds
-        device = jax.devices()[0]
-        used = mfu(rate, self._flops_per_token, device.device_kind, self._dtype, jax.device_count())
+        kind = jax.devices()[0].device_kind
+        used = mfu(rate, self._flops_per_token, kind, self._dtype, self._devices())
         found = {"throughput/step_ms": seconds * 1e3, "throughput/tokens_per_second": rate}
         return found | ({"throughput/mfu": used} if used is not None and math.isfinite(used) else {})

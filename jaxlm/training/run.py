@@ -138,12 +138,13 @@ class Run:
         self.view.say(text)
         print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.log, flush=True)
 
-    def begin(self, where: str, meter: energy.Meter | None, runs: Callable[[], int]) -> State:
+    def begin(self, where: str, meter: energy.Meter | None, devices: int, runs: Callable[[], int]) -> State:
         """Opens what the metrics of the steps to come are written to; gives up the state.
 
         Args:
           where: it is stepped, in words.
           meter: of the energy, if it is measured.
+          devices: at work on the calls.
           runs: how many go on in the same calls.
         """
         assert self.state is not None
@@ -162,6 +163,7 @@ class Run:
             divergence=cfg.divergence,
             flops_per_token=flops.of_model(model, self.state.params),
             dtype=model.dtype,
+            devices=lambda: devices / max(1, runs()),
             energy=self._energy,
         )
         epochs = cfg.steps * cfg.data.batch_size / self._batches.num_windows
@@ -187,6 +189,11 @@ class Run:
         with self._diverging():
             self.recorder.take(first, count, fetch)
         self.done = first + count
+
+    def pause(self) -> None:
+        """Something else than steps comes next: their metrics are written, and their clock stands still."""
+        with self._diverging():
+            self.recorder.flush()
 
     def between_steps(
         self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None

@@ -45,7 +45,7 @@ class Tried(NamedTuple):
 class Found(NamedTuple):
     """What a search found; the first of `tried` is the config's own way."""
 
-    best: Tried
+    best: Tried  # not run, where time ran out before one that fits was tried
     tried: list[Tried]
     tokens: int  # of a step
     mfu: float | None  # of the best
@@ -72,7 +72,7 @@ def search(
       say: takes a line as a way has been tried.
 
     Raises:
-      ConfigError: the config is wrong, no way fits the memory, or `parallel.mode` is not "jit".
+      ConfigError: the config is wrong, `parallel.mode` is not "jit", or no way at all fits the memory.
       DataError: as `jaxlm.train`.
     """
     if not seconds > 0:
@@ -87,7 +87,8 @@ def search(
     timer = _Timer(cfg, batches[0])
     found = _climb(cfg, timer, time.monotonic() + seconds, say)
     try:
-        _write(kept, found)
+        if not found.left:
+            _write(kept, found)
     except OSError as error:
         say(f"warning: what was found can't be kept in {kept.parent}: {error.strerror}")
     return found
@@ -123,7 +124,7 @@ def _climb(cfg: FrozenConfigDict, timer: Callable[[tuple[Any, ...]], Tried], dea
                 seconds, needs = rank(best)
                 if rank(new) < (seconds * _BETTER, needs):
                     best, improved = new, True
-    if tried[best].seconds is None:
+    if tried[best].seconds is None and not left:
         raise ConfigError(
             f"no way to compute a step fits a device: the least that was found takes {tried[best].bytes or 0:,} bytes, "
             f"{tried[best].why}; lower data.batch_size or model.context_length, or raise parallel.fsdp"
@@ -154,7 +155,7 @@ class _Timer:
 
     def __init__(self, cfg: FrozenConfigDict, batch: Any):
         self._cfg, self._batch = cfg, batch
-        self._room = _SPARE * (devices.limit() or memory.available())
+        self._room = _SPARE * (devices.limit() or memory.available() / jax.local_device_count())
         self._state: State | None = None
 
     def __call__(self, values: tuple[Any, ...]) -> Tried:
@@ -191,7 +192,8 @@ class _Timer:
 def _mfu(cfg: FrozenConfigDict, tokens: int, best: Tried) -> float | None:
     state = jax.eval_shape(step.build(step.split(cfg)[0]).init, jax.random.key(0), step.split(cfg)[1])
     each, mesh = flops.of_model(cfg.model, state.params), devices.mesh(cfg)
-    assert best.seconds is not None
+    if best.seconds is None:
+        return None
     kind = mesh.devices.flat[0].device_kind
     return flops.mfu(tokens / best.seconds, each, kind, cfg.model.dtype, mesh.size)
 
@@ -200,7 +202,8 @@ def _key(cfg: FrozenConfigDict) -> str:
     """Of the program, less what is varied, and where it runs."""
     structure = config.flat(step.split(cfg)[0].to_dict())
     named = {name: value for name, value in structure.items() if f"model.{name.rpartition('.')[2]}" not in FIELDS}
-    here = [jax.devices()[0].device_kind, dict(devices.mesh(cfg).shape), cfg.data.batch_size, processes.versions()]
+    here = [jax.devices()[0].device_kind, devices.limit(), dict(devices.mesh(cfg).shape), processes.versions()]
+    here += [cfg.data.batch_size, cfg.parallel.deterministic]
     own = [config.flat(cfg)[name] for name in FIELDS]
     return hashlib.sha256(json.dumps([named, here, own], default=str, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -238,10 +241,11 @@ def describe(found: Found) -> str:
     lines = aligned(rows, right={0, 3, 5, 6, 7, 8})
     own, best = found.tried[0].seconds, found.best.seconds
     flags = " ".join(f"--config.{name}={value}" for name, value in found.overrides().items())
-    if not flags:
+    if best is None:
+        lines.append("none of these fits")
+    elif not flags:
         lines.append("the config's own way is the fastest")
     else:
-        assert best is not None
         lines.append(f"{own / best:.2f} times as fast as the config: {flags}" if own else f"what fits: {flags}")
     if found.mfu is not None:
         lines.append(f"MFU {found.mfu:.1%}")

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import threading
 
+import jax
 import numpy as np
 import pytest
 
@@ -185,8 +187,23 @@ def test_a_run_that_may_roll_back_has_no_neighbours():
     assert lanes.most(config.resolve(tiny(model__vocab_size=257))) > 100
 
 
-@pytest.mark.parametrize(("runs", "width", "even"), [(5, 4, 3), (65, 64, 33), (4, 4, 4), (3, 8, 3), (1, 1, 1)])
-def test_chunks_are_even(runs, width, even):
+@pytest.mark.parametrize(
+    ("runs", "width", "devices", "even"),
+    [
+        (5, 4, 1, 3),
+        (65, 64, 1, 33),
+        (4, 4, 1, 4),
+        (3, 8, 1, 3),
+        (1, 1, 1, 1),
+        (6, 4, 4, 4),  # 3 lanes are no four devices' work
+        (10, 8, 8, 8),
+        (65, 64, 8, 40),
+        (3, 2, 8, 2),
+        (1, 1, 8, 1),
+    ],
+)
+def test_chunks_are_even_and_use_all_devices(monkeypatch, runs, width, devices, even):
+    monkeypatch.setattr(jax, "device_count", lambda: devices)
     assert lanes.even(runs, width) == even
 
 
@@ -198,6 +215,34 @@ def test_the_number_of_lanes_is_decided_by_timing(tmp_path, monkeypatch):
     assert len(said) == 2
     per_call[2] = 2.1
     assert lanes.choose(members, said.append) == 1
+
+
+@pytest.mark.parametrize(("count", "chosen"), [(1, 2), (2, 4), (4, 4), (8, 8)])
+def test_of_several_devices_all_are_used(tmp_path, monkeypatch, count, chosen):
+    members = [member(tmp_path / str(i), seed=i).prepared for i in range(6)]
+    monkeypatch.setattr(jax, "device_count", lambda: count)
+    # as long as the lanes that a device has, and a little less for two of them
+    seconds = {1: 1.0, 2: 1.9, 3: 3.1, 4: 4.1}
+
+    def times(members, width):
+        return seconds[-(-max(width, 1) // math.gcd(max(width, 1), count))]
+
+    monkeypatch.setattr(lanes, "seconds_per_step", times)
+    assert lanes.choose(members, lambda _: None) == chosen
+
+
+def test_lanes_that_do_not_fit_are_not_chosen(tmp_path, monkeypatch):
+    members = [member(tmp_path / str(i), seed=i).prepared for i in range(6)]
+
+    def seconds(members, width):
+        if width == 4:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room")
+        return 1.0
+
+    monkeypatch.setattr(lanes, "seconds_per_step", seconds)
+    said = []
+    assert lanes.choose(members, said.append) == 2
+    assert said[-1] == "4 lanes do not fit the memory"
 
 
 @pytest.mark.parametrize("width", [0, 2])

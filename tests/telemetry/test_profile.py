@@ -44,13 +44,14 @@ def test_it_begins_when_all_is_compiled_and_ends_after_its_steps(traced, tmp_pat
     assert len(said) == len(traced) / 2
 
 
-def test_a_profile_that_fails_stops_no_run(monkeypatch, traced, tmp_path):
-    def fails():
+@pytest.mark.parametrize("call", ["start_trace", "stop_trace"])
+def test_a_profile_that_fails_stops_no_run(monkeypatch, traced, tmp_path, call):
+    def fails(*_, **__):
         raise RuntimeError("no room\nat all")
 
-    monkeypatch.setattr(jax.profiler, "stop_trace", fails)
+    monkeypatch.setattr(jax.profiler, call, fails)
     said = []
-    calls(Profile(1, tmp_path, said.append), [1, 1, 1])
+    calls(Profile(1, tmp_path, said.append), [1, 1, 1, 1])
     assert said == ["warning: no profile: RuntimeError: no room"]
 
 

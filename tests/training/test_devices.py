@@ -115,7 +115,7 @@ def gpu(monkeypatch):
         ({"model__dtype": "bfloat16"}, []),
         ({"model__dtype": "bfloat16", "model__dropout": 0.1}, ["blocks: cuDNN's has no dropout"]),
         ({"model__dtype": "bfloat16", "model__attention": "blockwise"}, ["blocks: model.attention='blockwise'"]),
-        ({}, ["blocks: cuDNN's wants a GPU, bfloat16 or float16, and a head dimension that is"]),
+        ({}, ["blocks: cuDNN's wants a GPU of NVIDIA's since Ampere, bfloat16 or float16, a head dimension that is"]),
     ],
 )
 def test_attention_that_is_not_cudnns_is_told_on_a_gpu(gpu, changes, said):

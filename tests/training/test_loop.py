@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -17,10 +18,12 @@ import jaxlm
 from jaxlm import config
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
-from jaxlm.telemetry import energy
+from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.writers import read_jsonl
+from jaxlm.training import recorder
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
+from jaxlm.training.steps import Steps
 from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
 from tests.tiny import CORPUS, assert_same_bits, tiny
 
@@ -92,6 +95,32 @@ def test_several_steps_a_call_are_the_same_run(tmp_path):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     steps = [[row["step"] for row in rows(tmp_path / name)] for name in ("one", "three")]
     assert steps[0] == steps[1]
+
+
+def test_what_compiles_is_no_time_of_a_step(tmp_path, monkeypatch):
+    now, advance, seen = itertools.count(), Steps.advance, set()
+
+    def slow(self, hparams, states, batch, count):
+        if count not in seen:  # 3 steps a call, and 2 in the last one
+            seen.add(count)
+            for _ in range(1000):
+                next(now)
+        return advance(self, hparams, states, batch, count)
+
+    monkeypatch.setattr(Steps, "advance", slow)
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    jaxlm.train(tiny(steps=14, steps_per_call=3, eval__every=0, checkpoint__every=0, log__every=1), tmp_path / "run")
+    times = [row.get("throughput/step_ms", 0) for row in read_jsonl(tmp_path / "run/metrics.jsonl")]
+    assert seen == {2, 3} and 0 < max(times) < 10_000
+
+
+def test_mfu_is_of_the_devices_that_a_run_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(flops, "peak_flops", lambda *_: 1e12)
+    monkeypatch.setattr(jax, "device_count", lambda: 8)
+    found = jaxlm.train(tiny(parallel__data=1), tmp_path / "run")
+    row = next(row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "throughput/mfu" in row)
+    each = flops.of_model(tiny().model, found.state.params)
+    assert row["throughput/mfu"] == pytest.approx(row["throughput/tokens_per_second"] * each / 1e12)
 
 
 def test_every_zero_means_never(tmp_path):

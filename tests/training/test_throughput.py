@@ -69,6 +69,21 @@ def test_time_that_runs_out_is_told():
     assert "warning: time ran out" in throughput.describe(found)
 
 
+def test_time_that_runs_out_before_anything_fits_is_no_verdict():
+    found, run = climb(cost, room=18, deadline=0)
+    assert found.left and run == [] and found.best.seconds is None and found.overrides() == {}
+    lines = throughput.describe(found).splitlines()
+    assert "none of these fits" in lines and "warning: time ran out" in lines[-1]
+
+
+def test_what_time_cut_short_is_not_kept(monkeypatch, tmp_path):
+    one = Tried(OWN, 1, 1.0, 1.0, "")
+    for left in (True, False):
+        monkeypatch.setattr(throughput, "_climb", lambda *_, left=left: Found(one, [one], 64, None, left, False))
+        search(monkeypatch, data__cache_dir=str(tmp_path))
+        assert (tmp_path / "throughput").exists() == (not left)
+
+
 def test_attention_is_varied_where_there_is_a_choice(monkeypatch):
     assert {one.values[-1] for one in climb(cost)[0].tried} == {"auto"}
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
