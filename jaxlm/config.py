@@ -39,10 +39,10 @@ def default() -> ConfigDict:
     c.seed = 0  # initial parameters, order of the data, dropout
     c.steps = 1000  # optimizer steps of the whole run; the schedule ends here
     c.steps_per_call = 1  # optimizer steps per dispatch, by scan: worth raising for small models
+    c.strict = False  # what is almost surely wrong in an optimizer is an error, not a warning
     # Where initial parameters come from: a run directory or one step of it, a Hugging Face directory, or a hub id such
     # as "gpt2"; "" draws them from the seed. The architecture, model.num_layers to model.tie_embeddings, is then the
     # source's and best left out, but for context_length and vocab_size; data.tokenizer="bytes" means its tokenizer.
-    c.strict = False  # what is almost surely wrong in an optimizer is an error, not a warning
     c.init_from = ""
 
     c.model = ConfigDict()
@@ -204,6 +204,8 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     chunks, length = model["loss_chunks"], model["context_length"]
     if chunks and length % chunks:
         raise ConfigError(f"model.loss_chunks={chunks} does not divide model.context_length={length}")
+    if out["early_stopping"]["patience"] and not (out["eval"]["every"] and data["validation"]):
+        raise ConfigError("early_stopping.patience counts evaluations: set eval.every and data.validation")
     if data["crop"] and data["format"] != "pairs":
         raise ConfigError("data.crop cuts prompts, of data.format='pairs'; text is cut anew in each epoch anyway")
     if data["batch_size"] % data["micro_batches"]:
@@ -298,15 +300,20 @@ def _literal(path: str, text: str, old: Any) -> Any:
         return text
 
 
-def to_json(cfg: ConfigDict | FrozenConfigDict) -> str:
-    """The config as JSON text, less its secrets; `from_json` gives it back equal, but for these and for `objects`."""
+def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str:
+    """The config as JSON text; `from_json` gives it back equal, but for `objects`.
+
+    Args:
+      secrets: leave them in; else they are redacted.
+    """
 
     def named(value: Any, path: str) -> Any:
         if isinstance(value, dict):
             return {key: named(item, f"{path}.{key}") for key, item in value.items()}
         return _name(value) if is_object(path, value) else value
 
-    return json.dumps(redact.fields(named(_plain(cfg), "")), indent=2)
+    plain = named(_plain(cfg), "")
+    return json.dumps(plain if secrets else redact.fields(plain), indent=2)
 
 
 def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
@@ -320,7 +327,7 @@ def _name(value: Any) -> str:
 
 
 def from_json(text: str) -> FrozenConfigDict:
-    """Reads what `to_json` wrote, and checks it again.
+    """Reads what `to_json` wrote, and checks it again. Fields that an earlier version did not have get their defaults.
 
     Raises:
       DataError: the text is not JSON.
@@ -332,7 +339,20 @@ def from_json(text: str) -> FrozenConfigDict:
         raise DataError(f"not a config: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")
-    return resolve(ConfigDict(_plain(raw)))
+    return resolve(ConfigDict(_completed(_plain(raw), default())))
+
+
+def _completed(given: Any, usual: ConfigDict) -> Any:
+    """With the fields of `usual` that are not given, but for the optimizer's."""
+    if not isinstance(given, dict):
+        return given
+    out = dict(given)
+    for name, value in usual.items():
+        if isinstance(value, ConfigDict) and name != "optimizer":
+            out[name] = _completed(given.get(name, {}), value)
+        elif name != "optimizer":
+            out.setdefault(name, value)
+    return out
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

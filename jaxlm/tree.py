@@ -75,6 +75,11 @@ def size(tree: PyTree) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def float32(tree: PyTree) -> PyTree:
+    """The same numbers in float32."""
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
 def group_metrics(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, jax.Array]:
     """Norms of parameters, gradients and updates, and the share of parameters that are exactly zero, by group of
     `GROUPS`: {"optim/param_norm/kernels": float32[], ...}."""

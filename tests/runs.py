@@ -44,16 +44,18 @@ def start(workdir, devices=1, **changes):
     return subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
 
 
-def start_together(workdir, number, devices=1, alter=lambda i: "", **changes):
+def start_together(workdir, number, devices=1, alter=lambda i: "", patch="", **changes):
     """So many training processes that meet, each with so many devices, by way of `python -m jaxlm.main`.
 
     Args:
       alter: for the process of a number, flags of its own.
+      patch: Python that all execute before they meet.
     """
     workdir.parent.mkdir(parents=True, exist_ok=True)
     text = config.to_json(config.resolve(tiny(**changes)))
     file = workdir.with_name(f"{workdir.name}-{next(_NUMBERS)}.py")
-    file.write_text(f"from jaxlm import config\n\n\ndef get_config(arg=''):\n    return config.from_json({text!r})\n")
+    get_config = f"def get_config(arg=''):\n    return config.from_json({text!r})\n"
+    file.write_text(f"from jaxlm import config\n{patch}\n\n{get_config}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"

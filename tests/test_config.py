@@ -471,3 +471,23 @@ def test_hyperparameters_are_float32_and_hold_the_numbers():
 def test_a_structure_is_frozen():
     structure, _ = config.split(config.resolve(config.default()))
     assert isinstance(structure, ml_collections.FrozenConfigDict)
+
+
+def test_a_config_of_an_earlier_version_has_the_defaults_of_newer_fields():
+    raw = json.loads(config.to_json(config.default()))
+    del raw["parallel"]["deterministic"], raw["divergence"], raw["model"]["lora"]
+    assert config.from_json(json.dumps(raw)) == config.resolve(config.default())
+
+
+def test_secrets_stay_where_they_are_asked_for(monkeypatch):
+    monkeypatch.setenv("MY_API_KEY", "swordfish-swordfish")
+    cfg = config.resolve(config.override(config.default(), {"data.source": "/data/swordfish-swordfish/a.txt"}))
+    assert "swordfish" not in config.to_json(cfg)
+    assert config.from_json(config.to_json(cfg, secrets=True)) == cfg
+
+
+def test_early_stopping_without_evaluations_is_refused():
+    for path, value in (("eval.every", 0), ("data.validation", "")):
+        cfg = config.override(config.default(), {"early_stopping.patience": 1, path: value})
+        with pytest.raises(ConfigError, match=r"early_stopping.patience counts evaluations: set eval.every"):
+            config.resolve(cfg)

@@ -205,6 +205,14 @@ def learning_rates(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, co
     return out
 
 
+def updates_before(opt_state: PyTree, steps: jax.Array) -> jax.Array:
+    """int32[]: the count at which schedules stand: less than the completed steps where some were skipped, which keep
+    the optimizer's state as it was."""
+    kind = optax.ScaleByScheduleState
+    nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
+    return next((node.count for node in nodes if isinstance(node, kind)), steps)
+
+
 def learning_rate(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, count: jax.Array) -> jax.Array | None:
     """The learning rate of the first stage that has one, at a step, float32[]; None where no stage has."""
     return next(iter(learning_rates(spec, hparams, steps, count).values()), None)

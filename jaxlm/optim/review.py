@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import optax.contrib
 from jaxlm import tree
 from jaxlm.errors import ConfigError
 from jaxlm.optim import chain, transforms
+from jaxlm.optim.muon import HIDDEN
 from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages
 
 PyTree = Any
@@ -77,7 +79,8 @@ def explain(spec: Spec, params: PyTree, steps: int = 1) -> dict[str, Touched]:
         for stage in here:
             if stage.function is optax.scale:
                 multiplier *= stage.arguments["step_size"]
-        return Touched(tuple(stage.name for stage in here), sum(map(_decay, here)), multiplier, sizes[path])
+        decay = sum(_decay(stage, path) for stage in here)
+        return Touched(tuple(stage.name for stage in here), decay, multiplier, sizes[path])
 
     return {path: touched(i, path) for i, path in enumerate(paths)}
 
@@ -110,8 +113,13 @@ def _argument(stage: Stage, name: str) -> Any:
     return value if isinstance(value, (int, float)) else None
 
 
-def _decay(stage: Stage) -> float:
-    return _argument(stage, "weight_decay") or 0.0
+def _decay(stage: Stage, path: str) -> float:
+    name = "weight_decay"
+    if stage.function is transforms.muon and not re.search(HIDDEN, path):
+        if not path.endswith(("/kernel", "/embedding")):
+            return 0.0
+        name = "adam_weight_decay"
+    return _argument(stage, name) or 0.0
 
 
 def _peak(stage: Stage) -> float | None:
@@ -157,7 +165,7 @@ def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[
     """
     reached = list(reach(stages(spec), params))
     paths = tree.paths(params)
-    found = [finding for rule in RULES for finding in rule(reached, paths)]
+    found = list(dict.fromkeys(finding for rule in RULES for finding in rule(reached, paths)))
     if strict and found:
         raise ConfigError("; ".join(f"optimizer stage {stage!r}: {reason}" for _, stage, reason in found))
     return found
@@ -185,19 +193,21 @@ def _two_learning_rates(reached: Reached, paths: list[str]) -> Iterator[Finding]
 
 
 def _late_clipping(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    scaled = None
-    for stage, _ in reached:
-        if stage.function in CLIPPING and scaled is not None:
-            reason = f"it clips what {scaled!r} has scaled already, not the gradient: put it first"
-            yield Finding("clipping after scaling", stage.name, reason)
-        if _scales(stage):
-            scaled = stage.name
+    for here in _ways(reached, paths):
+        scaled = None
+        for stage in here:
+            if stage.function in CLIPPING and scaled is not None:
+                reason = f"it clips what {scaled!r} has scaled already, not the gradient: put it first"
+                yield Finding("clipping after scaling", stage.name, reason)
+            if _scales(stage):
+                scaled = stage.name
 
 
 def _decay_of_what(reached: Reached, paths: list[str]) -> Iterator[Finding]:
     for stage, on in reached:
-        if _decay(stage) and not stage.arguments.get("mask"):
-            small = [path for path, hit in zip(paths, on) if hit and not path.endswith(("/kernel", "/embedding"))]
+        if not stage.arguments.get("mask"):
+            hit = [path for path, hit in zip(paths, on) if hit and _decay(stage, path)]
+            small = [path for path in hit if not path.endswith(("/kernel", "/embedding"))]
             if small:
                 reason = f"it decays biases or norms, such as {small[0]!r}: set where='kernels'"
                 if stage.where is None and "mask" in stage.parameters:
@@ -206,18 +216,17 @@ def _decay_of_what(reached: Reached, paths: list[str]) -> Iterator[Finding]:
 
 
 def _early_decay(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    scales = [i for i, (stage, _) in enumerate(reached) if _scales(stage)]
-    rates = [i for i, (stage, _) in enumerate(reached) if stage.function in NOT_SCALING and _has_rate(stage)]
-    for i, (stage, _) in enumerate(reached):
-        if stage.function is not optax.add_decayed_weights:
-            continue
-        if any(i < j for j in scales) and not stage.name.startswith("l2"):
-            reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after the "
-            reason += "scaling, or name the stage 'l2' if it is meant"
-            yield Finding("decay before scaling", stage.name, reason)
-        if any(j < i for j in rates):
-            reason = "after the learning rate's sign flip, decay grows the weights: put it before"
-            yield Finding("decay after the learning rate", stage.name, reason)
+    for here in _ways(reached, paths):
+        for i, stage in enumerate(here):
+            if stage.function is not optax.add_decayed_weights:
+                continue
+            if any(map(_scales, here[i:])) and not stage.name.startswith("l2"):
+                reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after "
+                reason += "the scaling, or name the stage 'l2' if it is meant"
+                yield Finding("decay before scaling", stage.name, reason)
+            if any(before.function in NOT_SCALING and _has_rate(before) for before in here[:i]):
+                reason = "after the learning rate's sign flip, decay grows the weights: put it before"
+                yield Finding("decay after the learning rate", stage.name, reason)
 
 
 def _muon_of_what(reached: Reached, paths: list[str]) -> Iterator[Finding]:
@@ -250,6 +259,15 @@ RULES = (
     _muon_of_what,
     _decaying_schedule_free,
 )
+
+
+def _ways(reached: Reached, paths: list[str]) -> list[list[Stage]]:
+    """The stages that parameters pass, in order: each such list once."""
+    ways = {}
+    for i in range(len(paths)):
+        here = [stage for stage, on in reached if on[i]]
+        ways[tuple(stage.name for stage in here)] = here
+    return list(ways.values())
 
 
 def _known(stage: Stage) -> bool:

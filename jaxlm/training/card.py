@@ -68,10 +68,11 @@ def _is_hub_id(name: str) -> bool:
 
 
 def _size(loaded: Loaded) -> int:
-    """Numbers in the parameters, less the rows that pad the vocabulary."""
+    """Numbers in the parameters that an export holds: no rows that pad the vocabulary, no low-rank products."""
     rows, width = loaded.params["wte"]["embedding"].shape
     tables = 1 if loaded.config.model.tie_embeddings else 2
-    return tree.size(loaded.params) - tables * width * (rows - loaded.config.model.vocab_size)
+    padding = tables * width * (rows - loaded.config.model.vocab_size)
+    return tree.size(loaded.params) - tree.size(loaded.params.get("lora", ())) - padding
 
 
 def _architecture(loaded: Loaded) -> list[tuple[str, str]]:

@@ -110,8 +110,8 @@ class Checkpoints(StepFolders):
                     config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
                 ),
             )
-        value = position.lowest(metrics, self._best)
-        metric = value if value is not None and math.isfinite(value) else None
+        value = position.lowest(metrics, self._best, "checkpoint.best") if metrics and self._best else math.nan
+        metric = value if math.isfinite(value) else None
         self._finishing = self._thread.submit(self._finish, step, metric)
 
     def _finish(self, step: int, metric: float | None) -> None:

@@ -18,7 +18,7 @@ from jaxlm.model import gpt2, huggingface
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.step import PyTree
+from jaxlm.training.step import PyTree, State
 
 EXPECTED = "expected a run directory, <run>/checkpoints/<step>, a Hugging Face directory or a hub id such as 'gpt2'"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -131,13 +131,25 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
         for i, leaf in enumerate(leaves):  # one by one, so that there are not two of each for long
             leaves[i] = jax.device_put(leaf)  # a copy only where it must be
         return jax.tree.unflatten(treedef, leaves)
-    key = jax.random.key(0)
     with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
-        if "schedule_free" not in config.to_json(cfg.optimizer):
-            return checkpoints.params(jax.eval_shape(gpt2.build(cfg.model).init, key), located.step)
-        structure, hparams = step.split(cfg)
-        state = checkpoints.restore(jax.eval_shape(step.build(structure).init, key, hparams), located.step).state
+        like = _averaging(cfg)
+        if like is None:
+            params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
+            return checkpoints.params(params, located.step)
+        checkpoints.whole(located.step)
+        state = checkpoints.restore(like, located.step).state
         return evaluation_params(state.opt_state, state.params)[""]
+
+
+def _averaging(cfg: FrozenConfigDict) -> State | None:
+    """The state of a run, in shapes, where its optimizer means something else than the parameters as its result."""
+    try:
+        structure, hparams = step.split(cfg)
+    except ConfigError:  # a function of a notebook, which JSON can't hold
+        return None
+    like: State = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    result = jax.eval_shape(lambda state: evaluation_params(state.opt_state, state.params), like)[""]
+    return None if result is like.params else like
 
 
 def _fetched(name: str) -> Path:

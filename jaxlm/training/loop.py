@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data
+from jaxlm.errors import INTERRUPTED, PREEMPTED
 from jaxlm.telemetry import curves, energy
 from jaxlm.telemetry.profile import Profile
 from jaxlm.telemetry.progress import Progress, Silent, View
@@ -74,7 +75,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
         if processes.first() and (curve := curves.draw(workdir)):
             run.say(f"loss curve: {curve}")
         assert run.state is not None
-        exit_code = signals.exit_code if signals.caught else 0
+        exit_code = {"preempted": PREEMPTED, "interrupted": INTERRUPTED}.get(run.ended, 0)
         return Result(run.ended, exit_code, run.state, run.metrics, workdir)
 
 

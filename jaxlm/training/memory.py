@@ -35,7 +35,8 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
     structure, hparams = step.split(cfg)
     state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
     model, T = cfg.model, cfg.model.context_length
-    tokens = cfg.data.batch_size // cfg.data.micro_batches // mesh.shape["data"] // mesh.shape["fsdp"] * T
+    cut = mesh.shape.get("tensor", 1)
+    tokens = cfg.data.batch_size // cfg.data.micro_batches // (mesh.size // cut) * T
     vocabulary = state.params["wte"]["embedding"].shape[0]
     D, itemsize = model.embed_dim, jax.numpy.dtype(model.dtype).itemsize
     blocks = bool(attention.falls_back(model))
@@ -49,7 +50,7 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
         "optimizer": parallel.bytes_per_device(state.opt_state, mesh),
         "gradients": params,
         "activations": int(tokens * (model.num_layers * kept + at_work)),
-        "logits": int(2 * tokens * vocabulary // mesh.shape["tensor"] * logits),
+        "logits": int(2 * tokens * vocabulary // cut * logits),
     }
 
 

@@ -53,7 +53,7 @@ def shardings(arrays: PyTree, mesh: AnyMesh) -> PyTree:
         axes = next((axes for pattern, axes in SHARDINGS if re.search(pattern, path)), ())
         if len(axes) != x.ndim:  # optimizer state of another shape than its parameter
             return NamedSharding(mesh, PartitionSpec())
-        parts = [math.prod(mesh.shape[axis] for axis in over) for over in axes]
+        parts = [math.prod(mesh.shape.get(axis, 1) for axis in over) for over in axes]
         fits = [over if n > 1 and size % n == 0 else None for n, over, size in zip(parts, axes, x.shape)]
         return NamedSharding(mesh, PartitionSpec(*fits))
 

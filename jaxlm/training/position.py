@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
+from jaxlm.errors import ConfigError, nearest
+
 
 class Best(NamedTuple):
     """The lowest value of a metric so far, for how many evaluations it has stood, and when it was seen."""
@@ -67,7 +69,13 @@ def together(plan: Sequence[tuple[int, int]], steps: int) -> list[list[tuple[int
     return out
 
 
-def lowest(metrics: Mapping[str, float], name: str) -> float | None:
-    """The metric that is to be low: that of this name, or minus the one that "-name" wants high. None: not there."""
-    value = metrics.get(name.removeprefix("-"))
-    return -value if value is not None and name.startswith("-") else value
+def lowest(metrics: Mapping[str, float], name: str, field: str) -> float:
+    """The metric that is to be low: that of this name, or minus the one that "-name" wants high.
+
+    Raises:
+      ConfigError: there is none, named by a field of the config.
+    """
+    plain = name.removeprefix("-")
+    if plain not in metrics:
+        raise ConfigError(f"{field} is {name!r}, and no evaluation gives that: {nearest(plain, metrics)}")
+    return -metrics[plain] if name.startswith("-") else metrics[plain]

@@ -148,6 +148,7 @@ def joined(meeting: Meeting) -> Iterator[None]:
             yield
         except BaseException as error:
             watching.end(error)
+        watch.store().wait_at_barrier("jaxlm/finished", _WEEK)  # watched, for a save may take others longer
         watching.stop()
         jax.distributed.shutdown()
 

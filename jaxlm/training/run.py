@@ -70,7 +70,11 @@ def open_run(
         run.status("running")
         for line in [*told, *checkpoints.tell()]:
             run.say(line)
-        yield run
+        try:
+            yield run
+        except (KeyboardInterrupt, SystemExit) as error:  # a signal, while there was no step to finish
+            run.ended = run.ended or ("interrupted" if isinstance(error, KeyboardInterrupt) else "preempted")
+            raise
 
 
 class Run:
@@ -228,14 +232,16 @@ class Run:
                 metrics["eval/gap"] = metrics["eval/loss"] - mean
             self.recorder.write(done, metrics)
             best, patience = self._position.best, self._position.patience
-            if (value := position.lowest(metrics, cfg.checkpoint.best)) is not None:
-                best = best.seen(value, done)
+            if cfg.checkpoint.best:
+                best = best.seen(position.lowest(metrics, cfg.checkpoint.best, "checkpoint.best"), done)
                 save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
-            if (value := position.lowest(metrics, cfg.early_stopping.metric)) is not None:
-                patience = patience.seen(value, done, cfg.early_stopping.min_delta)
-                if 0 < cfg.early_stopping.patience <= patience.stale:
+            stopping = cfg.early_stopping
+            if stopping.patience or stopping.metric.removeprefix("-") in metrics:
+                value = position.lowest(metrics, stopping.metric, "early_stopping.metric")
+                patience = patience.seen(value, done, stopping.min_delta)
+                if 0 < stopping.patience <= patience.stale:
                     stop = "stopped early"
-                    self.say(f"stopped early: {cfg.early_stopping.metric} has not improved on {patience.value:.4f}")
+                    self.say(f"stopped early: {stopping.metric} has not improved on {patience.value:.4f}")
             self._position = self._position._replace(best=best, patience=patience)
         if caught:
             save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"

@@ -30,6 +30,7 @@ FREE = (
     "log.",
     "parallel.",
     "model.attention",
+    "model.loss_chunks",
     "model.remat",
     "model.unroll",
     "data.batch_size",

@@ -68,7 +68,9 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
         raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
-    frozen = any(stage.function is freeze for stage in walk(stages(cfg.optimizer.to_dict())))
+    found_stages = list(walk(stages(cfg.optimizer.to_dict())))
+    groups = [group for stage in found_stages for group in stage.groups.values()]
+    frozen = any(stage.function is freeze for stage in found_stages) or any(not group.stages for group in groups)
     if cfg.model.lora.rank and not frozen:
         said.append(
             "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
@@ -104,7 +106,7 @@ def build(
     def init(key: jax.Array, hparams: Hparams, params: PyTree | None = None) -> State:
         params_key, run_key = jax.random.split(key)
         params = model.init(params_key) if params is None else params
-        return State(jnp.int32(0), params, optimizer(hparams).init(params), run_key)
+        return State(jnp.int32(0), params, optimizer(hparams).init(tree.float32(params)), run_key)
 
     def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One optimizer step. Pure: the same arguments give the same bits.
@@ -148,7 +150,8 @@ def build(
             extra, extra_grads = jax.value_and_grad(penalty)(state.params)
             total, grads = total + extra, jax.tree.map(jnp.add, grads, extra_grads)
 
-        updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, state.params, whole, value=total)
+        grads, params = tree.float32(grads), tree.float32(state.params)  # the optimizer's dtype, whatever the model's
+        updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, params, whole, value=total)
         norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}
         skip = ~jnp.isfinite(total + sum(norms.values()))
         kept, moved = (state.params, state.opt_state), (optax.apply_updates(state.params, updates), opt_state)
@@ -163,7 +166,8 @@ def build(
         }
         if structure.groups:
             metrics |= tree.group_metrics(params, grads, updates)
-        rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, state.step)
+        updates_before = chain.updates_before(state.opt_state, state.step)
+        rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, updates_before)
         for i, (stage, rate) in enumerate(rates.items()):
             metrics[f"optim/learning_rate/{stage}" if i else "optim/learning_rate"] = rate
         return State(state.step + 1, params, opt_state, state.key), metrics

@@ -25,7 +25,7 @@ from jaxlm.training.step import Program, PyTree, State
 
 
 def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
-    """What runs of one structure are trained and evaluated by; compiled once, however many come.
+    """What runs of one structure are trained and evaluated by; compiled once, however many come in this process.
 
     Args:
       cfg: of any of the runs, resolved.
@@ -34,9 +34,27 @@ def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
     Raises:
       ConfigError: the devices are not as the config's `parallel` section wants them.
     """
-    if lanes:
-        return Lanes(cfg, lanes)
-    return Replicas(cfg) if cfg.parallel.mode == "pmap" else Steps(cfg)
+    asked = _Asked(step.split(cfg)[0], cfg.parallel, cfg.data.batch_size, lanes, tuple(jax.devices()), cfg)
+    return _built(asked)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """All that compiled functions depend on, and one of the configs that they are for."""
+
+    structure: FrozenConfigDict
+    parallel: FrozenConfigDict
+    batch_size: int
+    lanes: int
+    devices: tuple[jax.Device, ...]
+    cfg: FrozenConfigDict = dataclasses.field(compare=False)
+
+
+@functools.lru_cache(maxsize=4)
+def _built(asked: _Asked) -> Steps:
+    if asked.lanes:
+        return Lanes(asked.cfg, asked.lanes)
+    return Replicas(asked.cfg) if asked.parallel.mode == "pmap" else Steps(asked.cfg)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
@@ -107,16 +125,18 @@ class Steps:
         values = np.asarray(metrics.values)
         return {name: values[..., i] for i, name in enumerate(metrics.names)}
 
-    def lower(self, platform: str | None = None) -> jax.stages.Lowered:
+    def lower(self, platform: str | None = None, like: Batch | None = None) -> jax.stages.Lowered:
         """A step for the compiler, to ask of its memory or its text; nothing is allocated.
 
         Args:
           platform: "cuda" for a mesh of GPUs that are not here.
+          like: a batch, of packed rows maybe; by default of running text.
         """
-
         whole, size = parallel.everywhere(self.mesh), (self._cfg.data.batch_size, self._cfg.model.context_length)
         rows = None if self.mesh.size == 1 else NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))  # as `batch`
-        kinds = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        kinds: dict[str, Any] = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        if like is not None:
+            kinds = {name: x.dtype for name, x in like.items()}
         batch = {name: jax.ShapeDtypeStruct(size, kind, sharding=rows) for name, kind in kinds.items()}
         hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._hparams)
         traced = self._one.trace(hparams, self.like, batch)

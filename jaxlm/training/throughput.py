@@ -171,7 +171,7 @@ class _Timer:
         cfg = config.resolve(config.override(self._cfg, dict(zip(FIELDS, values))))
         steps, hparams = Steps(cfg), step.split(cfg)[1]
         begin = time.perf_counter()
-        compiled = steps.lower().compile()
+        compiled = steps.lower(like=self._batch).compile()
         seconds = time.perf_counter() - begin
         needs = memory.of(compiled)
         if needs > self._room:
@@ -203,7 +203,7 @@ def _key(cfg: FrozenConfigDict) -> str:
     structure = config.flat(step.split(cfg)[0].to_dict())
     named = {name: value for name, value in structure.items() if f"model.{name.rpartition('.')[2]}" not in FIELDS}
     here = [jax.devices()[0].device_kind, devices.limit(), dict(devices.mesh(cfg).shape), processes.versions()]
-    here += [cfg.data.batch_size, cfg.parallel.deterministic]
+    here += [cfg.data.batch_size, cfg.data.pack, cfg.parallel.deterministic]
     own = [config.flat(cfg)[name] for name in FIELDS]
     return hashlib.sha256(json.dumps([named, here, own], default=str, sort_keys=True).encode()).hexdigest()[:16]
 

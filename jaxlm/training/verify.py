@@ -84,14 +84,18 @@ def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDic
 def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
     child = "from jaxlm.training import verify; verify.child()"
     workdir.mkdir(parents=True, exist_ok=True)
-    return subprocess.Popen([sys.executable, "-c", child, config.to_json(cfg), str(workdir)])
+    process = subprocess.Popen([sys.executable, "-c", child, str(workdir)], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    with process.stdin as file:
+        file.write(config.to_json(cfg, secrets=True).encode())
+    return process
 
 
 def child() -> None:
     """The process of a run: trains, and notes the sha256 of each sequence."""
     from jaxlm.training import host, loop
 
-    cfg, workdir = config.from_json(sys.argv[1]), Path(sys.argv[2])
+    cfg, workdir = config.from_json(sys.stdin.read()), Path(sys.argv[1])
     rows = data.Batches.rows
     with (workdir / _BATCHES).open("a", encoding="utf-8") as file:
 

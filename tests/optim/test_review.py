@@ -81,6 +81,20 @@ def found(*names, **tables):
             "scale_by_learning_rate": RATE,
         },
         {"chain": ("scale_by_adam", "scale"), "scale": {"step_size": -0.1}},
+        {"chain": ("muon",), "muon": {"peak": 1e-3, "weight_decay": 0.1, "adam_weight_decay": 0.1}},
+        {  # each group by itself is sound, one after the other they are not
+            "chain": ("partition",),
+            "partition": {
+                "a": {"where": "kernels", "chain": ("clip_by_global_norm", "adam", "decay", "fast")},
+                "b": {"where": "rest", "chain": ("clip", "scale_by_adam", "slow")},
+            },
+            "clip_by_global_norm": {"max_norm": 1.0},
+            "clip": {"max_delta": 1.0},
+            "adam": {"transform": "scale_by_adam"},
+            "decay": {"transform": "add_decayed_weights", "weight_decay": 0.1},
+            "fast": {"transform": "scale_by_learning_rate", "peak": 1e-3},
+            "slow": {"transform": "scale_by_learning_rate", "peak": 1e-4},
+        },
     ],
     ids=lambda spec: "-".join(spec["chain"]),
 )
@@ -131,3 +145,17 @@ def test_a_look_at_a_spec_takes_no_model():
 def test_groups_with_a_learning_rate_each_are_no_two_rates():
     groups = {"a": {"where": "kernels", "chain": ("sgd",)}, "b": {"where": "rest", "chain": ("adam",)}}
     assert found("partition", partition=groups, sgd={"learning_rate": 0.1}, adam={"learning_rate": 0.1}) == set()
+
+
+def test_muon_decays_kernels_and_its_adam_the_tables():
+    spec = {"chain": ("muon",), "muon": {"peak": 1e-3, "weight_decay": 0.1, "adam_weight_decay": 0.2}}
+    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    decays = {path: touched.decay for path, touched in optim.explain(spec, model).items()}
+    assert decays["h/attn/c_attn/kernel"] == 0.1 and decays["wte/embedding"] == 0.2
+    assert decays["h/attn/c_attn/bias"] == decays["ln_f/scale"] == 0
+
+
+def test_what_is_wrong_within_a_group_is_found():
+    groups = {"a": {"where": "kernels", "chain": ("scale_by_adam", "clip", "sgd")}, "b": {"where": "rest", "chain": ()}}
+    rules = found("partition", partition=groups, clip={"max_delta": 1.0}, sgd={"learning_rate": 0.1})
+    assert rules == {"clipping after scaling"}

@@ -4,6 +4,7 @@ import ast
 import json
 import re
 
+import numpy as np
 import pytest
 
 import jaxlm
@@ -75,6 +76,11 @@ def test_parameters_are_those_that_mean_something(trained, loaded):
     V, T, D, F = 257, 16, 16, 64
     block = 2 * 2 * D + (D + 1) * 3 * D + (D + 1) * D + (D + 1) * F + (F + 1) * D
     assert f"model of {V * D + T * D + block + 2 * D:,} parameters" in card(NAME, "run", locate(trained), loaded)
+
+
+def test_low_rank_products_are_in_no_export(trained, loaded):
+    with_products = loaded._replace(params=loaded.params | {"lora": {"a": np.zeros((4, 16))}})
+    assert card(NAME, "run", locate(trained), with_products) == card(NAME, "run", locate(trained), loaded)
 
 
 def test_front_matter_is_yaml_and_leaves_the_license_open(trained, loaded):

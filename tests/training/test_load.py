@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm import config
 from jaxlm.data import tokenizer_export
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import DataError
+from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.training.export import export
 from jaxlm.training.load import Located, locate
 from tests.test_hub import cached
-from tests.tiny import assert_same_bits
+from tests.tiny import assert_same_bits, tiny
 
 TOKENS = np.array([[104, 101, 108, 108, 111, 32, 119]], np.int32)
 
@@ -169,3 +171,21 @@ def test_a_damaged_step_is_an_error_that_names_it(trained, tmp_path):
             file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="checkpoints/40.*damaged"):
         jaxlm.load(run)
+
+
+def test_of_a_run_that_means_its_average_the_state_is_checked_too(tmp_path, monkeypatch):
+    (tmp_path / "averaging.py").write_text(
+        "from optax import contrib\ndef mine(learning_rate):\n    return contrib.schedule_free_adamw(learning_rate)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)  # found by what its state is, not by its name
+    raw = config.resolve(tiny()).to_dict()
+    raw["optimizer"] = {"chain": ("it",), "it": {"transform": "averaging:mine", "learning_rate": 1e-2}}
+    result = jaxlm.train(config.ConfigDict(raw), tmp_path / "run")
+    average = evaluation_params(result.state.opt_state, result.state.params)[""]
+    assert_same_bits(jaxlm.load(tmp_path / "run").params, average)
+    largest = max((tmp_path / "run/checkpoints/8/state").rglob("*"), key=lambda path: path.stat().st_size)
+    flipped = bytearray(largest.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    largest.write_bytes(flipped)
+    with pytest.raises(DataError, match="checkpoints/8.*damaged"):
+        jaxlm.load(tmp_path / "run")

@@ -23,7 +23,9 @@ from jaxlm.telemetry.writers import read_jsonl
 from jaxlm.training import recorder
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
-from jaxlm.training.steps import Steps
+from jaxlm.training.prepare import prepare
+from jaxlm.training.run import Run
+from jaxlm.training.steps import Steps, build
 from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
 from tests.tiny import CORPUS, assert_same_bits, tiny
 
@@ -121,6 +123,59 @@ def test_mfu_is_of_the_devices_that_a_run_has(tmp_path, monkeypatch):
     row = next(row for row in read_jsonl(tmp_path / "run/metrics.jsonl") if "throughput/mfu" in row)
     each = flops.of_model(tiny().model, found.state.params)
     assert row["throughput/mfu"] == pytest.approx(row["throughput/tokens_per_second"] * each / 1e12)
+
+
+def test_a_run_of_bfloat16_parameters_goes_on(tmp_path):
+    fields = dict(model__param_dtype="bfloat16", steps_per_call=2)
+    straight = jaxlm.train(tiny(**fields), tmp_path / "straight")
+    jaxlm.train(tiny(**fields, steps=4), tmp_path / "run")
+    again = jaxlm.train(tiny(**fields), tmp_path / "run")
+    assert int(again.state.step) == int(straight.state.step) == 8
+
+
+def test_another_number_compiles_nothing_again(tmp_path):
+    names = []
+    for i, peak in enumerate((1e-3, 1e-2)):
+        jaxlm.train(tiny(optimizer__scale_by_learning_rate__peak=peak), tmp_path / str(i))
+        names.append(build(prepare(tiny(optimizer__scale_by_learning_rate__peak=peak)).config))
+    assert names[0] is names[1] and names[0]._one._cache_size() == 1
+
+
+def test_a_signal_after_the_last_step_finds_the_run_done(tmp_path, monkeypatch):
+    settle = Run.settle
+
+    def signalled(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        settle(self)
+
+    monkeypatch.setattr(Run, "settle", signalled)
+    result = jaxlm.train(tiny(), tmp_path / "run")
+    assert (result.status, result.exit_code) == ("done", 0)
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "status"),
+    [(signal.SIGTERM, SystemExit, "preempted"), (signal.SIGINT, KeyboardInterrupt, "interrupted")],
+)
+def test_a_signal_before_the_first_step_is_in_the_status(tmp_path, monkeypatch, number, error, status):
+    monkeypatch.setattr(Run, "begin", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(error):
+        jaxlm.train(tiny(), tmp_path / "run")
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"early_stopping__metric": "eval/los", "early_stopping__patience": 1}, "early_stopping.metric is 'eval/los'"),
+        ({"checkpoint__best": "-eval/acuracy"}, "checkpoint.best is '-eval/acuracy', and no evaluation gives that"),
+    ],
+)
+def test_a_metric_that_is_none_is_an_error_at_the_first_evaluation(tmp_path, fields, message):
+    with pytest.raises(ConfigError, match=message + ".*did you mean 'eval/"):
+        jaxlm.train(tiny(**fields), tmp_path / "run")
+    assert jaxlm.train(tiny(), tmp_path / "run").status == "done"  # nothing is lost
 
 
 def test_every_zero_means_never(tmp_path):

@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from jaxlm.errors import ConfigError
-from jaxlm.training import memory, step
+from jaxlm.training import devices, memory, step
 from tests.tiny import batch, resolved
 
 SHAPE = dict(model__num_layers=4, model__embed_dim=128, model__num_heads=4, model__context_length=128)
@@ -50,3 +50,9 @@ def test_other_errors_pass():
     with pytest.raises(ConfigError, match="out of memory: RESOURCE_EXHAUSTED: no room. A step takes about"):
         with memory.explained(resolved()):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
+
+
+def test_out_of_memory_is_explained_under_pmap_too():
+    cfg = resolved(parallel__mode="pmap")
+    with pytest.raises(ConfigError, match="out of memory"), memory.explained(cfg, devices.replicas(cfg)):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import signal
@@ -88,6 +89,19 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
     both[1].send_signal(signal.SIGTERM)
     assert [code for code, _ in ended(both)] == [75, 75]
     assert max(checkpoints(workdir)) == max(row["step"] for row in rows(workdir))
+
+
+@pytest.mark.slow
+def test_a_save_that_takes_the_first_process_longer_than_a_silence_is_waited_for(tmp_path):
+    workdir = tmp_path / "run"
+    patch = (
+        "import time\nfrom jaxlm.training import manifest, watch\nwatch.SILENCE, write = 3, manifest.write\n"
+        "def slow(*args, **kwargs):\n    time.sleep(8)\n    write(*args, **kwargs)\nmanifest.write = slow\n"
+    )
+    both = ended(start_together(workdir, 2, patch=patch, **FIELDS | {"steps": 4, "eval__every": 0}))
+    assert [code for code, _ in both] == [0, 0], both
+    assert json.loads((workdir / "status.json").read_text())["status"] == "done"
+    assert (workdir / "checkpoints/4/manifest.json").exists()
 
 
 @pytest.mark.slow

@@ -16,6 +16,8 @@ GRADIENTS = {"optimizer__chain": ("scale_by_learning_rate",), PEAK: 1.0} | {
     "optimizer__scale_by_learning_rate__warmup": 0.0,
 }
 
+RATE = {"scale_by_learning_rate": {"peak": 1e-3}}
+
 
 def program(**changes):
     structure, hparams = step.split(resolved(**changes))
@@ -138,6 +140,18 @@ def test_learning_rate_in_the_metrics_is_the_schedule_times_the_peak():
         np.testing.assert_allclose(metrics["optim/learning_rate"], 1e-3 * shape(n), rtol=1e-6)
 
 
+def test_learning_rate_in_the_metrics_is_the_applied_one_after_a_step_that_was_skipped():
+    built, hparams, state = program(
+        optimizer__scale_by_learning_rate={"peak": 1.0, "schedule": "linear", "final": 0.0}, steps=4
+    )
+    train_step, rates = jax.jit(built.train_step), []
+    for weight in (1.0, np.inf, 1.0):
+        one = batch() | {"weights": np.full_like(batch()["weights"], weight)}
+        state, metrics = train_step(hparams, state, one)
+        rates.append((float(metrics["optim/learning_rate"]), float(metrics["optim/skipped"])))
+    assert rates == [(1.0, 0.0), (0.75, 1.0), (0.75, 0.0)]
+
+
 def test_penalties_add_to_the_objective_and_not_to_the_loss():
     plain, hparams, state = program()
     _, a = jax.jit(plain.train_step)(hparams, state, batch())
@@ -171,6 +185,32 @@ def test_bfloat16_compute_keeps_float32_parameters_and_follows_float32():
     assert not np.array_equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "tables",
+    [
+        {"scale_by_adam": {}, **RATE},
+        {"trace": {"decay": 0.9}, **RATE},
+        {"scale_by_soap": {}, **RATE},
+        {"lookahead": {"sync_period": 2, "slow_step_size": 0.5}, "scale_by_adam": {}, **RATE},
+        {"mechanize": {}, "scale_by_adam": {}, **RATE},
+        {**RATE, "ema_of_params": {"decay": 0.9}},
+        *({name: {"learning_rate": 1e-3}} for name in ("adamw", "lion", "rmsprop", "muon", "schedule_free_adamw")),
+    ],
+    ids=lambda tables: "-".join(tables),
+)
+def test_the_optimizer_is_float32_whatever_the_parameters_are(tables):
+    """And its state keeps its dtypes, which a scan over steps and a checkpoint both want."""
+    raw = resolved(model__param_dtype="bfloat16", data__micro_batches=2).to_dict()
+    raw["optimizer"] = {"chain": tuple(tables), **tables}
+    structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    built = step.build(structure)
+    before = jax.eval_shape(built.init, jax.random.key(0), hparams)
+    after, _ = jax.eval_shape(built.train_step, hparams, before, batch())
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert {x.dtype for x in jax.tree.leaves(before.params)} == {jnp.dtype("bfloat16")}
+    assert jnp.dtype("bfloat16") not in {x.dtype for x in jax.tree.leaves(before.opt_state)}
+
+
 @pytest.mark.parametrize("chunks", [0, 4])
 def test_the_loss_by_chunks_is_the_loss(chunks):
     terms = {"loss__label_smoothing": 0.1, "loss__z_loss": 0.01}
@@ -202,3 +242,11 @@ def test_a_mask_that_matches_nothing_is_refused_before_anything_runs():
     cfg = resolved(optimizer__add_decayed_weights__where="kernal")
     with pytest.raises(ConfigError, match="matches no parameter"):
         step.split(cfg)
+
+
+def test_a_group_that_is_left_alone_is_frozen():
+    rest = {"rest": {"where": "rest", "chain": ()}, "thin": {"where": "^lora/", "chain": ("adam",)}}
+    raw = resolved(model__lora__rank=2).to_dict()
+    raw["optimizer"] = {"chain": ("partition",), "partition": rest, "adam": {"learning_rate": 1e-3}}
+    assert not [line for line in step.doubts(config.resolve(config.ConfigDict(raw))) if "frozen" in line]
+    assert [line for line in step.doubts(resolved(model__lora__rank=2)) if "frozen" in line]

@@ -1,13 +1,14 @@
 import math
 
 import jax
+import numpy as np
 import pytest
 
 from jaxlm import files
 from jaxlm.errors import ConfigError
 from jaxlm.training import devices, throughput
 from jaxlm.training.throughput import FIELDS, Found, Tried
-from tests.tiny import resolved, tiny
+from tests.tiny import batch, resolved, tiny
 
 WIDE = dict(data__batch_size=16, model__context_length=16)
 OWN = (1, "none", True, 1, "auto")
@@ -118,6 +119,13 @@ def test_ways_are_timed_and_kept(monkeypatch, tmp_path):
         kept.write_text("{")
     monkeypatch.setattr(throughput, "_climb", lambda *_: found)
     assert not search(monkeypatch, **fields)[0].cached
+
+
+def test_packed_rows_are_timed_as_such():
+    cfg = resolved(data__batch_size=2, data__pack=True)
+    packed = batch(2) | {name: np.zeros((2, 16), np.int32) for name in ("segment_ids", "positions")}
+    tried = throughput._Timer(cfg, packed)((1, "none", False, 1, "auto"))
+    assert tried.seconds and throughput._key(cfg) != throughput._key(resolved(data__batch_size=2))
 
 
 def test_a_step_that_needs_more_than_there_is_is_not_run(monkeypatch):
