@@ -12,7 +12,7 @@ def get_config(arg: str = ""):
     c = config.default()
     c.steps = 300
     c.steps_per_call = 10
-    c.model.update(num_layers=2, num_heads=4, embed_dim=64, context_length=64, unroll=True)
+    c.model.update(num_layers=2, num_heads=4, embed_dim=64, context_length=64)
     c.data.batch_size = 16
     c.optimizer.scale_by_learning_rate.update(peak=1e-2, warmup=0.1, final=0.0)
     c.eval.update(every=100, batches=40)

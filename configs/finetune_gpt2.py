@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
     c.init_from = arg or "gpt2"
     c.steps = 500
     c.model.context_length = 0  # as many positions as the weights have
-    c.model.update(dropout=0.1, dtype="bfloat16", unroll=True)
+    c.model.update(dropout=0.1, dtype="bfloat16")
     c.data.update(batch_size=16, micro_batches=2)
     c.optimizer.clip_by_global_norm = {"max_norm": 1.0}
     c.optimizer.scale_by_adam = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}

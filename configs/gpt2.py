@@ -27,7 +27,7 @@ def get_config(arg: str = ""):
     c = config.default()
     c.steps = 600_000
     c.model.update(num_layers=layers, num_heads=heads, embed_dim=width, context_length=1024)
-    c.model.update(vocab_size=50257, dtype="bfloat16", unroll=True)
+    c.model.update(vocab_size=50257, dtype="bfloat16")
     c.data.source = "hf://Skylion007/openwebtext"
     c.data.tokenizer = "gpt2"
     c.data.validation = "0.05%"

@@ -26,12 +26,12 @@ def get_config(arg: str = ""):
     c.optimizer.scale_by_learning_rate = {"peak": 1e-3, "schedule": "warmup_cosine", "warmup": 100.0, "final": 0.1}
     if arg == "":
         c.steps = 5000
-        c.model.update(num_layers=6, num_heads=6, embed_dim=384, context_length=256, dropout=0.2, unroll=True)
+        c.model.update(num_layers=6, num_heads=6, embed_dim=384, context_length=256, dropout=0.2)
         c.data.batch_size = 64
         c.eval.batches = 200
     elif arg == "cpu":
         c.steps = 2000
-        c.model.update(num_layers=4, num_heads=4, embed_dim=128, context_length=64, dropout=0.0, unroll=True)
+        c.model.update(num_layers=4, num_heads=4, embed_dim=128, context_length=64, dropout=0.0)
         c.data.batch_size = 12
         c.eval.batches = 20
     else:

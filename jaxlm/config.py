@@ -71,7 +71,7 @@ def default() -> ConfigDict:
     c.model.lora.rank = 0  # 0: none
     c.model.lora.alpha = 16.0  # the products are multiplied by alpha / rank
     c.model.lora.where = "attn/c_attn/kernel$"  # the matrices, by path
-    c.model.unroll = False  # unroll the loop over layers: faster, on GPUs with less memory; compiles slower
+    c.model.unroll = True  # layers one after another: faster, on GPUs with less memory; a loop of them compiles faster
 
     c.data = ConfigDict()
     # "stdlib", a file, glob or folder of text, a .bin token file, hf://name[:split], package.module:function

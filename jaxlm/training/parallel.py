@@ -177,18 +177,29 @@ def here(arrays: PyTree) -> PyTree:
 def compile(
     fn: Callable[..., Any],
     mesh: Mesh,
+    mode: str = "jit",
     *,
+    in_axes: Any = 0,
+    out_axes: Any = 0,
     donate: tuple[int, ...] = (),
     out: PyTree | None = None,
     deterministic: bool = False,
 ) -> Callable[..., Any]:
-    """jit of a pure function over a mesh.
+    """A pure function, compiled for the devices of a mesh.
 
     Args:
+      mode: "jit"; "lanes", which is jit of its vmap over a leading axis of runs; "pmap", by `jax.pmap` over the mesh's
+        one axis, `REPLICAS`.
+      in_axes, out_axes: as of vmap and pmap.
       donate: positions of arguments whose buffers the results may take over.
-      out: how the results lie; by default they are `laid_out`.
-      deterministic: the same bits from each call on GPUs, as `parallel.deterministic` of a config.
+      out: how the results lie; by default they are `laid_out`. pmap's lie along its axis.
+      deterministic: the same bits from each call on GPUs, as `parallel.deterministic` of a config; not of pmap.
     """
+    if mode == "pmap":
+        devices = list(mesh.devices.flat)
+        return jax.pmap(fn, REPLICAS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=donate)
+    if mode == "lanes":
+        fn = jax.vmap(fn, in_axes, out_axes)
     options: dict[str, Any] | None = None
     if mesh.devices.flat[0].platform == "gpu":
         options = GPU_OPTIONS | {"xla_gpu_deterministic_ops": deterministic}

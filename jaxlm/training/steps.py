@@ -190,14 +190,10 @@ class Lanes(Steps):
         whole = parallel.laid_out(self.mesh)
         specs = PartitionSpec(*whole.spec), PartitionSpec(None, *whole.spec)
         self._lies = jax.tree.map(lambda axis: NamedSharding(self.mesh, specs[axis]), axes)
-        compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)
-        self._compile(
-            program,
-            lambda fn: compiled(
-                jax.vmap(fn, in_axes=(0, axes, 0), out_axes=(axes, 0)), donate=(1,), out=(self._lies, whole)
-            ),
-            lambda fn: compiled(jax.vmap(fn, in_axes=(axes, None))),
-        )
+        deterministic = cfg.parallel.deterministic
+        compiled = functools.partial(parallel.compile, mesh=self.mesh, mode="lanes", deterministic=deterministic)
+        steps = {"in_axes": (0, axes, 0), "out_axes": (axes, 0), "donate": (1,), "out": (self._lies, whole)}
+        self._compile(program, functools.partial(compiled, **steps), functools.partial(compiled, in_axes=(axes, None)))
         self._stack = jax.jit(lambda *states: jax.tree.map(lambda axis, *x: jnp.stack(x, axis), axes, *states))
         self._pick = jax.jit(lambda states, i: jax.tree.map(lambda axis, x: x[:, i] if axis else x[i], axes, states))
 
@@ -238,8 +234,8 @@ class Replicas(Steps):
         program = step.build(structure, axis=parallel.REPLICAS)
         first = jax.sharding.SingleDeviceSharding(self.mesh.devices.flat[0])
         self._begin(program, hparams, lambda state: jax.tree.map(lambda _: first, state))
-        pmap = functools.partial(jax.pmap, axis_name=parallel.REPLICAS, devices=list(self.mesh.devices))
-        self._compile(program, functools.partial(pmap, in_axes=(None, 0, 0), donate_argnums=(1,)), pmap)
+        compiled = functools.partial(parallel.compile, mesh=self.mesh, mode="pmap")
+        self._compile(program, functools.partial(compiled, in_axes=(None, 0, 0), donate=(1,)), compiled)
 
     def together(self, states: Sequence[State]) -> State:
         def copies(x: jax.Array) -> jax.Array:

@@ -147,7 +147,7 @@ def test_a_run_moves_between_arrangements(tmp_path):
 
 def text(name):
     """What the compiler makes of a step, of a vocabulary and layers whose sizes are no one else's."""
-    sizes = {"model__num_layers": 3, "data__micro_batches": 1, "model__context_length": 24}
+    sizes = {"model__num_layers": 3, "data__micro_batches": 1, "model__context_length": 24, "model__unroll": False}
     compiled = built(name, **sizes)[1].lower().compile()
     donated = compiled.memory_analysis().alias_size_in_bytes / compiled.memory_analysis().argument_size_in_bytes
     return {"text": compiled.as_text(), "donated": donated}
@@ -237,6 +237,7 @@ def test_a_config_says_whether_its_steps_are_deterministic(monkeypatch, determin
         return compile(*args, **kwargs)
 
     monkeypatch.setattr(parallel, "compile", spy)
+    steps._built.cache_clear()
     steps.build(resolved(parallel__deterministic=deterministic), lanes)
     assert set(told) == {deterministic}
 
