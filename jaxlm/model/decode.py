@@ -4,8 +4,9 @@ Shape letters: B batch, P prompt length after padding, N new tokens, V vocabular
 
 Compiled for buckets: rows are filled up to a power of two of at most `ROWS`; prompts, on the left, to a power of two of
 at least `SHORTEST`; and the cache has slots for the power of two at or above `max_tokens`, or for what the context can
-take. A row never looks at what fills. So its tokens are those of its prompt and seed, up to rounding: products of more
-rows, and sums over more slots, are taken in another order.
+take of the longest row; where they are full, shorter rows are read again. A row never looks at what fills. So its
+tokens are those of its prompt and seed, up to rounding: products of more rows, and sums over more slots, are taken in
+another order.
 """
 
 from __future__ import annotations
@@ -183,25 +184,25 @@ def complete(
         """Gives each row its tokens; all of them have the same number of tokens, but for those at their end."""
         filled = rows + [_Row(-1, [0], 0, 1, finish="length")] * (_bucket(len(rows)) - len(rows))
         draws = Draws(np.array([row.seed for row in filled], np.uint32), sampling, end_of_text)
-        drawn = 0
-        state = None
+        drawn = left = 0  # slots of the cache: those are sized for the longest row, and a shorter one may outlive it
         while live := [row for row in rows if not row.finish]:
-            room = min(max_tokens - drawn, context_length - max(row.window for row in live))
-            if state is None or room < 1:
-                state = read(filled, drawn, draws)
+            room = min(max_tokens - drawn, context_length - max(row.window for row in live), left)
+            if room < 1:
+                state, left = read(filled, drawn, draws)
                 steps, new = 1, (state.token_B[None], state.logprob_B[None])
             else:
                 steps = min(every, room)
                 ended_B = np.array([bool(row.finish) for row in filled])
                 state, *new = _advance(model, unstacked, state, ended_B, steps, draws, every=every, kind=sampling.kind)
+                left -= steps
             tokens_BN, logprobs_BN = (np.asarray(x)[:steps].T.tolist() for x in new)
             for b, row in enumerate(rows):
                 if not row.finish:
                     take(row, tokens_BN[b], logprobs_BN[b])
             drawn += steps
 
-    def read(rows: list[_Row], drawn: int, draws: Draws) -> State:
-        """Begins with each row's window; with half of one that is full."""
+    def read(rows: list[_Row], drawn: int, draws: Draws) -> tuple[State, int]:
+        """Begins with each row's window, with half of one that is full; and the number of slots after it."""
         live = [row for row in rows if not row.finish]
         for row in live:
             row.window = row.window if row.window < context_length else half
@@ -212,7 +213,8 @@ def complete(
         for seen, row in zip(seen_BV, rows):
             seen[row.text] = True
         windows = pad_left([[0] if row.finish else row.text[-row.window :] for row in rows], length)
-        return _begin(model, unstacked, *windows, seen_BV, drawn, draws, slots=length + new, kind=sampling.kind)
+        state = _begin(model, unstacked, *windows, seen_BV, drawn, draws, slots=length + new, kind=sampling.kind)
+        return state, new
 
     rows = [
         _Row(b, list(prompt), seed, len(prompt)) for b, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True))

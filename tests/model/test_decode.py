@@ -286,6 +286,17 @@ def test_a_row_stops_when_it_is_full_itself(complete, ids):
         assert (found.tokens, found.finish) == (row[: 12 - len(prompt)], "length")
 
 
+@pytest.mark.parametrize("beyond", ["stop", "slide"])
+def test_a_short_row_outlives_the_longest(complete, ids, beyond):
+    """The cache has slots for the longest row: here 32, and the short one draws 60."""
+    prompts, rest = [[n % 7 for n in range(60)], PROMPTS[1][:2]], {"max_tokens": 60, "context_length": 64}
+    for over in (None, lambda row, tokens: row == 0):
+        found = complete(prompts, beyond=beyond, over=over, **rest)
+        assert [row.finish for row in found] == ["stop" if over else "length", "length"]
+        assert [found[1].tokens] == ids(prompts[1:], beyond=beyond, **rest)
+        assert over or [found[0].tokens] == ids(prompts[:1], beyond=beyond, **rest)
+
+
 def test_draws_go_on_where_they_were_after_a_slide(model, unstacked, ids):
     prompt = PROMPTS[1]
     (found,) = ids([prompt], SAMPLED, seeds=[3], max_tokens=6, context_length=12)  # four, then the window is full
