@@ -33,13 +33,21 @@ def of_completions(
     """
     end, sequences, counted = [end_of_text], [], []
     for prompt, completion in rows:
-        room = context_length - len(completion)
-        if room < 1:
-            raise DataError(f"a completion of {len(completion)} tokens fills the context of {context_length}")
-        head = (prompt.tolist() or end)[-room:]
+        head = (prompt.tolist() or end)[-room(completion, context_length) :]
         sequences.append([*head, *completion.tolist(), *end])
         counted.append(len(completion) + 1)
     return of_tails(model, params, sequences, counted, context_length, batch_size, progress)[0]
+
+
+def room(completion: np.ndarray, context_length: int) -> int:
+    """Tokens that a completion of ids leaves for its prompt, at least 1.
+
+    Raises:
+      DataError: a completion that fills the context.
+    """
+    if len(completion) >= context_length:
+        raise DataError(f"a completion of {len(completion)} tokens fills the context of {context_length}")
+    return context_length - len(completion)
 
 
 def of_tails(

@@ -21,7 +21,7 @@ MOST_LABELS = 100
 CHOICES = 4
 SHOWN = 5  # wrong answers
 SPARE = 8
-"""Tokens that `generate` lets an answer have beyond the longest completion: what is longer is wrong anyway."""
+"""Tokens that `generate` lets an answer have beyond its completion: what is longer is wrong anyway."""
 
 
 class Subject(NamedTuple):
@@ -44,18 +44,19 @@ class Result(NamedTuple):
 
 
 def generate(subject: Subject) -> Result:
-    """Greedy answers: exact_match, f1 (SQuAD's), and by sacrebleu bleu and chrf, where it is installed."""
+    """Greedy answers: exact_match, f1 (SQuAD's), and by sacrebleu bleu and chrf, where it is installed. A prompt that
+    leaves no room for its own completion is cut on the left."""
     tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
-    longest = max(len(completion) for _, completion in pairs) + SPARE
-    room = max(1, subject.context_length - longest)
-    prompts = [(ids.tolist() or [tokenizer.end_of_text])[-room:] for ids, _ in pairs]
+    rooms = [max(1, likelihoods.room(completion, subject.context_length) - SPARE) for _, completion in pairs]
+    prompts = [(ids.tolist() or [tokenizer.end_of_text])[-room:] for (ids, _), room in zip(pairs, rooms, strict=True)]
+    longest = max(len(completion) for _, completion in pairs)
     written = generation.continued(
         subject.model,
         subject.params,
         tokenizer,
         prompts,
         [0] * len(pairs),
-        Request(max_tokens=longest, temperature=0.0, beyond="stop"),
+        Request(max_tokens=longest + SPARE, temperature=0.0, beyond="stop"),
         subject.context_length,
         progress=subject.progress,
     )

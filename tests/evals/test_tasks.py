@@ -11,7 +11,7 @@ import jaxlm
 from jaxlm import data, evaluate
 from jaxlm.data import examples
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.evals import asking, likelihoods, tasks
+from jaxlm.evals import asking, generation, likelihoods, tasks
 from jaxlm.model import gpt2
 from tests.tiny import resolved, tiny
 
@@ -154,6 +154,20 @@ def test_generate_compares_what_is_written(subject, capsys):
     assert [item["answer"] for item in found.details][:2] == ["12", "12"]
     assert {"generate/bleu", "generate/chrf"} <= set(found.metrics)
     assert found.text.splitlines()[1:3] == ["2 of 4 answers are not the reference", "'b:': '12', expected '13'"]
+
+
+def test_one_long_completion_cuts_no_other_prompt(subject, monkeypatch):
+    asked, given = subject([("question one:", "yes"), ("q" * T + "two:", "no"), ("three:", "ab" * 10)]), []
+
+    def continued(model, params, tokenizer, prompts, *_, **__):
+        given.extend(map(tokenizer.decode, prompts))
+        return [generation.Continuation("", [], [], "length")] * len(prompts)
+
+    monkeypatch.setattr(generation, "continued", continued)
+    tasks.generate(asked)
+    assert given == ["question one:", "q" * (T - 2 - tasks.SPARE - 4) + "two:", "ree:"]
+    with pytest.raises(DataError, match="a completion of 32 tokens fills the context of 32"):
+        tasks.generate(subject([("a:", "b"), ("c:", "d" * T)]))
 
 
 def test_names_of_tasks(tmp_path, monkeypatch):
