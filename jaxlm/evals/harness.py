@@ -20,8 +20,9 @@ Z95 = 1.96
 def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: int, batch_size: int) -> Any:
     """A `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`.
 
-    Long requests are treated as its `hf` model treats them: a context loses its start. But a text that is asked to be
-    longer than the model's context is not refused, it ends where the context is full.
+    Long requests are treated as its `hf` model treats them: a context loses its start. But a prompt that the model's
+    context can take stays whole, and its text ends where the context is full; one that it can't keeps at least half a
+    context, however much text is asked for.
 
     Raises:
       ConfigError: lm_eval is not installed.
@@ -81,7 +82,9 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
             for chosen in alike.values():
                 asked = normalize_gen_kwargs(requests[chosen[0]].args[1])
                 most = min(asked["max_gen_toks"], context_length - 1)
-                prompts = [generation.encode(tokenizer, requests[i].args[0])[most - context_length :] for i in chosen]
+                kept = max(context_length - most, context_length // 2)
+                prompts = [generation.encode(tokenizer, requests[i].args[0]) for i in chosen]
+                prompts = [prompt if len(prompt) < context_length else prompt[-kept:] for prompt in prompts]
                 found = generation.continued(
                     model,
                     params,

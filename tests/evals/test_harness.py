@@ -98,6 +98,15 @@ def test_a_text_ends_where_the_context_is_full(ours):
     assert 0 < len(text) <= 15
 
 
+@pytest.mark.parametrize(("length", "read", "written"), [(9, 9, 7), (15, 15, 1), (16, 8, 8), (50, 8, 8)])
+def test_what_is_asked_for_leaves_the_prompt(ours, length, read, written):
+    """By default 256 tokens, of a context of 16: the prompt was once cut to its last token."""
+    prompt, asked = "abcdefghij" * 5, {"until": [], "do_sample": False}
+    (text,) = ours.generate_until(requests([(prompt[-length:], asked)]))
+    assert ours.generate_until(requests([(prompt[-read:], asked | {"max_gen_toks": written})])) == [text]
+    assert len(text) == written
+
+
 def test_a_continuation_longer_than_the_context_is_an_error(ours):
     with pytest.raises(DataError, match="a continuation of 17 tokens is longer than the context of 16"):
         ours.loglikelihood(requests([("x", "y" * 17)]), disable_tqdm=True)
