@@ -122,7 +122,7 @@ class Examples:
             self._spans = self._fitted(*_parts(self._tokens, tokenizer, file), section.too_long)
             self._what = "pairs"
         else:
-            self._spans = _documents(np.flatnonzero(self._tokens == tokenizer.end_of_text), context_length)
+            self._spans = _documents(self._tokens, tokenizer.end_of_text, context_length)
         if not len(self._spans):
             raise DataError(f"none of the {self._what} in {file.path} fits a context of {context_length} tokens")
         heads, tails = self._spans[:, 1] - self._spans[:, 0], self._spans[:, 3] - self._spans[:, 2]
@@ -207,11 +207,12 @@ class Examples:
         return np.stack([first + cut, stop, middle + 1, last + 1], axis=1)[kept]
 
 
-def _documents(ends: np.ndarray, context_length: int) -> np.ndarray:
+def _documents(tokens: np.ndarray, end_of_text: int, context_length: int) -> np.ndarray:
     """Spans int64[E, 4] of documents: the token before, and at most T that follow it."""
     spans = []
     before = 0  # the first document has no end of text before it: its first token is not predicted
-    for end in ends.tolist():
+    # the last one has none after it where a token file was parted within it
+    for end in np.union1d(np.flatnonzero(tokens == end_of_text), len(tokens) - 1).tolist():
         for start in range(before, end, context_length):
             spans.append((start, start + 1, start + 1, min(start + context_length, end) + 1))
         before = end

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from jaxlm import config, data
 from jaxlm.data import batches, examples
+from jaxlm.data.tokenizers import Bytes
 from jaxlm.errors import ConfigError, DataError
 
 END = 256  # end of text, of the bytes tokenizer
@@ -135,6 +136,19 @@ def test_documents_are_packed_too(tmp_path):
         ([END, *ids("kl"), END], [1, 1, 1]),
     ]
     assert sum(batch["weights"].sum(1)) == found.train.num_tokens - 1
+
+
+@pytest.mark.parametrize("text", ["abcdefghijklmnopqrst", "abc\0defghijklmnopqrst"])
+def test_of_a_document_that_was_parted_nothing_is_lost(tmp_path, text):
+    tokens = np.array([END if c == "\0" else ord(c) for c in text])
+    data.write_tokens(tmp_path / "a.bin", [tokens], Bytes())
+    cfg = config.default()
+    cfg.data.update(source=str(tmp_path / "a.bin"), validation="25%", pack=True)
+    found = data.open(cfg.data)
+    for file in (found.train, found.validation):
+        (batch,) = data.held_out(cfg.data, found.tokenizer, file, 6, 4).batches
+        assert batch["weights"].sum() == file.num_tokens - 1
+        assert sorted(batch["targets"][batch["weights"] > 0]) == sorted(file.tokens[1:])
 
 
 def test_a_token_file_has_no_pairs(tmp_path, opened):
