@@ -51,7 +51,7 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
 
     Args:
       path: NAME.bin.
-      documents: integer arrays [N]; an end-of-text token is added where the last one is another.
+      documents: integer arrays [N], of one document or more; an end-of-text token is added where the last is another.
       tokenizer: that made the ids. It is kept in NAME.json.
 
     Raises:
@@ -69,7 +69,8 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
             if not len(ids) or ids[-1] != tokenizer.end_of_text:
                 ids = np.append(ids.astype(np.int64), tokenizer.end_of_text)
             _check_range(ids, tokenizer)
-            yield Chunk(ids, int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), 1)
+            ends = int(np.count_nonzero(ids == tokenizer.end_of_text))
+            yield Chunk(ids, int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), ends)
 
     try:
         write(path, chunks(), tokenizer, source="")

@@ -228,6 +228,14 @@ def test_end_of_text_is_added_once(tmp_path: Path) -> None:
     assert file.tokens.tolist() == [1, 2, 256, 3, 256, 256] and file.num_documents == 3
 
 
+def test_documents_are_counted_by_their_ends(section, tmp_path: Path) -> None:
+    """An array may hold many: once it counted as one, and a part of the file as fewer than none."""
+    file = data.write_tokens(tmp_path / "a.bin", [np.array([1, 256] * 50)], Bytes())
+    opened = data.open(section(file.path, validation="20%"))
+    assert opened.validation is not None
+    assert [part.num_documents for part in (file, opened.train, opened.validation)] == [50, 40, 10]
+
+
 def test_four_byte_tokens(tmp_path: Path) -> None:
     tokenizer = Chars("".join(chr(0x10000 + i) for i in range(70_000)))
     file = data.write_tokens(tmp_path / "a.bin", [np.array([1, 69_999])], tokenizer)
