@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 BPE_SMALLEST = 257  # every byte, and the end of text
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # these name the eos token of a tokenizer.json
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ckpt")
 
 
 def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
@@ -83,8 +84,10 @@ def key(spec: str) -> str:
         return spec
     if path.is_file():
         found = [path, *(path.parent / name for name in _BESIDE)]
-    else:
-        found = [path / name for name in ("tokenizer.json", *_BESIDE, "vocab.json", "merges.txt", "tokenizer.model")]
+    elif (path / "tokenizer.json").is_file():
+        found = [path / name for name in ("tokenizer.json", *_BESIDE)]
+    else:  # transformers knows which it reads: vocab.txt, spiece.model, ...
+        found = [file for file in sorted(path.iterdir()) if file.suffix not in _WEIGHTS]
     digest = hashlib.sha256()
     for file in filter(Path.is_file, found):
         digest.update(json.dumps([file.name, hashlib.sha256(_read(file)).hexdigest()]).encode())

@@ -237,3 +237,16 @@ def test_key_holds_the_content_of_local_files(bpe: Tokenizer, tmp_path: Path) ->
         save(tmp_path, bpe, version=spec)
         assert len({before, between, key(spec)}) == 3
         (tmp_path / "tokenizer_config.json").unlink()
+
+
+@pytest.mark.parametrize("name", ["vocab.txt", "spiece.model", "merges.txt", "added_tokens.json"])
+def test_key_holds_all_that_an_older_folder_may_be_read_from(tmp_path: Path, name: str) -> None:
+    (tmp_path / "vocab.json").write_text("{}")
+    (tmp_path / "a-folder").mkdir()
+    keys = [key(str(tmp_path))]
+    for content in ("a", "b"):
+        (tmp_path / name).write_text(content)
+        keys.append(key(str(tmp_path)))
+    assert len(set(keys)) == 3
+    (tmp_path / "model.safetensors").write_bytes(b"weights, which may be large")
+    assert key(str(tmp_path)) == keys[-1]
