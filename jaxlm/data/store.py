@@ -91,8 +91,8 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
     text = sources.open_source(source, form=form, errors=section.errors)
 
     def build(entry: Path) -> None:
-        documents = _tracked(text, "tokenizing", progress and sys.stderr.isatty())
-        write(entry / "text.bin", _encoded(documents, tokenizer), tokenizer, text.fingerprint)
+        chunks = _encoded(_tracked(text, "tokenizing", progress and sys.stderr.isatty()), tokenizer)
+        write(entry / "text.bin", _if_unchanged(chunks, section, text), tokenizer, text.fingerprint)
 
     what = [FORMAT, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
     return _through_cache(section, what, ("text",), build)["text"]
@@ -141,8 +141,19 @@ def _build(
     tokenizer = tokenizer_specs.build(section.tokenizer, corpus())
     for split in splits:
         name = "train" if split is train else "validation"
-        documents = _tracked(split, f"tokenizing {name}", progress)
-        write(entry / f"{name}.bin", _encoded(documents, tokenizer), tokenizer, split.fingerprint)
+        chunks = _encoded(_tracked(split, f"tokenizing {name}", progress), tokenizer)
+        if split is train:  # the last, which completes the entry
+            chunks = _if_unchanged(chunks, section, *filter(None, (text, other)))
+        write(entry / f"{name}.bin", chunks, tokenizer, split.fingerprint)
+
+
+def _if_unchanged(chunks: Iterator[Chunk], section: Section, *read: Source) -> Iterator[Chunk]:
+    """`chunks`, and an error at their end where a source is no more what the key of the cache says."""
+    yield from chunks
+    for source in read:
+        now = sources.open_source(source.name, form=forms.of(section), errors=section.errors)
+        if now.fingerprint != source.fingerprint:
+            raise DataError(f"{source.name} has changed while it was read; run again when it is complete")
 
 
 def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:

@@ -180,6 +180,34 @@ def test_failure_leaves_nothing_behind(section, tmp_path: Path) -> None:
     assert list(entries(tmp_path)[0].iterdir()) == []
 
 
+@pytest.mark.parametrize("validation", ["20%", "other.txt"])
+def test_a_source_that_changes_as_it_is_read_is_not_cached(
+    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, validation: str
+) -> None:
+    (tmp_path / "other.txt").write_text("other")
+    monkeypatch.chdir(tmp_path)
+    wanted, late = section(corpus, validation=validation), tmp_path / "late.txt"
+    late.write_text("late")
+    changed = Path(validation) if validation == "other.txt" else corpus / "07.txt"
+    build = tokenizer_specs.build
+
+    def after_a_write(*args):
+        changed.write_text("written meanwhile")
+        return build(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizer_specs, "build", after_a_write)
+        with pytest.raises(DataError, match="has changed while it was read; run again"):
+            data.open(wanted)
+    assert not list((tmp_path / "cache").rglob("train.*"))
+
+    encode = Bytes.encode
+    monkeypatch.setattr(Bytes, "encode", lambda *args: (late.write_text("later"), encode(*args))[1])
+    with pytest.raises(DataError, match="late.txt has changed while it was read"):
+        store.tokenize(str(late), Bytes(), wanted)
+    assert not list((tmp_path / "cache").rglob("text.*"))
+
+
 def _open_in_process(args: tuple) -> tuple[str, str]:
     wanted, cache = args
     os.environ["JAXLM_CACHE"] = cache
