@@ -35,20 +35,29 @@ def share(validation: str) -> float | None:
 def split(source: Source, share: float) -> tuple[Source, Source]:
     """Parts a source into (train, held out), the latter with about `share` of the bytes. Reads it once.
 
-    Whole documents are held out, chosen by a hash of their names: so no text is on both sides, no seed moves it, and
-    a document added to a folder leaves most of the others where they were. Of a single document, the tail is held out.
+    Whole documents are held out, chosen by a hash of their names, and with one all that are equal to it: so no
+    document is on both sides, no seed moves it, and one that is added to a folder leaves most of the others where they
+    were. Of a single document, the tail is held out.
 
     Raises:
-      DataError: the source has no two characters to part.
+      DataError: the source has no two characters, or no two different documents, to part.
     """
-    hashes, lengths = array("Q"), array("Q")
+    names, texts, lengths = array("Q"), array("Q"), array("Q")
     for document in source.read():
-        hashes.append(int.from_bytes(hashlib.sha256(document.name.encode("utf-8", "surrogateescape")).digest()[:8]))
-        lengths.append(len((document.text + (document.completion or "")).encode()))
+        text = (document.text + (document.completion or "")).encode()
+        names.append(_hash(document.name.encode("utf-8", "surrogateescape")))
+        texts.append(_hash(text))
+        lengths.append(len(text))
     sizes = np.array(lengths, np.int64)
     if len(sizes) == 1:
         return _split_text(source, share)
-    held = _held_out(np.array(hashes), sizes, share)
+    _, first, group = np.unique(np.array(texts), return_index=True, return_inverse=True)
+    if len(first) == 1:
+        raise DataError(
+            f'all {len(sizes)} documents of {source.name} are equal: nothing to hold out; set data.validation=""'
+        )
+    leads, group = np.unique(first[group], return_inverse=True)  # the first of those that are equal, in their order
+    held = _held_out(np.array(names)[leads], np.bincount(group, sizes).astype(np.int64), share)[group]
 
     def part(side: str, chosen: np.ndarray) -> Source:
         def read() -> Iterator[Document]:
@@ -57,6 +66,10 @@ def split(source: Source, share: float) -> tuple[Source, Source]:
         return Source(source.name, _side(source, share, side), int(sizes[chosen].sum()), read)
 
     return part("train", ~held), part("held out", held)
+
+
+def _hash(raw: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(raw).digest()[:8])
 
 
 def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:

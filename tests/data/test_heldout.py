@@ -44,6 +44,16 @@ def test_split_holds_out_whole_documents() -> None:
     assert len(held_now & set(held)) >= len(held) - 1, "a new document leaves the others where they were"
 
 
+def test_equal_documents_are_on_one_side() -> None:
+    texts = {f"{i:03}.txt": f"{i % 40} " * (i % 40 % 7 + 1) for i in range(300)}
+    train, held = ({d.text for d in part.read()} for part in heldout.split(source(texts), 0.1))
+    assert train and held and not train & held
+    sizes = [part.num_bytes for part in heldout.split(source(texts), 0.1)]
+    assert sizes[1] / sum(sizes) == pytest.approx(0.1, abs=0.03)
+    with pytest.raises(DataError, match="all 3 documents of a source are equal: nothing to hold out; set data.valid"):
+        heldout.split(source(dict.fromkeys("abc", "same")), 0.1)
+
+
 def test_split_counts_and_names_its_sides() -> None:
     whole = source({"a.txt": "é" * 90, "b.txt": "b" * 20})
     train, held = heldout.split(whole, 0.1)
