@@ -175,9 +175,11 @@ def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:
 def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Chunk]:
     """Token ids of documents, some megabytes of text at a time. Each ends in end of text, and of a pair the prompt does
     too: so a pair's tokens say where it is parted."""
+    seen: list[Document] = []  # those of a group, for the error
 
     def pieces() -> Iterator[str | _End]:
         for document in documents:
+            seen.append(document)
             yield from tokenizer.pieces(document.text)
             if document.completion is not None:
                 yield _End.PROMPT
@@ -187,9 +189,24 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
     end = np.array([tokenizer.end_of_text], tokenizer.dtype)
     for group in tokenizers.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
         texts = [piece for piece in group if isinstance(piece, str)]
-        encoded = iter(tokenizer.encode_batch(texts))
+        try:
+            encoded = iter(tokenizer.encode_batch(texts))
+        except DataError:
+            _name_fault(tokenizer, seen)
+            raise
+        del seen[:-1]  # the last one may go on in the next group
         ids = np.concatenate([next(encoded) if isinstance(piece, str) else end for piece in group])
         yield Chunk(ids, sum(len(text.encode()) for text in texts), group.count(_End.DOCUMENT))
+
+
+def _name_fault(tokenizer: Tokenizer, documents: Iterable[Document]) -> None:
+    """The error of the first document that can't be encoded, with its name; a position is that in the document."""
+    for document in documents:
+        try:
+            tokenizer.encode(document.text)
+            tokenizer.encode(document.completion or "")
+        except DataError as error:
+            raise DataError(f"{document.name}: {error}") from error
 
 
 class _End(enum.Enum):

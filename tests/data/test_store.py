@@ -446,6 +446,19 @@ def test_sources_that_do_not_mix(section, token_file: data.TokenFile, corpus: Pa
         data.open(section(token_file.path, validation=other.path))
 
 
+def test_an_unknown_character_is_told_with_its_document_and_place(
+    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chars = tokenizer_specs.build("chars", (path.read_text() for path in corpus.iterdir()))
+    (corpus / "07.txt").write_text("document " * 50 + "Ω")
+    with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
+        store.tokenize(str(corpus), chars, section(corpus))
+    monkeypatch.setattr(tokenizers, "_PIECE", 100)
+    monkeypatch.setattr(store, "_CHUNK", 250)
+    with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
+        store.tokenize(str(corpus), chars, section(corpus))
+
+
 def test_a_cached_file_can_be_a_source(section, corpus: Path, tmp_path: Path) -> None:
     cached = data.open(section(corpus, tokenizer="chars"))
     again = data.open(section(cached.train.path))
