@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from jaxlm.evals import generation
+    from jaxlm.evals import asking, generation
     from jaxlm.training import host
     from jaxlm.training.load import load
 
@@ -66,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
         print()
     for i, sample in enumerate([] if show else samples):
         between = ("\n" + "-" * 40 + "\n") if i else ""
-        print(json.dumps(sample._asdict()) if args.json else between + sample.prompt + sample.text)
+        text = between + sample.prompt + sample.text + "\n"
+        print(asking.as_line(sample._asdict()) if args.json else text, end="")
     return 0
 
 

@@ -185,6 +185,19 @@ def test_names_of_tasks(tmp_path, monkeypatch):
         asking.find("mine:siz")
 
 
+def test_json_has_no_bare_nan():
+    nan, inf = float("nan"), float("inf")
+    found = {"classify": tasks.Result({"classify/accuracy": nan}, {"classify/accuracy": (-inf, 1.0)}, [{"a": nan}])}
+    said = json.loads(asking.report({"step": 3, "eval/loss": inf}, found, as_json=True), parse_constant=pytest.fail)
+    assert said == {
+        "step": 3,
+        "eval/loss": "inf",
+        "eval/classify/accuracy": "nan",
+        "intervals": {"eval/classify/accuracy": ["-inf", 1.0]},
+        "details": {"classify": [{"a": "nan"}]},
+    }
+
+
 @pytest.mark.slow
 def test_tasks_in_training_and_afterwards(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
