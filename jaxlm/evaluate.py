@@ -28,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--task",
         action="append",
         default=[],
-        help="generate, classify, classify_by_length, choice or package.module:function; may be given several times",
+        help="perplexity, which is loss, perplexity and bits per byte and comes with each of the others; generate, "
+        "classify, classify_by_length, choice or package.module:function; may be given several times",
     )
     parser.add_argument(
         "--harness",

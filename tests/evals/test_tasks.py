@@ -185,6 +185,20 @@ def test_names_of_tasks(tmp_path, monkeypatch):
         asking.find("mine:siz")
 
 
+def test_perplexity_is_the_name_of_what_is_always_told(trained, tmp_path, capsys):
+    found = []
+    for flags in ([], ["--task=perplexity"]):
+        assert evaluate.main([f"--checkpoint={trained}", "--json", *flags]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    assert found[1] == found[0] | {"intervals": {}, "details": {"perplexity": None}} and "eval/perplexity" in found[0]
+    assert evaluate.main([f"--checkpoint={trained}", "--task=perplexity"]) == 0
+    assert "eval/bits_per_byte" in capsys.readouterr().out
+    metrics = [
+        jaxlm.train(tiny(eval__tasks=names), tmp_path / f"{len(names)}").metrics for names in ((), ("perplexity",))
+    ]
+    assert metrics[0]["eval/perplexity"] == metrics[1]["eval/perplexity"]
+
+
 def test_json_has_no_bare_nan():
     nan, inf = float("nan"), float("inf")
     found = {"classify": tasks.Result({"classify/accuracy": nan}, {"classify/accuracy": (-inf, 1.0)}, [{"a": nan}])}
