@@ -79,9 +79,8 @@ def run(args: argparse.Namespace) -> int:
     if of_text:
         split = data.tokenize(args.data, tokenizer, cfg.data, progress=True) if args.data else held_out(cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
-        facts |= perplexity.evaluate_split(
-            model, params, tokenizer, split, cfg.data, stride=args.stride, **shown, **bar
-        )
+        how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
+        facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
         subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar)
         results = {name: function(subject) for name, function in wanted.items()}
     if args.harness:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxlm.data import TokenFile, Tokenizer, evaluation, examples, held_out
@@ -23,9 +24,33 @@ PyTree = Any
 _CHUNK = 2**20  # tokens decoded at once
 
 
-def token_sums(model: Model, params: PyTree, batch: Any) -> TokenSums:
-    """The weighted sums of a batch of int32[B, T], without dropout. Pure; how it is compiled is the caller's affair."""
-    return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
+def token_sums(model: Model, params: PyTree, batch: Any, chunks: int = 1) -> TokenSums:
+    """The weighted sums of a batch of int32[B, T], without dropout. Pure; how it is compiled is the caller's affair.
+
+    Args:
+      chunks: parts of T, one after another, whose logits are in memory at a time, as `model.loss_chunks`; 0 is 1.
+
+    Raises:
+      ValueError: T does not divide into the chunks.
+    """
+    if chunks < 2:
+        return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
+    if batch["inputs"].shape[1] % chunks:
+        raise ValueError(f"{batch['inputs'].shape[1]} positions do not divide into {chunks} chunks of the loss")
+    hidden_BTD = model.hidden(params, batch)
+    head_VD = model.head(params).astype(hidden_BTD.dtype)
+    vocab_size = jax.eval_shape(model.apply, params, batch).shape[-1]  # the head's rows from there on are padding
+
+    def cut(x: jax.Array) -> jax.Array:
+        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> TokenSums:
+        hidden_BTD, *wanted = part
+        logits_BTV = jnp.einsum("btd,vd->btv", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
+        return losses.token_sums(logits_BTV[..., :vocab_size], *wanted)
+
+    sums = jax.lax.map(one, jax.tree.map(cut, (hidden_BTD, batch["targets"], batch["weights"])))
+    return jax.tree.map(functools.partial(jnp.sum, axis=0), sums)
 
 
 def sums(eval_step: Callable[[Any], TokenSums], batches: Iterable[Any]) -> TokenSums:
@@ -73,6 +98,7 @@ def evaluate_split(
     batch_size: int,
     context_length: int,
     stride: int = 0,
+    chunks: int = 1,
     progress: bool = False,
 ) -> dict[str, float]:
     """Metrics over a whole split, whose documents or pairs are in the context as they are in training.
@@ -80,6 +106,7 @@ def evaluate_split(
     Args:
       section: `cfg.data`, for what a row is made of.
       stride: as `jaxlm.data.evaluation` takes it: below context_length, windows overlap and tokens have more context.
+      chunks: as `token_sums` takes it.
       progress: show a bar on stderr.
 
     Returns:
@@ -97,7 +124,8 @@ def evaluate_split(
     if stride:
         batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
     shown = tracked(batches, "evaluating", progress)
-    eval_step = functools.partial(jax.jit(functools.partial(token_sums, model)), jax.device_put(params))
+    compiled = jax.jit(functools.partial(token_sums, model, chunks=chunks))
+    eval_step = functools.partial(compiled, jax.device_put(params))
     total = sums(eval_step, shown)
     found, tokens = metrics(total, bytes_per_token), round(float(total.weight))
     if not running:

@@ -1,3 +1,4 @@
+import functools
 import math
 
 import jax
@@ -91,6 +92,28 @@ def test_a_loss_out_of_hand_is_reported_and_does_not_raise(nll, perplexity):
     sums = TokenSums(*map(jnp.float32, (nll, nll, 0, 1)))
     metrics = evaluate(lambda _: sums, [None], bytes_per_token=1.0)
     np.testing.assert_equal((metrics["eval/loss"], metrics["eval/perplexity"]), (nll, perplexity))
+
+
+@pytest.mark.parametrize("tied", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_sums_in_parts_are_those_of_the_whole_in_less_memory(tied, dtype):
+    model = gpt2.build(resolved(model__context_length=64, model__tie_embeddings=tied, model__dtype=dtype).model)
+    params = jax.tree.map(lambda x: 10 * x, model.init(jax.random.key(0)))
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, 257, (2, 16, 64), dtype=np.int32)
+    rows = {"inputs": ids[0], "targets": ids[1], "weights": rng.uniform(0, 2, (16, 64)).astype(np.float32)}
+
+    def compiled(chunks):
+        return jax.jit(functools.partial(perplexity.token_sums, model, chunks=chunks)).lower(params, rows).compile()
+
+    whole, parts = compiled(1), compiled(8)
+    np.testing.assert_allclose(parts(params, rows), whole(params, rows), rtol=1e-6)
+    np.testing.assert_array_equal(compiled(0)(params, rows), whole(params, rows))
+    logits = 16 * 64 * 257 * 4
+    saved = whole.memory_analysis().temp_size_in_bytes - parts.memory_analysis().temp_size_in_bytes
+    assert saved > logits / 2
+    with pytest.raises(ValueError, match="64 positions do not divide into 7 chunks"):
+        compiled(7)
 
 
 # A whole split
