@@ -173,7 +173,8 @@ def build(
         return State(state.step + 1, params, opt_state, state.key), metrics
 
     def eval_step(state: State, batch: Batch, of: str = "") -> losses.TokenSums:
-        return over_axis(perplexity.token_sums(model, evaluation_params(state.opt_state, state.params)[of], batch))
+        params = evaluation_params(state.opt_state, state.params)[of]
+        return over_axis(perplexity.token_sums(model, params, batch, structure.model.loss_chunks))
 
     return Program(init, train_step, eval_step, model)
 
