@@ -17,7 +17,7 @@ from pathlib import Path
 
 from experiments.bench import machine, report
 
-SUITES = ("step", "switches", "optimizer", "energy", "lanes", "decode", "data", "startup", "host", "save", "load")
+SUITES = ("step", "switches", "optimizer", "energy", "lanes", "decode", "data", "startup", "host", "checkpoint", "load")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

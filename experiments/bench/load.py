@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from experiments.bench import machine
 from experiments.bench.cases import BABY, GPT2, Case
+from experiments.bench.checkpoint import state_of
 from experiments.bench.remote import Remote
 from experiments.bench.report import Limit, Row
-from experiments.bench.save import state_of
 from experiments.bench.timing import Spread, interleave, spread
 
 LIMIT = Limit("value", "<=", 2.5)

@@ -13,6 +13,7 @@ import pytest
 from experiments.bench import __main__ as bench
 from experiments.bench import (
     cases,
+    checkpoint,
     decode,
     gpu_sizes,
     lanes,
@@ -20,7 +21,6 @@ from experiments.bench import (
     machine,
     optimizer,
     report,
-    save,
     step,
     switches,
     trace,
@@ -381,9 +381,9 @@ def test_the_decode_suite_refuses_to_time_what_differs(monkeypatch):
 
 @pytest.mark.slow
 def test_the_save_suite():
-    rows = save.measure(cases.NANO._replace(vocab_size=257), rounds=1)
+    rows = checkpoint.measure(cases.NANO._replace(vocab_size=257), rounds=1)
     held, whole, restored = (row.value.median for row in rows)
-    assert 0 < held <= whole and restored > 0 and rows[0].limit == save.LIMIT
+    assert 0 < held <= whole and restored > 0 and rows[0].limit == checkpoint.LIMIT
 
 
 @pytest.mark.slow

@@ -23,14 +23,14 @@ def run(quick: bool) -> list[Row]:
 
 def measure(case: Case, rounds: int) -> list[Row]:
     machine.say(f"save: {case.name}, {rounds} rounds")
-    with tempfile.TemporaryDirectory() as temporary, Remote("experiments.bench.save:Jaxlm") as jaxlm:
+    with tempfile.TemporaryDirectory() as temporary, Remote("experiments.bench.checkpoint:Jaxlm") as jaxlm:
         times = [jaxlm.call("save", case, temporary, n) for n in range(1, rounds + 1)]
     held, whole, restored = (spread(list(found)) for found in zip(*times, strict=True))
     name = f"{case.name}, fp32, with Adam's moments"
     return [
-        Row("save", f"{name}: a save holds training up", "s", held, limit=LIMIT),
-        Row("save", f"{name}: until it is whole, hashes included", "s", whole),
-        Row("save", f"{name}: checking all hashes and restoring", "s", restored),
+        Row("checkpoint", f"{name}: a save holds training up", "s", held, limit=LIMIT),
+        Row("checkpoint", f"{name}: until it is whole, hashes included", "s", whole),
+        Row("checkpoint", f"{name}: checking all hashes and restoring", "s", restored),
     ]
 
 
