@@ -140,6 +140,11 @@ def remarks(cfg: FrozenConfigDict) -> list[str]:
         return said
     if reason := attention.falls_back(model):
         said.append(f"attention is computed in blocks: {reason}")
+    if jax.__version_info__ < (0, 11, 1):  # openxla/xla#46225
+        said.append(
+            f"warning: JAX {jax.__version__} computes the embedding's gradient slowly on GPUs; Python >= 3.12 has a "
+            "JAX >= 0.11.1, which does not"
+        )
     if flops.peak_flops(kind, model.dtype) is None:
         said.append(f"warning: no MFU: the peak of {kind!r} in {model.dtype} is not known")
     return said

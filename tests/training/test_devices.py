@@ -100,9 +100,10 @@ def test_pmap_is_for_one_process(monkeypatch):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """(device_kind): as if JAX's devices were such GPUs."""
+    """(device_kind, version): as if JAX, of that version, saw such GPUs."""
 
-    def see(kind):
+    def see(kind, version=(0, 11, 1)):
+        monkeypatch.setattr(jax, "__version_info__", version)
         monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
         monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(device_kind=kind)])
 
@@ -122,6 +123,12 @@ def test_attention_that_is_not_cudnns_is_told_on_a_gpu(gpu, changes, said):
     gpu("NVIDIA H200")
     remarks = devices.remarks(resolved(**WIDE | changes))
     assert len(remarks) == len(said) and all(one in remark for one, remark in zip(said, remarks))
+
+
+def test_a_jax_that_is_slow_on_gpus_is_warned_of(gpu):
+    gpu("NVIDIA H200", (0, 11, 0))
+    (remark,) = devices.remarks(resolved(**WIDE, model__dtype="bfloat16"))
+    assert remark.startswith("warning: JAX ") and "the embedding's gradient slowly on GPUs" in remark
 
 
 def test_a_peak_that_is_not_known_is_told(gpu):
