@@ -1,5 +1,6 @@
 import functools
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -160,6 +161,21 @@ def test_loops_and_remat_give_the_same_loss_and_gradients(build, hashed, dropout
     for path, a, b in zip(tree.paths(gradient), jax.tree.leaves(gradient), jax.tree.leaves(other_gradient)):
         np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * np.abs(a).max(), err_msg=path)
         assert np.abs(a).max() > 0, path
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_gradients_of_rows_are_float32_scatters_and_positions_are_a_slice(build, params, packed):
+    rows = {"inputs": tokens()}
+    if packed:
+        rows |= {name: np.zeros_like(tokens()) for name in ("positions", "segment_ids")}
+
+    def total(params):
+        return build(dtype="bfloat16").hidden(params, rows).astype(jnp.float32).sum()
+
+    text = jax.jit(jax.grad(total)).lower(params).as_text()
+    scattered = re.findall(r"stablehlo.scatter.*?-> tensor<[0-9x]*(\w+)>", text, re.DOTALL)
+    assert scattered == ["f32"] * (1 + packed)
+    assert text.count('"stablehlo.gather"') == 1 + packed
 
 
 def test_one_product_for_queries_keys_and_values_is_three(build, model, params):
