@@ -246,7 +246,7 @@ def _latest(where: Path) -> tuple[int, dict[str, float]]:
     found: dict[str, Any] = {}
     for line in lines:
         with contextlib.suppress(ValueError):  # the first may be cut
-            found |= json.loads(line)
+            found |= writers.floats(json.loads(line))
     return int(found.get("step", 0)), found
 
 

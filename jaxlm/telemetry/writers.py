@@ -106,10 +106,12 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
       DataError: a line before the last is not a row.
       OSError: the file can't be read.
     """
-    return [
-        {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
-        for _, row in _rows(path.read_bytes(), path)
-    ]
+    return [floats(row) for _, row in _rows(path.read_bytes(), path)]
+
+
+def floats(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row as JSON gives it, with its non-finite numbers, which are strings there, as floats again."""
+    return {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
 
 
 class _Jsonl:

@@ -283,6 +283,17 @@ def test_configs_reach_workers_equal(tmp_path):
     assert halved.update({"w": 1.0}, halved.init({"w": 1.0}), {"w": 1.0})[0] == {"w": 0.5}
 
 
+def test_a_run_that_diverges_is_shown(tmp_path, capsys):
+    one = study.trial(study.arm(small(), "clip"), "clip", 0)
+    rows = ({"step": 1, "train/loss": 3.0, "eval/loss": "inf"}, {"step": 2, "train/loss": "nan"})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "status.json").write_text('{"status": "running", "step": 2}')
+    with Board(1, 12) as board, cluster._Shown(one, tmp_path, board) as shown:
+        shown.look()
+        shown.close()
+    assert "step 2 of 12  train/loss nan  eval/loss inf" in capsys.readouterr().err
+
+
 def call(address):
     with Signals() as signals, Board(0, 0) as board:
         cluster.on_ray(address)([], Path(), board, signals)
