@@ -157,8 +157,7 @@ def _run(groups: Sequence[Group], workdir: Path, environment: dict[str, str], bo
 
         shown = {}
         for group in groups:
-            for i in range(0, len(group.trials), group.lanes):
-                chunk = Group(group.trials[i : i + group.lanes], group.lanes)
+            for chunk in group.parts():
                 submit(chunk)
                 for one in chunk.trials:
                     shown[one.address] = stack.enter_context(_Shown(one, folder(workdir, one), board))

@@ -172,7 +172,7 @@ class Programs:
 
 
 def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Signals) -> None:
-    """Trains runs of one program to their ends, at most `lanes` at once; each goes on from its latest checkpoint.
+    """Trains runs of one program, at most `lanes` of them, to their ends; each goes on from its latest checkpoint.
 
     Once a signal is caught, runs may not be over. One that diverges says so in its status.
 
@@ -180,22 +180,15 @@ def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Si
       ConfigError, DataError: as `loop.train`.
     """
     cfg = members[0].prepared.config
-    for chunk in _cut(members, lanes):
-        with contextlib.ExitStack() as stack:
-            stack.enter_context(memory.explained(cfg))
-            steps = programs.steps(cfg, lanes)
-            runs = [stack.enter_context(open_run(one.prepared, one.workdir, steps, one.view)) for one in chunk]
-            for done in sorted({run.done for run in runs}):  # a kill may have left them at different steps
-                if not signals.caught:
-                    loop.go([run for run in runs if run.done == done], steps, signals)
-            for run in runs:
-                run.ended = run.ended or "preempted"
-        if signals.caught:
-            break
-
-
-def _cut(members: Sequence[Member], size: int) -> list[Sequence[Member]]:
-    return [members[i : i + size] for i in range(0, len(members), size)]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory.explained(cfg))
+        steps = programs.steps(cfg, lanes)
+        runs = [stack.enter_context(open_run(one.prepared, one.workdir, steps, one.view)) for one in members]
+        for done in sorted({run.done for run in runs}):  # a kill may have left them at different steps
+            if not signals.caught:
+                loop.go([run for run in runs if run.done == done], steps, signals)
+        for run in runs:
+            run.ended = run.ended or "preempted"
 
 
 def digest(key: Hashable) -> str:

@@ -41,6 +41,10 @@ class Group(NamedTuple):
     trials: list[Trial]
     lanes: int
 
+    def parts(self) -> list[Group]:
+        """Those that are trained at once, after one another."""
+        return [Group(self.trials[i : i + self.lanes], self.lanes) for i in range(0, len(self.trials), self.lanes)]
+
 
 Execute = Callable[[Sequence[Group], Path, Board, Signals], None]
 """Trains the trials of groups, each in its `folder`. Raises `Stopped` where a signal ends it."""
@@ -175,18 +179,19 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
       Stopped: by a signal.
       ConfigError, DataError: as `loop.train`.
     """
-    members = []
-    for one in group.trials:
-        where = folder(workdir, one)
-        where.mkdir(parents=True, exist_ok=True)
-        note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
-        with files.atomic(where / findings.TRIAL) as file:
-            file.write(json.dumps(note | {"beside": min(group.lanes, len(group.trials))}).encode())
-        view = functools.partial(board.lane, one.title, one.config.steps)
-        members.append(side_by_side.Member(prepare(one.config), where, view))
-    side_by_side.train(members, group.lanes, programs, signals)
-    if signals.caught:
-        raise Stopped(signals.exit_code)
+    for part in group.parts():
+        members = []
+        for one in part.trials:
+            where = folder(workdir, one)
+            where.mkdir(parents=True, exist_ok=True)
+            note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
+            with files.atomic(where / findings.TRIAL) as file:
+                file.write(json.dumps(note | {"beside": len(part.trials)}).encode())
+            view = functools.partial(board.lane, one.title, one.config.steps)
+            members.append(side_by_side.Member(prepare(one.config), where, view))
+        side_by_side.train(members, part.lanes, programs, signals)
+        if signals.caught:
+            raise Stopped(signals.exit_code)
 
 
 def say(text: str) -> None:

@@ -118,12 +118,15 @@ def test_a_lane_stops_early_by_itself(tmp_path):
     assert checkpoints(tmp_path / "still")[-1] == 12
 
 
-def test_one_program_serves_a_group_and_the_next_chunk_of_it(tmp_path, caplog):
+def test_one_program_serves_some_runs_and_those_after_them(tmp_path, caplog):
     import jax
 
     members = [member(tmp_path / str(i), seed=i, **{PEAK: 1e-3 * (i + 1)}) for i in range(6)]
     with jax.log_compiles(), caplog.at_level("WARNING"):
-        train(members, 3)
+        with Signals() as signals:
+            programs = lanes.Programs()
+            for chunk in (members[:3], members[3:]):
+                lanes.train(chunk, 3, programs, signals)
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
     assert len([line for line in compiled if "train_step" in line]) == 1, compiled
 

@@ -47,6 +47,13 @@ def test_every_trial_has_its_run_directory_and_the_study_its_report(ran):
     assert found.budget == "768 training tokens a trial"
 
 
+def test_every_trial_knows_how_many_shared_its_calls(tmp_path):
+    """Of three in two lanes the last is alone, and pays for its time alone."""
+    runner.run(small(steps=4, variants={"clip": {}}, seeds=(0, 1, 2)), tmp_path)
+    notes = [json.loads(path.read_text()) for path in tmp_path.glob("trials/*/trial.json")]
+    assert {note["seed"]: note["beside"] for note in notes} == {0: 2, 1: 2, 2: 1}
+
+
 def test_pairs_begin_alike_and_see_the_same_batches(ran):
     workdir, found = ran
     first = {
