@@ -151,7 +151,7 @@ def _run(groups: Sequence[Group], workdir: Path, environment: dict[str, str], bo
 
         def submit(chunk: Group) -> None:
             try:
-                waiting[task.remote(chunk, str(workdir))] = chunk
+                waiting[task.remote(chunk, str(workdir), board.metric)] = chunk
             except (TypeError, pickle.PicklingError) as error:
                 raise ConfigError(f"{chunk.trials[0].title} can't be sent to a worker: {_line(error)}") from error
 
@@ -255,8 +255,8 @@ def _latest(where: Path) -> tuple[int, dict[str, float]]:
 class _Said(Board):
     """Keeps the lines that a person should see."""
 
-    def __init__(self, runs: int, steps: int):
-        super().__init__(runs, steps)
+    def __init__(self, runs: int, steps: int, metric: str):
+        super().__init__(runs, steps, metric)
         self.lines: list[str] = []
 
     def say(self, text: str) -> None:
@@ -270,11 +270,11 @@ def _programs() -> lanes.Programs:
     return lanes.Programs()
 
 
-def _task(group: Group, workdir: str) -> tuple[JaxlmError | None, list[str]]:
+def _task(group: Group, workdir: str, metric: str) -> tuple[JaxlmError | None, list[str]]:
     """Trains a group; gives back the error that the user can mend, which trying again does not, and lines to say."""
     root = Path(workdir)
     trials = [one for one in group.trials if findings.status(folder(root, one)) not in findings.OVER]
-    board = _Said(len(trials), sum(one.config.steps for one in trials))
+    board = _Said(len(trials), sum(one.config.steps for one in trials), metric)
     with Signals() as signals, board:
         try:
             for one in trials:

@@ -21,7 +21,7 @@ from jaxlm.telemetry import writers
 from jaxlm.telemetry.energy import JOULES_PER_KWH
 
 TRIAL = "trial.json"
-"""In a trial's run directory: of what study's variant it is, and how many runs shared its calls."""
+"""In a trial's run directory: of what study's variant it is, on what tokens, and how many runs shared its calls."""
 
 OVER = ("done", "stopped early", "diverged")
 """The statuses of runs that no call goes on with."""
@@ -139,11 +139,19 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
     )
 
 
+def note(folder: Path) -> dict[str, Any]:
+    """What trial.json says of a run; empty where there is none."""
+    try:
+        return dict(json.loads((folder / TRIAL).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
 def _beside(folder: Path) -> int:
     """How many runs shared the calls whose time a run's rows tell."""
     try:
-        return int(json.loads((folder / TRIAL).read_text(encoding="utf-8"))["beside"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return int(note(folder)["beside"])
+    except (ValueError, KeyError, TypeError):
         return 1
 
 

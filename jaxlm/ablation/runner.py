@@ -20,10 +20,10 @@ from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
 from jaxlm.ablation.study import Overrides, Study, Trial, trial
-from jaxlm.errors import INTERRUPTED, JaxlmError
+from jaxlm.errors import INTERRUPTED, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock
-from jaxlm.training.prepare import prepare
+from jaxlm.training.prepare import Prepared, prepare
 from jaxlm.training.signals import Signals
 
 
@@ -65,8 +65,9 @@ def run(
       execute: where trials are trained; None: here, one group after another (`local`).
 
     Raises:
-      ConfigError: the study, or the config of a variant, is wrong.
-      DataError: data is missing or broken, the directory can't be written, or another process runs the study in it.
+      ConfigError: the study, or the config of a variant, is wrong; or the first trial that is over lacks the metric.
+      DataError: data is missing or broken, or is not what it was when a trial was trained; the directory can't be
+        written, or another process runs the study in it.
       Stopped: by a signal; the same call goes on.
     """
     workdir = Path(workdir)
@@ -124,6 +125,7 @@ def train(
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
     over = {key for key, one in runs.items() if findings.status(folder(workdir, one)) in findings.OVER}
     waiting = {key: one for key, one in reversed(runs.items()) if key not in over}
+    _check_over([runs[key] for key in runs if key in over], workdir, metric)
     if waiting:
         say(f"{len(runs)} runs, of which {len(over)} are over")
         steps = sum(one.config.steps for one in waiting.values())
@@ -131,6 +133,33 @@ def train(
             groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
             (execute or local)(groups, workdir, board, signals)
     return [findings.read(one, folder(workdir, one), metric, lower_is_better) for one in trials]
+
+
+def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:
+    """Of trials that are over, before others are trained: each has the metric, and its data is what it was.
+
+    Raises:
+      ConfigError: one has no such metric.
+      DataError: of one, the data gives other tokens now.
+    """
+    known: dict[Hashable, dict[str, str]] = {}  # what data gives takes reading all of it
+    for one in trials:
+        findings.read(one, folder(workdir, one), metric)
+        cfg, noted = one.config, findings.note(folder(workdir, one)).get("tokens", {})
+        key = (cfg.init_from, cfg.data)
+        found = known[key] if key in known else known.setdefault(key, _tokens(prepare(cfg)))
+        if changed := [split for split in noted if noted[split] != found.get(split)]:
+            raise DataError(
+                f"{one.title} is over, and its data (data.source={cfg.data.source!r}, data.validation="
+                f"{cfg.data.validation!r}) changed since: the tokens of {' and '.join(changed)} are others now, and what "
+                "is trained on them can't be compared; give another --workdir, or the data that the trial began with"
+            )
+
+
+def _tokens(prepared: Prepared) -> dict[str, str]:
+    """The sha256 of each split of a run's data, by which a trial that is over knows it again."""
+    _, train, validation = prepared.data
+    return {"training": train.sha256} | ({"validation": validation.sha256} if validation else {})
 
 
 def folder(workdir: Path, trial: Trial) -> Path:
@@ -177,21 +206,25 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
 
     Raises:
       Stopped: by a signal.
-      ConfigError, DataError: as `loop.train`.
+      ConfigError, DataError: as `loop.train`; or a trial that is over has no metric of the board's name.
     """
     for part in group.parts():
         members = []
         for one in part.trials:
             where = folder(workdir, one)
             where.mkdir(parents=True, exist_ok=True)
+            prepared = prepare(one.config)
             note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
+            note |= {"beside": len(part.trials), "tokens": _tokens(prepared)}
             with files.atomic(where / findings.TRIAL) as file:
-                file.write(json.dumps(note | {"beside": len(part.trials)}).encode())
+                file.write(json.dumps(note).encode())
             view = functools.partial(board.lane, one.title, one.config.steps)
-            members.append(side_by_side.Member(prepare(one.config), where, view))
+            members.append(side_by_side.Member(prepared, where, view))
         side_by_side.train(members, part.lanes, programs, signals)
         if signals.caught:
             raise Stopped(signals.exit_code)
+        for one in part.trials:
+            findings.read(one, folder(workdir, one), board.metric)  # what this one lacks, none will have
 
 
 def say(text: str) -> None:

@@ -267,7 +267,7 @@ def test_a_task_that_is_over_is_not_run_again(tmp_path):
     where = runner.folder(tmp_path, one)
     where.mkdir(parents=True)
     (where / "status.json").write_text('{"status": "diverged", "step": 3}')
-    assert cluster._task(Group([one], 1), str(tmp_path)) == (None, [])
+    assert cluster._task(Group([one], 1), str(tmp_path), "eval/loss") == (None, [])
     assert [path.name for path in where.iterdir()] == ["status.json"]
 
 

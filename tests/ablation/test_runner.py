@@ -13,9 +13,10 @@ import pytest
 
 from jaxlm.ablation import runner
 from jaxlm.ablation.plan import Memory
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 from tests.ablation.small import PEAK, small
 from tests.runs import ROOT, THOROUGH, rows
+from tests.tiny import CORPUS
 
 CLOCK = ("seconds",)
 
@@ -71,6 +72,28 @@ def test_what_is_over_is_not_run_again(ran, monkeypatch):
     again = runner.run(small(), workdir)
     assert again.outcomes[0].value == found.outcomes[0].value
     assert again.comparisons == found.comparisons
+
+
+@pytest.mark.parametrize(("split", "share"), [("training", ""), ("validation", "5%")])
+def test_what_is_over_is_not_reused_once_its_data_changed(tmp_path, split, share):
+    """Its config, whose hash finds it again, is the same: the first variant would be compared on other text."""
+    text = tmp_path / "text.txt"
+    text.write_text(CORPUS.read_text())
+    edits = {"data__source": str(text), "data__validation": share, "metric": "train/loss"}
+    runner.run(small(steps=4, seeds=(0,), variants={"clip": {}}, **edits), tmp_path / "study")
+    text.write_text("# edited\n" + CORPUS.read_text() if split == "training" else CORPUS.read_text() + "# edited\n")
+    more = small(steps=4, seeds=(0,), variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}, **edits)
+    with pytest.raises(DataError, match=f"clip seed=0 is over, .*{text}.* changed since: .* {split} .*another --workdir"):
+        runner.run(more, tmp_path / "study", execute=lambda *_: pytest.fail("it trains"))
+    text.write_text(CORPUS.read_text())
+    assert runner.run(more, tmp_path / "study").outcomes[0].status == "done"
+
+
+def test_a_metric_that_nobody_writes_ends_the_study_after_its_first_trial(tmp_path):
+    for _ in range(2):  # and at once, where that trial is over
+        with pytest.raises(ConfigError, match="no trial writes metric 'eval/los': did you mean 'eval/loss'"):
+            runner.run(small(steps=4, lanes=1, metric="eval/los"), tmp_path)
+        assert len(list(tmp_path.glob("trials/*/status.json"))) == 1
 
 
 @pytest.mark.slow
