@@ -218,15 +218,23 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
             return f"{study.baseline} alone: it finished on no seed."
         return f"{study.baseline} alone: {study.metric} {float(np.mean(finite)):.4f} over {len(finite)} seeds."
 
+    def lost(one: Comparison) -> str:
+        of_all = f"{len(one.lost)} of {len(values[one.variant])} seeds"
+        others = f", {study.baseline} on {len(one.baseline_lost)}" if one.baseline_lost else ""
+        return f"diverged on {of_all}{others}"
+
+    def by_value(one: Comparison) -> bool:
+        return one.interval[0] > 0 or one.interval[1] < 0
+
     def figures(one: Comparison) -> str:
-        if not math.isfinite(one.mean):
-            return "it diverged on every seed"
+        if not by_value(one):
+            return f"it {lost(one)}"
         return f"{study.metric} {one.mean:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]"
 
     said = []
     for what in ("better", "worse"):
         found = sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean)
-        counts = sorted({len(one.seeds) for one in found if one.seeds})
+        counts = sorted({len(one.seeds) for one in found if by_value(one)})
         over = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
         if len(found) == 1:
             said.append(f"{found[0].variant} is {what} than {study.baseline}: {figures(found[0])}{over}.")
@@ -234,6 +242,7 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
             listed = "; ".join(f"{one.variant}, {figures(one)}" for one in found)
             said.append(f"{what[0].upper()}{what[1:]} than {study.baseline}{over}: {listed}.")
     for what in ("no difference shown", "nothing can be concluded", "changes nothing"):
-        if names := [one.variant for one in comparisons if one.verdict == what]:
+        found = [one for one in comparisons if one.verdict == what]
+        if names := [f"{one.variant} ({lost(one)})" if one.lost else one.variant for one in found]:
             said.append(f"{what[0].upper()}{what[1:]}: {', '.join(names)}.")
     return " ".join(said)

@@ -1,9 +1,10 @@
 """Paired statistics of an ablation: is a variant's difference from the baseline more than the seeds' doing?
 
 All arms run on the same seeds, so the unit is the difference on one seed, variant minus baseline: what the seed does
-to both arms cancels. Verdicts come from the paired t-test ("Student", 1908), corrected over the variants of the study
-by Holm's method; bootstrap, sign test and power are beside it for judging it. A p-value or bound that doesn't exist is
-nan. Differences are taken as roughly normal and the seeds as independent.
+to both arms cancels. Verdicts come from two tests of each variant: the paired t-test ("Student", 1908) where both arms
+finished, and the exact sign test of the seeds on which one alone did (McNemar, 1947); Holm's method corrects them all
+together. Bootstrap, sign test of the differences and power are beside them for judging. A p-value or bound that doesn't
+exist is nan. Differences are taken as roughly normal and the seeds as independent.
 """
 
 from __future__ import annotations
@@ -49,10 +50,11 @@ class Comparison(NamedTuple):
     interval: tuple[float, float]  # `t_interval` at the variant's level of Holm's method: excludes 0 where that rejects
     bootstrap: tuple[float, float]  # `bootstrap_interval` at the plain confidence, not corrected
     p: float  # `t_test`
-    p_corrected: float  # `holm`, over the variants that have a p
+    p_corrected: float  # `holm`, over all tests of the study
     p_sign: float  # `sign_test`, not corrected
+    p_lost: float  # `lost_test` of the seeds that one arm alone lost, corrected as p is
     correlation: float  # of the two arms over the seeds: what pairing gains
-    smallest: float  # true difference that n seeds show with the wished power, at level alpha / variants (Bonferroni)
+    smallest: float  # true difference that n seeds show with the wished power, at level alpha / tests (Bonferroni)
     needed: int | None  # seeds for that power if the true difference were `mean`; for planning, it is no evidence
     verdict: Verdict
 
@@ -70,12 +72,13 @@ def compare(
     A seed that one arm lacks is not paired; a value that isn't finite is a run that diverged, so leave out runs that
     are not over. The verdict, by the first rule that holds:
 
-    - "worse" where the variant diverged on all its seeds, and the baseline finished on two or more of them;
     - "changes nothing" where all pairs are equal to the bit, one at least, and both arms diverged on the same seeds;
+    - "better" or "worse" by which arm lost more of the seeds that one alone lost, where the corrected `lost_test`
+      rejects, and the interval doesn't say the opposite;
+    - "better" or "worse" by the sign, where the corrected interval leaves out 0; but "nothing can be concluded" where
+      the arm that looks better diverged on a seed on which the other didn't: the pairs that are left flatter it;
     - "nothing can be concluded" where there is no interval: fewer than two pairs, or see `t_interval`;
-    - "no difference shown" where the corrected interval holds 0;
-    - "better" or "worse" by the sign, but "nothing can be concluded" where the arm that looks better diverged on a
-      seed on which the other didn't: the pairs that are left flatter it.
+    - "no difference shown".
 
     Over all variants together, at most 1 - confidence of studies call "better" or "worse" where nothing differs. The
     intervals are each test's own, turned around: they don't all cover together as Bonferroni's would.
@@ -96,29 +99,38 @@ def compare(
         for (arm, _), common in zip(finished, seeds)
     ]
     differences = [_differences(*pair) for pair in pairs]
+    alone = [  # the seeds that the variant lost and the baseline finished, and the other way round
+        (set(lost) & of_baseline.keys(), set(baseline_lost) & of_variant.keys()) for of_variant, lost in finished
+    ]
     p = [t_test(difference) for difference in differences]
-    corrected, levels = holm(p), holm_levels(p, alpha)
-    bonferroni = alpha / max(1, len(_order(p)))
+    p_lost = [lost_test(len(ours), len(theirs), alpha) for ours, theirs in alone]
+    corrected, levels = holm([*p, *p_lost]), holm_levels([*p, *p_lost], alpha)
+    bonferroni = alpha / max(1, len(_order([*p, *p_lost])))
 
     found = []
-    for i, (variant, (of_variant, lost)) in enumerate(zip(variants, finished)):
+    for i, (variant, (_, lost)) in enumerate(zip(variants, finished)):
         d, (mean, deviation) = differences[i], _moments(differences[i])
         noise_known = deviation or math.nan  # a deviation of 0 says nothing about other seeds
         interval = t_interval(d, 1 - levels[i])
-        only_variant, only_baseline = set(lost) - set(baseline_lost), set(baseline_lost) - set(lost)
+        ours, theirs = alone[i]
+        by_loss: Verdict | None = None
+        by_value: Verdict | None = None
+        if p_lost[i] < levels[len(p) + i]:
+            by_loss = "worse" if len(ours) > len(theirs) else "better"
+        if interval[0] > 0 or interval[1] < 0:
+            by_value = "better" if (mean < 0) == lower_is_better else "worse"
+        flattered = ours if by_value == "better" else theirs
         verdict: Verdict
-        if not of_variant and len(only_variant & of_baseline.keys()) >= 2:
-            verdict = "worse"
-        elif len(d) and np.array_equal(*pairs[i]) and not (only_variant or only_baseline):
+        if len(d) and np.array_equal(*pairs[i]) and not (ours or theirs):
             verdict = "changes nothing"
-        elif math.isnan(interval[0]):
+        elif by_loss and by_value in (by_loss, None):
+            verdict = by_loss
+        elif by_value and not flattered:
+            verdict = by_value
+        elif by_value or math.isnan(interval[0]):
             verdict = "nothing can be concluded"
-        elif interval[0] <= 0 <= interval[1]:
-            verdict = "no difference shown"
-        elif (mean < 0) == lower_is_better:
-            verdict = "nothing can be concluded" if only_variant else "better"
         else:
-            verdict = "nothing can be concluded" if only_baseline else "worse"
+            verdict = "no difference shown"
         found.append(
             Comparison(
                 variant=variant,
@@ -132,6 +144,7 @@ def compare(
                 p=p[i],
                 p_corrected=corrected[i],
                 p_sign=sign_test(d),
+                p_lost=corrected[len(p) + i],
                 correlation=correlation(*pairs[i]),
                 smallest=smallest_effect(noise_known, len(d), bonferroni, power),
                 needed=seeds_needed(mean, noise_known, bonferroni, power),
@@ -215,6 +228,19 @@ def sign_test(differences: ArrayLike) -> float:
         return math.nan
     positive, negative = int((d > 0).sum()), int((d < 0).sum())
     return float(stats.binomtest(positive, positive + negative).pvalue) if positive + negative else 1.0
+
+
+def lost_test(ours: int, theirs: int, alpha: float) -> float:
+    """`sign_test` of the seeds on which one of two arms alone diverged: so many, and so many of the other.
+
+    nan where all of them on one side would not give a p below alpha: at 95% below six. Such a test never rejects, so
+    it need not count among those that are corrected, whose power it would take. Sources: McNemar, "Note on the sampling
+    error of the difference between correlated proportions", 1947; Tarone, "A modified Bonferroni method for discrete
+    data", 1990.
+    """
+    if sign_test(np.ones(ours + theirs)) < alpha:
+        return sign_test(np.repeat([1.0, -1.0], [ours, theirs]))
+    return math.nan
 
 
 def bootstrap_interval(differences: ArrayLike, confidence: float = 0.95) -> tuple[float, float]:

@@ -19,6 +19,12 @@ _NOTES = (
         "1, nothing near 0. A diverged seed has no value and is left out of the pairs; the ranking counts it.",
     ),
     (
+        "Diverged seeds",
+        "Those on which one of the two arms alone diverged are compared by a sign test of their own, corrected with the "
+        "others: where it finds that one arm loses more of them, that arm is the worse one. With five such seeds or "
+        "fewer it finds nothing at 95%.",
+    ),
+    (
         "Interval and p",
         "From the paired t-test. p is how often seeds alone would give a difference at least as large if the variant "
         "changed nothing. With several variants a small p turns up by luck; Holm's correction allows for that. The "
@@ -200,14 +206,14 @@ def _statistics(findings: Findings, places: int) -> Table:
             _number(one.deviation, f".{places}f"),
             _interval(one.interval, places),
             _interval(one.bootstrap, places),
-            *map(_p, (one.p, one.p_corrected, one.p_sign)),
+            *map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)),
             _number(one.correlation, ".2f"),
             _number(one.smallest, f".{places}f"),
             _number(math.nan if one.needed is None else one.needed, ","),
         ]
         for one in findings.comparisons
     ]
-    headers = "Variant|Pairs|Difference|Deviation|Interval|Bootstrap|p|Corrected p|Sign test p|Correlation"
+    headers = "Variant|Pairs|Difference|Deviation|Interval|Bootstrap|p|Corrected p|Sign test p|Diverged p|Correlation"
     headers += "|Smallest visible|Seeds needed"
     return Table("Differences to the baseline over the paired seeds", headers.split("|"), rows)
 
