@@ -19,6 +19,7 @@ from jaxlm.ablation.study import Overrides, Study, Trial
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.energy import JOULES_PER_KWH
+from jaxlm.training import position
 
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, on what tokens, and how many runs shared its calls."""
@@ -88,8 +89,11 @@ def status(folder: Path) -> str:
         return ""
 
 
-def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) -> Outcome:
-    """What a trial gave: the last value of a metric, after an early stop the best.
+def read(trial: Trial, folder: Path, metric: str) -> Outcome:
+    """What a trial gave: the last value of a metric; after an early stop the one where `early_stopping.metric` was best.
+
+    That is the state which a run gives that stopped early; `min_delta`, which decides when it stops, has no part in it.
+    The metric's own best would flatter it beside the runs that went on.
 
     Raises:
       ConfigError: it is over, and its rows have no such metric.
@@ -110,8 +114,11 @@ def read(trial: Trial, folder: Path, metric: str, lower_is_better: bool = True) 
     gaps = np.array([row.get("eval/gap", math.nan) for row in found], np.float64)
     value = gap = math.nan
     at = len(found) - 1
-    if ended == "stopped early" and np.isfinite(values).any():  # such a run ends with its best parameters
-        at = int(np.nanargmin(np.where(np.isfinite(values), values if lower_is_better else -values, np.nan)))
+    if ended == "stopped early":
+        watched = [(position.lowest(row, trial.config.early_stopping.metric), row["step"]) for row in rows]
+        finite = [(value, step) for value, step in watched if value is not None and math.isfinite(value)]
+        if finite:
+            at = max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     if ended in ("done", "stopped early"):
         value, gap = float(values[at]), float(gaps[at])
     return Outcome(

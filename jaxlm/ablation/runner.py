@@ -75,8 +75,7 @@ def run(
         memory = Memory(workdir / "study.json")
 
         def train_all(trials: Sequence[Trial]) -> list[Outcome]:
-            metric = (study.metric, study.lower_is_better)
-            return train(trials, workdir, memory, signals, *metric, lanes=study.lanes, execute=execute)
+            return train(trials, workdir, memory, signals, study.metric, lanes=study.lanes, execute=execute)
 
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
@@ -108,7 +107,6 @@ def train(
     memory: Memory,
     signals: Signals,
     metric: str,
-    lower_is_better: bool = True,
     *,
     lanes: int = 0,
     execute: Execute | None = None,
@@ -132,7 +130,7 @@ def train(
         with Board(len(waiting), steps, metric) as board:
             groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
             (execute or local)(groups, workdir, board, signals)
-    return [findings.read(one, folder(workdir, one), metric, lower_is_better) for one in trials]
+    return [findings.read(one, folder(workdir, one), metric) for one in trials]
 
 
 def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:

@@ -56,7 +56,8 @@ class Study:
       baseline: the variant that the others are compared with.
       variants: name -> how its config differs from the base's.
       seeds: of the compared trials. Each seed gives all variants the same initial parameters and the same data order.
-      metric: a name of metrics.jsonl; its last value counts, after an early stop its best.
+      metric: a name of metrics.jsonl; its last value counts, after an early stop that where `early_stopping.metric` was
+        best.
       overrides: of the base, for all variants.
       lower_is_better: False for an accuracy.
       budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and

@@ -67,27 +67,39 @@ def test_a_status_that_can_not_be_read_is_none(tmp_path, text):
 
 
 @pytest.mark.parametrize(
-    ("status", "values", "lower_is_better", "value"),
+    ("status", "values", "value"),
     [
-        ("done", [3.0, 2.0, 2.5], True, 2.5),
-        ("done", [3.0, 2.0, 2.5], False, 2.5),
-        ("done", [3.0, 2.0, "nan"], True, NAN),
-        ("done", [3.0, 2.0, "inf"], True, NAN),
-        ("stopped early", [3.0, 2.0, 2.5], True, 2.0),
-        ("stopped early", [0.1, 0.3, 0.2], False, 0.3),
-        ("stopped early", ["nan", 2.0, "inf"], True, 2.0),
-        ("stopped early", ["-inf", 2.0, "inf", "nan"], False, 2.0),
-        ("stopped early", ["nan", "nan"], True, NAN),
-        *((status, [3.0, 2.0], True, NAN) for status in ("diverged", "running", "preempted", "failed", "")),
+        ("done", [3.0, 2.0, 2.5], 2.5),
+        ("done", [3.0, 2.0, "nan"], NAN),
+        ("done", [3.0, 2.0, "inf"], NAN),
+        ("stopped early", [3.0, 2.0, 2.5], 2.0),
+        ("stopped early", [3.0, 2.0, 1.999], 1.999),  # below min_delta
+        ("stopped early", ["nan", 2.0, "inf"], 2.0),
+        ("stopped early", ["-inf", 2.0, "inf", "nan"], 2.0),
+        ("stopped early", ["nan", "nan"], NAN),
+        *((status, [3.0, 2.0], NAN) for status in ("diverged", "running", "preempted", "failed", "")),
     ],
 )
-def test_the_value_of_a_run_is_its_last_and_after_an_early_stop_its_best(
-    trial, run, status, values, lower_is_better, value
-):
-    found = findings.read(trial, run(rows_of(values), status), "eval/loss", lower_is_better)
+def test_the_value_of_a_run_is_its_last_and_after_an_early_stop_its_best(trial, run, status, values, value):
+    found = findings.read(trial, run(rows_of(values), status), "eval/loss")
     assert found.value == pytest.approx(value, nan_ok=True, abs=0)
     assert found.status == status
     np.testing.assert_array_equal(found.curve.values, np.array(values, np.float64))
+
+
+@pytest.mark.parametrize(("watched", "value"), [("eval/loss", 0.2), ("-eval/accuracy", 0.4), ("eval/none", 0.1)])
+def test_after_an_early_stop_the_value_is_that_where_the_watched_metric_was_best(run, watched, value):
+    """A metric's own best would be chosen by chance, once for each trial that stopped and for no other."""
+    stopping = study.trial(study.arm(small(overrides={"early_stopping.metric": watched}), "clip"), "clip", 1)
+    rows = [*rows_of([3.0, 2.0, 2.0, 2.5]), *rows_of([0.3, 0.2, 0.4, 0.1], "eval/accuracy")]
+    assert findings.read(stopping, run(rows, "stopped early"), "eval/accuracy").value == value
+
+
+@pytest.mark.parametrize(("every", "value"), [(1, 4.0), (3, 1.0), (5, 1.0)])
+def test_a_metric_of_other_rows_is_the_latest_at_the_best_step_or_its_first(trial, run, every, value):
+    """The evaluations' best is at step 4."""
+    rows = [*rows_of([3.0, 2.0, 2.5]), *rows_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "train/loss", every)]
+    assert findings.read(trial, run(rows, "stopped early"), "train/loss").value == value
 
 
 def test_an_outcome_is_its_trials(trial, run):
