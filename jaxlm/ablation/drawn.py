@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,8 +42,9 @@ class Sensitivity(NamedTuple):
     """The metric of a variant over one tuning axis, at the best of the other axes."""
 
     values: np.ndarray  # of the axis, ascending, where a seed finished
-    metric: np.ndarray  # mean over the seeds
-    good: np.ndarray  # bool: within the baseline's noise floor of the best
+    metric: np.ndarray  # mean over the seeds that finished
+    whole: np.ndarray  # bool: every seed finished; a point where one diverged is not chosen, so it is not the best
+    good: np.ndarray  # bool: whole, and within the baseline's noise floor of the best
     edge: float  # the smallest value from which a seed diverged; nan where none did
 
 
@@ -137,17 +138,25 @@ def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
         for variant in findings.variants:
             trials = [one for one in findings.outcomes if one.variant == variant and _is_number(one.point.get(axis))]
             trials = [one for one in trials if one.tuning] or trials
-            points: dict[float, dict[str, list[float]]] = {}  # value -> the other axes -> over the seeds
-            for one in filter(finished, trials):
+            points: dict[float, dict[str, list[Outcome]]] = {}  # value -> the other axes -> over the seeds
+            for one in trials:
                 rest = repr(sorted((name, value) for name, value in one.point.items() if name != axis))
-                points.setdefault(float(one.point[axis]), {}).setdefault(rest, []).append(sign * one.value)
-            values = sorted(points)
-            best = np.array([min(np.mean(seeds) for seeds in points[value].values()) for value in values])
+                points.setdefault(float(one.point[axis]), {}).setdefault(rest, []).append(one)
+            best = {value: min(_lost_and_mean(seeds, sign) for seeds in points[value].values()) for value in points}
+            values = sorted(value for value, (_, mean) in best.items() if mean < math.inf)
             edge = min((float(one.point[axis]) for one in trials if diverged(one)), default=math.nan)
             if len({*values, *([] if math.isnan(edge) else [edge])}) > 1:
-                good = best <= best.min(initial=math.inf) + floor
-                found.setdefault(axis, {})[variant] = Sensitivity(np.array(values), sign * best, good, edge)
+                means = np.array([best[value][1] for value in values])
+                whole = np.array([not best[value][0] for value in values], bool)
+                good = whole & (means <= means[whole].min(initial=math.inf) + floor)
+                found.setdefault(axis, {})[variant] = Sensitivity(np.array(values), sign * means, whole, good, edge)
     return found
+
+
+def _lost_and_mean(seeds: Sequence[Outcome], sign: int) -> tuple[bool, float]:
+    """Of a point, whether a seed is missing and the mean over the others, lower for better: the least is the best."""
+    values = [sign * one.value for one in seeds if finished(one)]
+    return len(values) < len(seeds), float(np.mean(values)) if values else math.inf
 
 
 def sensitivity_limits(found: Mapping[str, Sensitivity], lower_is_better: bool) -> tuple[float, float]:

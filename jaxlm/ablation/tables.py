@@ -115,8 +115,8 @@ def words(findings: Findings) -> dict[str, Any]:
         "curves": "Lines: mean over the seeds that finished, as far as all of them ran; bands: ± one standard "
         "deviation over the seeds. Dotted: no seed finished. Thin and dashed, where the metric is eval/loss: the mean "
         "training loss since the evaluation before. The start of the run lies outside.",
-        "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best. ✕ at the top: "
-        "the smallest value from which a seed diverged. Extreme values may lie outside.",
+        "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best; where a seed "
+        "diverged, a point is the mean of the others and never filled. ✕ at the top: the smallest such value. Extreme values may lie outside.",
         "notes": _NOTES,
     }
 
@@ -156,16 +156,18 @@ def _tuning(findings: Findings, places: int) -> Table:
     rows = []
     for axis, found in drawn.sensitivities(findings).items():
         for variant, one in found.items():
-            best, value, good = math.nan, math.nan, "none finished"
-            if len(one.values):
-                index = int(np.argmin(one.metric if findings.lower_is_better else -one.metric))
+            best, value, good = math.nan, math.nan, "none finished on every seed"
+            if one.whole.any():
+                metric = one.metric if findings.lower_is_better else -one.metric
+                index = int(np.argmin(np.where(one.whole, metric, math.inf)))
                 best, value, ends = one.values[index], one.metric[index], one.values[one.good][[0, -1]]
                 good = " to ".join(f"{end:.6g}" for end in dict.fromkeys(ends)) if findings.noise else "not known"
             row = [_word(variant), _word(axis), _number(best, ".6g"), _number(value, f".{places}f"), _word(good)]
             chosen = findings.chosen.get(variant, {}).get(axis, "–")
             rows.append([*row, _number(one.edge, ".6g", "no seed diverged"), Cell(str(chosen), chosen)])
     headers = ("Variant", "Tuned", "Best value", findings.metric, "Good region", "Diverged from", "Compared at")
-    return Table("Good region: from the first to the last value within the noise floor of the best", headers, rows)
+    title = "Best and good region: of the values at which no seed diverged; from the first to the last of these within the "
+    return Table(f"{title}noise floor of the best", headers, rows)
 
 
 def _changes(findings: Findings) -> Table:

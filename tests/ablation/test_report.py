@@ -8,9 +8,10 @@ import sys
 import numpy as np
 import pytest
 
-from jaxlm.ablation import drawn, report
+from jaxlm.ablation import drawn, report, tables, tuning
 from jaxlm.ablation.findings import Curve, Findings, Outcome
 from jaxlm.ablation.stats import Comparison, Noise
+from tests.ablation.small import small
 
 NASTY = '</script><b>&"x|_$y$'
 EFFECTS = {"baseline": 0.0, "no weight decay": 0.021, "longer warmup": -0.002, NASTY: -0.019, "peak without limit": 0.4}
@@ -140,8 +141,8 @@ def test_markdown_says_what_was_found(tmp_path):
     for part in ("Smallest effect", findings.warnings[0], findings.command, "1 of 5, 4 diverged", "not measured"):
         assert part in text
     assert "| no weight decay | optimizer.weight_decay | 0.1 | 0.1 |" in text  # no escapes that nobody needs
-    tables = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in tables} == {9, 5, 7, 8, 14}  # columns + 1, of every table
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9, 5, 7, 8, 14}  # columns + 1, of every table
 
 
 def test_ranking_is_best_first_and_the_diverged_last(tmp_path):
@@ -249,6 +250,31 @@ def test_sensitivity_takes_the_best_of_the_other_axes():
     found = drawn.sensitivities(findings._replace(outcomes=outcomes, lower_is_better=False))
     np.testing.assert_array_equal(found["a"]["baseline"].metric, [-2.0, -4.0])
     np.testing.assert_array_equal(found["b"]["baseline"].metric, [-3.0, -2.0])
+
+
+@pytest.mark.parametrize("lower_is_better", [True, False])
+def test_a_point_where_a_seed_diverged_is_neither_best_nor_good(lower_is_better):
+    """As in the choice: the seed that is left may be a lucky one."""
+    findings = study({"baseline": 0.0})
+    sign = 1 if lower_is_better else -1
+    tuned = next(one for one in findings.outcomes if one.tuning)
+    values = {1e-3: (3.0, 3.0), 3e-3: (2.9, 2.9), 1e-2: (1.0, math.nan), 3e-2: (1.5, math.nan)}
+    outcomes = [
+        tuned._replace(point={AXIS: peak}, value=sign * value, status="diverged" if math.isnan(value) else "done")
+        for peak, pair in values.items()
+        for value in pair
+    ]
+    made = findings._replace(outcomes=outcomes, lower_is_better=lower_is_better, noise=Noise(5, 3.5, 0.01, 0.05))
+    found = drawn.sensitivities(made)[AXIS]["baseline"]
+    np.testing.assert_array_equal(found.metric, sign * np.array([3.0, 2.9, 1.0, 1.5]))
+    assert found.good.tolist() == [False, True, False, False] and found.edge == 1e-2
+    row = [cell.text for cell in tables.tables(made)["tuning"].rows[0]]
+    assert row[2:6] == ["0.003", f"{2.9 * sign:.{tables.places(made)}f}", "0.003", "0.01"]
+    chosen = tuning.scores(small(lower_is_better=lower_is_better), outcomes)
+    assert min(chosen, key=lambda pair: pair[1])[0] == {AXIS: 3e-3}
+    nowhere = made._replace(outcomes=outcomes[4:])
+    row = [cell.text for cell in tables.tables(nowhere)["tuning"].rows[0]]
+    assert row[2:6] == ["–", "–", "none finished on every seed", "0.01"]
 
 
 def test_ranges_leave_out_what_would_flatten_the_rest():
