@@ -17,7 +17,7 @@ from jaxlm import config
 from jaxlm.ablation import runner
 from jaxlm.ablation.findings import Outcome
 from jaxlm.ablation.plan import Memory
-from jaxlm.ablation.stats import t_interval
+from jaxlm.ablation.stats import NOWHERE, t_interval
 from jaxlm.ablation.study import log_spaced, trial
 from jaxlm.errors import ConfigError
 from jaxlm.optim.stages import stages, walk
@@ -33,7 +33,8 @@ class Found(NamedTuple):
     values: tuple[float, ...]  # in rising order
     losses: np.ndarray  # float64[values, seeds]: at the end of each run; nan where it diverged
     best: float  # the geometric mean over the seeds of each one's best value
-    interval: tuple[float, float]  # of it, 95%, by the t distribution; nan with one seed
+    seeds: int  # so many: those that finished at some value
+    interval: tuple[float, float]  # of it, 95%, by the t distribution; nan with one seed, or where all are alike
     edge: float  # the smallest value at which some seed diverged; inf where none did
     warnings: list[str]
 
@@ -104,7 +105,8 @@ def conclude(field: str, values: Sequence[float], outcomes: Sequence[Outcome]) -
         raise ConfigError(f"every run diverged, also at {field}={values[0]:g}; lower --low")
     best = [optimum(values, losses[:, seed]) for seed in range(losses.shape[1]) if not bad[:, seed].all()]
     center = float(np.mean(np.log(best)))
-    low, high = t_interval(np.log(best), 0.95) if len(best) > 1 else (math.nan, math.nan)
+    alike = len(best) > 1 and np.ptp(best) == 0  # which tells nothing of other seeds
+    low, high = NOWHERE if alike else t_interval(np.log(best), 0.95)
     edge = min((value for value, any_bad in zip(values, bad.any(axis=1)) if any_bad), default=math.inf)
     warnings = []
     ends = {float(values[0]), float(values[-1])}
@@ -113,8 +115,12 @@ def conclude(field: str, values: Sequence[float], outcomes: Sequence[Outcome]) -
             f"some seed is best at an end of the range, {values[0]:g} to {values[-1]:g}: widen it by --low and --high"
         )
     if len(best) < 2:
-        warnings.append("one seed: there is no interval; give several")
-    return Found(field, tuple(values), losses, math.exp(center), (math.exp(low), math.exp(high)), edge, warnings)
+        which = "one seed" if losses.shape[1] == 1 else f"one seed of {losses.shape[1]} finished anywhere"
+        warnings.append(f"{which}: there is no interval; give several")
+    if alike:
+        warnings.append("all seeds alike: there is no interval; try more values by --peaks")
+    interval = (math.exp(low), math.exp(high))
+    return Found(field, tuple(values), losses, math.exp(center), len(best), interval, edge, warnings)
 
 
 def optimum(values: Sequence[float], losses: np.ndarray) -> float:
@@ -167,9 +173,11 @@ def describe(found: Found, steps: int) -> str:
         bad = int(np.sum(~np.isfinite(losses)))
         spread = f"{losses.min():.4f} to {losses.max():.4f}" if not bad else f"{bad} of {len(losses)} diverged"
         rows.append(f"  {value:>10.3g}  {'' if bad else f'{losses.mean():.4f}':>9}  {spread}")
-    (low, high), seeds = found.interval, found.losses.shape[1]
+    (low, high), all_seeds = found.interval, found.losses.shape[1]
     interval = f" [{low:.3g}, {high:.3g}] (95%)" if math.isfinite(low) else ""
-    rows.append(f"best after {steps} steps: {found.field}={found.best:.3g}{interval}, over {seeds} seeds")
+    of = f" of {all_seeds}" if found.seeds < all_seeds else ""
+    seeds = f"{found.seeds}{of} {'seed' if all_seeds == 1 else 'seeds'}"
+    rows.append(f"best after {steps} steps: {found.field}={found.best:.3g}{interval}, over {seeds}")
     if math.isfinite(found.edge):
         rows.append(f"diverges from {found.edge:.3g} on")
     return "\n".join([*rows, *(f"warning: {line}" for line in found.warnings)])

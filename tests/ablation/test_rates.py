@@ -56,6 +56,37 @@ def test_the_interval_is_that_of_the_seeds_optima():
     assert found.edge == math.inf and not found.warnings
 
 
+@pytest.mark.parametrize("seeds", [2, 8])
+def test_seeds_that_are_all_best_at_one_value_tell_no_interval(seeds):
+    """Eight alike would pass a sign test against a logarithm of 0, a learning rate of 1."""
+    found = rates.conclude("peak", VALUES, outcomes(np.stack([parabola(1e-6)] * seeds, axis=1)))
+    assert found.best == pytest.approx(VALUES[0]) and all(map(math.isnan, found.interval))
+    assert found.warnings[1:] == ["all seeds alike: there is no interval; try more values by --peaks"]
+    assert f"peak=0.0001, over {seeds} seeds" in rates.describe(found, 100)
+
+
+@pytest.mark.parametrize(
+    ("lost", "said", "warned"),
+    [
+        (0, "over 3 seeds", []),
+        (1, "over 2 of 3 seeds", []),
+        (2, "over 1 of 3 seeds", ["one seed of 3 finished anywhere: there is no interval; give several"]),
+    ],
+)
+def test_seeds_that_diverged_everywhere_are_not_counted(lost, said, warned):
+    losses = np.stack([parabola(one) for one in (0.01, 0.02, 0.015)], axis=1)
+    losses[:, :lost] = math.nan
+    found = rates.conclude("peak", VALUES, outcomes(losses))
+    assert found.seeds == 3 - lost and found.warnings == warned
+    assert said in rates.describe(found, 100)
+
+
+def test_one_seed_is_told_so():
+    found = rates.conclude("peak", VALUES, outcomes(parabola(0.01)[:, None]))
+    assert found.warnings == ["one seed: there is no interval; give several"]
+    assert rates.describe(found, 100).splitlines()[-2].endswith("over 1 seed")
+
+
 def test_where_runs_diverge_there_is_an_edge():
     losses = np.stack([parabola(0.01)] * 2, axis=1)
     losses[7, 1] = losses[8] = math.nan
