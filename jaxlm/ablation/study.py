@@ -95,6 +95,9 @@ class Study:
         for what, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
             if len(set(seeds)) < len(seeds):
                 raise ConfigError(f"{what}={tuple(seeds)} has a seed twice, which would count one run as two")
+        for name, overrides in self.variants.items():
+            if "seed" in overrides:
+                raise ConfigError(f"variant {name!r} sets the seed, which each trial has of the study's seeds; leave it out")
         if not self.seeds:
             raise ConfigError("seeds is empty; expected one at least, and several to conclude anything")
         if self.budget and (len(self.budget) != 1 or next(iter(self.budget)) not in BUDGETS):

@@ -275,6 +275,7 @@ def test_a_trial_has_a_title():
             "tuning has axes for 'no clap', which is no variant: did you mean 'no clip'?",
         ),
         ({**TUNED, "tuning": {"b2": {"seed": (1,)}}}, "tuning over the seed"),
+        ({"variants": {"clip": {}, "lucky": {"seed": 7}}}, "variant 'lucky' sets the seed"),
     ],
 )
 def test_a_study_that_means_nothing_is_refused(fields, said):
