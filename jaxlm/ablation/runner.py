@@ -215,7 +215,7 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
             note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
             note |= {"beside": len(part.trials), "tokens": _tokens(prepared)}
             with files.atomic(where / findings.TRIAL) as file:
-                file.write(json.dumps(note).encode())
+                file.write(json.dumps(note, default=str).encode())  # a point may hold a function
             view = functools.partial(board.lane, one.title, one.config.steps)
             members.append(side_by_side.Member(prepared, where, view))
         side_by_side.train(members, part.lanes, programs, signals)

@@ -69,12 +69,15 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
 
 def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, float]]:
     """Each point with the mean of the metric over its seeds, the lower the better; inf where one of them diverged."""
-    values: dict[tuple[tuple[str, Any], ...], list[float]] = {}
+    points: dict[str, list[Outcome]] = {}  # by what it shows: an optimizer's spec is a dict, which has no hash
     for outcome in outcomes:
-        values.setdefault(tuple(outcome.point.items()), []).append(outcome.value)
+        points.setdefault(repr(outcome.point), []).append(outcome)
     sign = 1 if study.lower_is_better else -1
-    means = {point: sign * sum(found) / len(found) for point, found in values.items()}
-    return [(dict(point), mean if math.isfinite(mean) else math.inf) for point, mean in means.items()]
+    found = []
+    for seeds in points.values():
+        mean = sign * sum(outcome.value for outcome in seeds) / len(seeds)
+        found.append((dict(seeds[0].point), mean if math.isfinite(mean) else math.inf))
+    return found
 
 
 def _edges(study: Study, variant: str, best: Overrides) -> list[str]:

@@ -14,7 +14,7 @@ import pytest
 from jaxlm.ablation import runner
 from jaxlm.ablation.plan import Memory
 from jaxlm.errors import ConfigError, DataError
-from tests.ablation.small import PEAK, small
+from tests.ablation.small import PEAK, small, without
 from tests.runs import ROOT, THOROUGH, rows
 from tests.tiny import CORPUS
 
@@ -151,6 +151,15 @@ def test_a_tuned_study(tmp_path):
     assert [outcome.seed for outcome in found.outcomes if outcome.tuning] == [7] * 6
     assert {outcome.point[PEAK] for outcome in compared} == {1e-2}
     assert (tmp_path / "sensitivity.png").exists()
+
+
+@pytest.mark.slow
+def test_a_study_tuned_over_optimizers(tmp_path):
+    sgd = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 1e-6}}
+    fields = {"variants": {"clip": {}}, "tuning": {"optimizer": (sgd, without("clip_by_global_norm")["optimizer"])}}
+    found = runner.run(small(steps=8, tuning_seeds=(7,), seeds=(0,), **fields), tmp_path)
+    assert callable(found.chosen["clip"]["optimizer"]) and len(found.outcomes) == 3
+    assert {path.name for path in tmp_path.iterdir()} >= {"report.md", "report.html", "results.csv"}
 
 
 def test_two_processes_can_not_run_one_study(tmp_path):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxlm import optim
 from jaxlm.ablation import Range, study, tuning
 from jaxlm.ablation.findings import Curve, Outcome
 from jaxlm.errors import ConfigError
@@ -104,6 +105,15 @@ def test_an_arm_that_always_diverged_is_warned_of_and_nothing_else():
     found = choose(tuned(), Trainer(lambda one: NAN))
     assert found.warnings == ["variant 'clip' diverged, or gave no eval/loss, at every point that was tried"]
     assert found.points["clip"][PEAK] in (1e-3, 1e-2, 1e-1)
+
+
+def test_optimizers_may_be_tried():
+    """As specs, which have no hash, and as functions that make them."""
+    specs = [{"chain": ("sgd",), "sgd": {"learning_rate": rate}} for rate in (0.1, 0.2)]
+    values = [*specs, lambda spec: optim.drop(spec, "clip_by_global_norm")]
+    assert best(tuned({"optimizer": values}), lambda one: 0.0 if one.point["optimizer"] == specs[1] else 1.0) == {
+        "optimizer": specs[1]
+    }
 
 
 # Axes
