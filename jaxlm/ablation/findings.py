@@ -236,7 +236,9 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
     def figures(one: Comparison) -> str:
         if not by_value(one):
             return f"it {lost(one)}"
-        return f"{study.metric} {one.mean:+.4f} [{one.interval[0]:+.4f}, {one.interval[1]:+.4f}]"
+        low, high = one.interval
+        places = max(4, stats.places([min(abs(low), abs(high))]))  # so that it is seen to leave out 0
+        return f"{study.metric} {one.mean:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
 
     said = []
     for what in ("better", "worse"):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation import drawn
+from jaxlm.ablation import drawn, stats
 from jaxlm.ablation.findings import Findings
 
 _NOTES = (
@@ -83,9 +83,7 @@ def tables(findings: Findings) -> dict[str, Table]:
 def places(findings: Findings) -> int:
     """Decimals of the metric: two digits of what the seeds make of it."""
     spreads = [one.deviation for one in findings.comparisons]
-    spreads += [findings.noise.deviation] if findings.noise else []
-    spreads = [spread for spread in spreads if spread > 0 and math.isfinite(spread)]
-    return min(max(1 - math.floor(math.log10(np.median(spreads))), 0), 8) if spreads else 4
+    return stats.places([*spreads, findings.noise.deviation] if findings.noise else spreads)
 
 
 def words(findings: Findings) -> dict[str, Any]:

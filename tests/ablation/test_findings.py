@@ -280,6 +280,11 @@ def test_findings_hold_what_the_report_says():
             {"lower_is_better": False},
             "b2 is better than clip: eval/loss +0.5002 [+0.4986, +0.5017] over 6 seeds.",
         ),
+        (
+            values_of(-5e-5, [1e-3 * one for one in JITTER]),
+            {},
+            "b2 is better than clip: eval/loss -0.000050 [-0.000051, -0.000048] over 6 seeds.",
+        ),
         (values_of(0.0001), {}, "No difference shown: b2."),
         (values_of(0.0, jitter=[0.0] * 6), {}, "Changes nothing: b2."),
         (values_of(0.5, seeds=1), {"seeds": (0,)}, "Nothing can be concluded: b2."),
