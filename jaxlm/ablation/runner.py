@@ -81,7 +81,9 @@ def run(
             return plan.budgeted(study, variant, point, memory)
 
         warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
-        for line in warnings:
+        known = [trial(arm(variant), variant, seed) for variant in study.variants for seed in study.seeds]
+        edited = memory.note([*tuning.trials(study, arm, tuning.points(study)), *known])
+        for line in [*warnings, *edited]:  # the report, which a second call writes too, has no word of an edit
             say(f"warning: {line}")
         chosen = tuning.choose(study, arm, train_all, workdir)
         arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
@@ -90,10 +92,10 @@ def run(
             for variant, cfg in arms.items()
             for seed in study.seeds
         ]
-        for line in [*chosen.warnings, *(edited := memory.note(trials))]:
+        for line in chosen.warnings:
             say(f"warning: {line}")
         outcomes = [*chosen.outcomes, *train_all(trials)]
-        warnings += [*chosen.warnings, *edited]
+        warnings += chosen.warnings
         found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
         written = report.write(found, workdir)
     say(found.verdict)

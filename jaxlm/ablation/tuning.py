@@ -32,39 +32,50 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
 
     A point at which some seed diverged counts as worse than any at which none did.
     """
-    if not study.tuning:
+    if not (tried := points(study)):
         return Chosen({}, [], [])
-    tuned = [variant for variant in study.variants if study.axes(variant)]
 
     def attempt(points: Mapping[str, Sequence[Overrides]]) -> list[Outcome]:
-        return train(
-            [
-                trial(arm(variant, point), variant, seed, point, tuning=True)
-                for variant in points
-                for point in points[variant]
-                for seed in study.tuning_seeds
-            ]
-        )
+        return train(trials(study, arm, points))
 
     if study.search == "optuna":
-        outcomes = _with_optuna(study, tuned, attempt, workdir / "optuna.db")
-    elif study.search == "grid":
-        outcomes = attempt({variant: grid_points(study, variant) for variant in tuned})
+        outcomes = _with_optuna(study, list(tried), attempt, workdir / "optuna.db")
     else:
-        outcomes = attempt(
-            {variant: sampled_points(study.axes(variant), study.tuning_trials, study.search) for variant in tuned}
-        )
-    points: dict[str, Overrides] = {}
+        outcomes = attempt(tried)
+    chosen: dict[str, Overrides] = {}
     warnings = []
-    for variant in tuned:
+    for variant in tried:
         means = scores(study, [outcome for outcome in outcomes if outcome.variant == variant])
         best, score = min(means, key=lambda pair: pair[1])
         if not math.isfinite(score):
             warnings.append(f"variant {variant!r} diverged, or gave no {study.metric}, at every point that was tried")
         else:
             warnings += _edges(study, variant, best)
-        points[variant] = best
-    return Chosen(points, outcomes, warnings)
+        chosen[variant] = best
+    return Chosen(chosen, outcomes, warnings)
+
+
+def points(study: Study) -> dict[str, list[Overrides]]:
+    """What each tuned arm tries, as far as it is known before: nothing of what Optuna will propose."""
+
+    def of(variant: str) -> list[Overrides]:
+        if study.search == "optuna":
+            return []
+        if study.search == "grid":
+            return list(grid_points(study, variant))
+        return list(sampled_points(study.axes(variant), study.tuning_trials, study.search))
+
+    return {variant: of(variant) for variant in study.variants if study.axes(variant)}
+
+
+def trials(study: Study, arm: Arm, points: Mapping[str, Sequence[Overrides]]) -> list[Trial]:
+    """Of points of each arm, with every tuning seed."""
+    return [
+        trial(arm(variant, point), variant, seed, point, tuning=True)
+        for variant in points
+        for point in points[variant]
+        for seed in study.tuning_seeds
+    ]
 
 
 def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, float]]:

@@ -109,7 +109,21 @@ def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
     found = runner.run(small(steps=4, seeds=(0,), variants=variants), tmp_path, execute=execute)
     assert trained == ["b1 seed=0"]
     assert "2 trials stay, 1 are new (b1 seed=0), 1 are no longer looked at" in capsys.readouterr().err
-    assert any("was edited" in line for line in found.warnings)
+    assert not found.warnings[1:] and "one seed" in found.warnings[0]  # "was edited" holds of this call alone
+
+
+@pytest.mark.parametrize("tuned", [False, True])
+def test_an_edit_is_told_before_anything_is_trained(tmp_path, capsys, tuned):
+    def execute(*_):
+        raise runner.Stopped(75)
+
+    fields = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (7,)} if tuned else {}
+    variants = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}
+    for made in (small(variants={"clip": {}}, **fields), small(variants=variants, **fields)):
+        with pytest.raises(runner.Stopped):
+            runner.run(made, tmp_path, execute=execute)
+    new = "4 trials stay, 4 are new (b2 peak=0.001 seed=7" if tuned else "2 trials stay, 2 are new (b2 seed=0"
+    assert f"the study was edited: {new}" in capsys.readouterr().err
 
 
 def test_variants_that_are_alike_share_a_run(tmp_path, capsys):
