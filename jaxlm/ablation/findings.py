@@ -58,6 +58,7 @@ class Outcome(NamedTuple):
     joules: float  # nan where unknown
     estimated: bool = False  # the joules are no counter's
     gap: float = math.nan  # evaluation loss less training loss, where the value was taken
+    gco2e: float = math.nan  # grams; nan where unknown
 
 
 class Findings(NamedTuple):
@@ -102,6 +103,10 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
     ended, path = status(folder), folder / writers.METRICS
     rows = writers.read_jsonl(path) if path.exists() else []
     own = cost(trial.config)
+
+    def latest(name: str) -> float:
+        return next((row[name] for row in reversed(rows) if name in row), math.nan)
+
     found = [row for row in rows if metric in row]
     if ended in ("done", "stopped early") and not found:
         known = {name for row in rows for name in row if name not in ("step", "time")}
@@ -140,9 +145,10 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
         tokens=(last := rows[-1]["step"] if rows else 0) * own.tokens_per_step,
         flops=float(last * own.tokens_per_step * own.flops_per_token),
         seconds=float(seconds[-1]),
-        joules=next((row["energy/kwh"] * JOULES_PER_KWH for row in reversed(rows) if "energy/kwh" in row), math.nan),
+        joules=latest("energy/kwh") * JOULES_PER_KWH,
         estimated=any("energy/estimated" in row for row in rows),
         gap=gap,
+        gco2e=latest("energy/gco2e"),
     )
 
 

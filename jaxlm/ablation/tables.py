@@ -179,9 +179,12 @@ def _changes(findings: Findings) -> Table:
 
 def _costs(findings: Findings) -> Table:
     rows = []
+    carbon = any(math.isfinite(one.gco2e) for one in findings.outcomes)
     for variant in findings.variants:
         trials = [one for one in findings.outcomes if one.variant == variant]
         tuning = sum(one.tuning for one in trials)
+        measured = [one for one in trials if math.isfinite(one.joules) and one.tokens]
+        per_token = sum(one.joules for one in measured) / sum(one.tokens for one in measured) if measured else math.nan
         rows.append(
             [
                 _word(variant),
@@ -190,10 +193,14 @@ def _costs(findings: Findings) -> Table:
                 _total([one.flops for one in trials], "{:.3g}".format),
                 _total([one.seconds for one in trials], _duration),
                 _total([one.joules for one in trials], lambda x: f"{x:,.0f} J" if x < 1e4 else f"{x / 1e3:,.1f} kJ"),
+                _number(per_token, ".3g", "not measured"),
             ]
         )
+        if carbon:
+            rows[-1].append(_total([one.gco2e for one in trials], "{:,.3g} g".format))
     energy = "Energy, estimated" if any(one.estimated for one in findings.outcomes) else "Energy"
-    headers = ("Variant", "Trials, compared + tuning", "Tokens", "FLOPs", "Training time", energy)
+    headers = ["Variant", "Trials, compared + tuning", "Tokens", "FLOPs", "Training time", energy, "Joules per token"]
+    headers += ["CO2e"] if carbon else []
     return Table("Of all trials of a variant together, tuning included", headers, rows)
 
 

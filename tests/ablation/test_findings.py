@@ -169,7 +169,9 @@ def test_time_that_no_row_tells_is_unknown(trial, run):
 def test_the_energy_of_a_run_is_what_its_last_row_tells(trial, run):
     rows = [{"step": 2, "energy/kwh": 1e-6}, {"step": 4, "energy/kwh": 3e-6}, *rows_of([5, 4])]
     found = findings.read(trial, run(rows), "eval/loss")
-    assert found.joules == pytest.approx(10.8) and not found.estimated
+    assert found.joules == pytest.approx(10.8) and not found.estimated and math.isnan(found.gco2e)
+    carbon = [row | {"energy/gco2e": 400 * row["energy/kwh"]} for row in rows[:2]]
+    assert findings.read(trial, run([*carbon, *rows[2:]]), "eval/loss").gco2e == pytest.approx(1.2e-3)
     found = findings.read(trial, run([*rows, {"step": 4, "energy/estimated": 1.0}]), "eval/loss")
     assert found.estimated
     found = findings.read(trial, run(rows_of([5, 4])), "eval/loss")

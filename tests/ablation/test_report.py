@@ -142,7 +142,19 @@ def test_markdown_says_what_was_found(tmp_path):
         assert part in text
     assert "| no weight decay | optimizer.weight_decay | 0.1 | 0.1 |" in text  # no escapes that nobody needs
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9, 5, 7, 8, 14}  # columns + 1, of every table
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9, 5, 8, 14}  # columns + 1, of every table
+
+
+def test_costs_have_joules_a_token_and_carbon_where_it_is_known():
+    findings = study({"baseline": 0.0, "other": 0.0})
+    costs = tables.tables(findings)["costs"]
+    assert costs.headers[-1] == "Joules per token"
+    assert [row[-1].text for row in costs.rows] == [f"{5200 / 8_192_000:.3g}", "not measured"]
+    some = [one._replace(gco2e=1.5) if one.variant == "baseline" else one for one in findings.outcomes]
+    costs = tables.tables(findings._replace(outcomes=[some[0]._replace(joules=math.nan), *some[1:]]))["costs"]
+    assert costs.headers[-1] == "CO2e"
+    assert [row[-1].text for row in costs.rows] == ["15 g", "not measured"]
+    assert costs.rows[0][-2].text == f"{5200 / 8_192_000:.3g}"  # of the trials that were measured
 
 
 def test_ranking_is_best_first_and_the_diverged_last(tmp_path):
