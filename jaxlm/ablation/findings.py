@@ -91,7 +91,7 @@ def status(folder: Path) -> str:
 
 
 def read(trial: Trial, folder: Path, metric: str) -> Outcome:
-    """What a trial gave: the last value of a metric; after an early stop the one where `early_stopping.metric` was best.
+    """What a trial gave: the last value of a metric; after an early stop that where `early_stopping.metric` was best.
 
     That is the state which a run gives that stopped early; `min_delta`, which decides when it stops, has no part in it.
     The metric's own best would flatter it beside the runs that went on.

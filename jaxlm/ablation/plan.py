@@ -24,8 +24,8 @@ from jaxlm.training.prepare import prepare
 
 class Memory:
     """What a study must not decide twice, kept in its directory: the lanes of each program, the seconds and joules of a
-    step, all measured, and which trials it had when it last ran. Before a study is tuned, the points at which its arms will
-    be compared are not known: their trials stand for them as they would be without.
+    step, all measured, and which trials it had when it last ran. Where an arm is tuned, the point at which it will be
+    compared isn't known before: its trials are noted as they would be without one.
 
     Raises:
       DataError: the file is damaged.

@@ -151,8 +151,8 @@ def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:
         if changed := [split for split in noted if noted[split] != found.get(split)]:
             raise DataError(
                 f"{one.title} is over, and its data (data.source={cfg.data.source!r}, data.validation="
-                f"{cfg.data.validation!r}) changed since: the tokens of {' and '.join(changed)} are others now, and what "
-                "is trained on them can't be compared; give another --workdir, or the data that the trial began with"
+                f"{cfg.data.validation!r}) changed since: the {' and '.join(changed)} tokens are others now, and "
+                "trials on them can't be compared with it; give another --workdir, or the data that it began with"
             )
 
 

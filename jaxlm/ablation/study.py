@@ -97,7 +97,7 @@ class Study:
                 raise ConfigError(f"{what}={tuple(seeds)} has a seed twice, which would count one run as two")
         for name, overrides in self.variants.items():
             if "seed" in overrides:
-                raise ConfigError(f"variant {name!r} sets the seed, which each trial has of the study's seeds; leave it out")
+                raise ConfigError(f"variant {name!r} sets the seed, which each trial gets from seeds; leave it out")
         if not self.seeds:
             raise ConfigError("seeds is empty; expected one at least, and several to conclude anything")
         if self.budget and (len(self.budget) != 1 or next(iter(self.budget)) not in BUDGETS):

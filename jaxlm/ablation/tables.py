@@ -20,9 +20,9 @@ _NOTES = (
     ),
     (
         "Diverged seeds",
-        "Those on which one of the two arms alone diverged are compared by a sign test of their own, corrected with the "
-        "others: where it finds that one arm loses more of them, that arm is the worse one. With five such seeds or "
-        "fewer it finds nothing at 95%.",
+        "Those on which one of the two arms alone diverged have a sign test of their own, corrected with the others: "
+        "where it finds that one arm loses more of them, that arm is the worse one. With five such seeds or fewer it "
+        "finds nothing at 95%.",
     ),
     (
         "Interval and p",
@@ -114,7 +114,8 @@ def words(findings: Findings) -> dict[str, Any]:
         "deviation over the seeds. Dotted: no seed finished. Thin and dashed, where the metric is eval/loss: the mean "
         "training loss since the evaluation before. The start of the run lies outside.",
         "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best; where a seed "
-        "diverged, a point is the mean of the others and never filled. ✕ at the top: the smallest such value. Extreme values may lie outside.",
+        "diverged, a point is the mean of the others and never filled. ✕ at the top: the smallest such value. Extreme "
+        "values may lie outside.",
         "notes": _NOTES,
     }
 
@@ -164,8 +165,8 @@ def _tuning(findings: Findings, places: int) -> Table:
             chosen = findings.chosen.get(variant, {}).get(axis, "–")
             rows.append([*row, _number(one.edge, ".6g", "no seed diverged"), Cell(str(chosen), chosen)])
     headers = ("Variant", "Tuned", "Best value", findings.metric, "Good region", "Diverged from", "Compared at")
-    title = "Best and good region: of the values at which no seed diverged; from the first to the last of these within the "
-    return Table(f"{title}noise floor of the best", headers, rows)
+    title = "Best: of the values at which no seed diverged; good region: from the first to the last of these within the"
+    return Table(f"{title} noise floor of it", headers, rows)
 
 
 def _changes(findings: Findings) -> Table:

@@ -84,11 +84,8 @@ def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, f
     for outcome in outcomes:
         points.setdefault(repr(outcome.point), []).append(outcome)
     sign = 1 if study.lower_is_better else -1
-    found = []
-    for seeds in points.values():
-        mean = sign * sum(outcome.value for outcome in seeds) / len(seeds)
-        found.append((dict(seeds[0].point), mean if math.isfinite(mean) else math.inf))
-    return found
+    means = [(seeds[0].point, sign * sum(one.value for one in seeds) / len(seeds)) for seeds in points.values()]
+    return [(point, mean if math.isfinite(mean) else math.inf) for point, mean in means]
 
 
 def _edges(study: Study, variant: str, best: Overrides) -> list[str]:

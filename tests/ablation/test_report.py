@@ -26,7 +26,7 @@ def study(effects=EFFECTS, seeds=(0, 1, 2, 3, 4), peaks=PEAKS, **changes) -> Fin
         fragile = variant == "peak without limit"
         tuned = [(peak, 100, True, peak > (0.003 if fragile else 0.01)) for peak in peaks]
         compared = [(0.003, seed, False, fragile and seed > 0) for seed in seeds]
-        for peak, seed, tuning, diverges in tuned + compared:
+        for peak, seed, tunes, diverges in tuned + compared:
             shared, own = np.random.default_rng(seed), np.random.default_rng([seed, i])
             end = 3.5 + effect + 0.006 * shared.normal() + 0.003 * own.normal() + 0.02 * math.log10(peak / 0.003) ** 2
             steps = np.arange(0, 1001, 50)
@@ -41,7 +41,7 @@ def study(effects=EFFECTS, seeds=(0, 1, 2, 3, 4), peaks=PEAKS, **changes) -> Fin
                     variant=variant,
                     seed=seed,
                     point={AXIS: peak} if peaks else {},
-                    tuning=tuning,
+                    tuning=tunes,
                     status="diverged" if diverges else "done",
                     value=math.nan if diverges else float(values[-1]),
                     curve=curve,
