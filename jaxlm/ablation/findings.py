@@ -93,8 +93,8 @@ def status(folder: Path) -> str:
 def read(trial: Trial, folder: Path, metric: str) -> Outcome:
     """What a trial gave: the last value of a metric; after an early stop that where `early_stopping.metric` was best.
 
-    That is the state which a run gives that stopped early; `min_delta`, which decides when it stops, has no part in it.
-    The metric's own best would flatter it beside the runs that went on.
+    The metric's own best would flatter such a run beside those that went on. `min_delta`, which decides when it stops,
+    has no part in it.
 
     Raises:
       ConfigError: it is over, and its rows have no such metric.
@@ -120,9 +120,10 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
     value = gap = math.nan
     at = len(found) - 1
     if ended == "stopped early":
-        watched = [(position.lowest(row, trial.config.early_stopping.metric), row["step"]) for row in rows]
-        finite = [(value, step) for value, step in watched if value is not None and math.isfinite(value)]
-        if finite:
+        watched = trial.config.early_stopping.metric
+        seen = [row for row in rows if watched.removeprefix("-") in row]
+        lowest = [(position.lowest(row, watched, "early_stopping.metric"), row["step"]) for row in seen]
+        if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
             at = max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     if ended in ("done", "stopped early"):
         value, gap = float(values[at]), float(gaps[at])
