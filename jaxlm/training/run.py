@@ -241,10 +241,9 @@ class Run:
                 patience = patience.seen(value, done, stopping.min_delta)
                 if 0 < stopping.patience <= patience.stale:
                     stop = "stopped early"
-                    before = (
-                        "was never finite" if patience.value is None else f"has not improved on {patience.value:.4f}"
-                    )
-                    self.say(f"stopped early: {stopping.metric} {before}")
+                    low = patience.value
+                    told = "was never finite" if low is None else f"has not improved on {low:.4f}"
+                    self.say(f"stopped early: {stopping.metric} {told}")
             self._position = self._position._replace(best=best, patience=patience)
         if caught:
             save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"

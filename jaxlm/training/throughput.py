@@ -110,7 +110,7 @@ def _climb(cfg: FrozenConfigDict, timer: Callable[[tuple[Any, ...]], Tried], dea
     parts = [n for n in range(1, rows + 1) if rows % n == 0]
     best = tuple(config.flat(cfg)[name] for name in FIELDS)
     rank(best)
-    left = improved = True
+    left, improved = False, True
     while improved:
         improved = False
         for i in range(len(FIELDS)):
