@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import logging
 import os
@@ -19,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.ablation import findings, lanes
+from jaxlm.ablation import findings
 from jaxlm.ablation.runner import Execute, Group, Stopped, folder, train_group
 from jaxlm.ablation.study import Trial
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError
@@ -263,13 +262,6 @@ class _Said(Board):
         self.lines.append(text)
 
 
-@functools.cache
-def _programs() -> lanes.Programs:
-    """Of this worker: its next task may need the same."""
-    host.settle()
-    return lanes.Programs()
-
-
 def _task(group: Group, workdir: str, metric: str) -> tuple[JaxlmError | None, list[str]]:
     """Trains a group; gives back the error that the user can mend, which trying again does not, and lines to say."""
     root = Path(workdir)
@@ -280,7 +272,8 @@ def _task(group: Group, workdir: str, metric: str) -> tuple[JaxlmError | None, l
             for one in trials:
                 _await_lock(folder(root, one))
             if trials:
-                train_group(Group(trials, group.lanes), root, board, signals, _programs())
+                host.settle()
+                train_group(Group(trials, group.lanes), root, board, signals)
         except JaxlmError as error:
             return error, board.lines
         except OSError as error:

@@ -29,7 +29,7 @@ from jaxlm.training import loop, memory, step
 from jaxlm.training.prepare import Prepared
 from jaxlm.training.run import open_run
 from jaxlm.training.signals import Signals
-from jaxlm.training.steps import Steps, build
+from jaxlm.training.steps import build
 
 _TIMED = 3  # calls, after one that compiles
 _MEASURED = 3.0  # seconds: counters of energy move every tenth of a second or so
@@ -156,22 +156,7 @@ def _stepping(members: Sequence[Prepared], lanes: int) -> tuple[Callable[[], flo
     return call, count
 
 
-class Programs:
-    """The compiled steps of one structure after another: those of the latest stay, for the runs that come next."""
-
-    def __init__(self) -> None:
-        self._latest: tuple[Hashable, Steps] | None = None
-
-    def steps(self, cfg: FrozenConfigDict, lanes: int) -> Steps:
-        """For runs that are `shared` with this one; of one lane, for a run alone."""
-        key = (shared(cfg), lanes)
-        if self._latest is None or self._latest[0] != key:
-            self._latest = None  # let go of its memory first
-            self._latest = (key, build(cfg, lanes if lanes > 1 else 0))
-        return self._latest[1]
-
-
-def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Signals) -> None:
+def train(members: Sequence[Member], lanes: int, signals: Signals) -> None:
     """Trains runs of one program, at most `lanes` of them, to their ends; each goes on from its latest checkpoint.
 
     Once a signal is caught, runs may not be over. One that diverges says so in its status.
@@ -182,7 +167,7 @@ def train(members: Sequence[Member], lanes: int, programs: Programs, signals: Si
     cfg = members[0].prepared.config
     with contextlib.ExitStack() as stack:
         stack.enter_context(memory.explained(cfg))
-        steps = programs.steps(cfg, lanes)
+        steps = build(cfg, lanes if lanes > 1 else 0)
         runs = [stack.enter_context(open_run(one.prepared, one.workdir, steps, one.view)) for one in members]
         for done in sorted({run.done for run in runs}):  # a kill may have left them at different steps
             if not signals.caught:

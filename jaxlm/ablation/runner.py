@@ -5,6 +5,7 @@ workdir/study.json  trials/<address>/...  report.md  report.html  results.csv  .
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import sys
@@ -147,7 +148,10 @@ def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:
         findings.read(one, folder(workdir, one), metric)
         cfg, noted = one.config, findings.note(folder(workdir, one)).get("tokens", {})
         key = (cfg.init_from, cfg.data)
-        found = known[key] if key in known else known.setdefault(key, _tokens(prepare(cfg)))
+        if key not in known:
+            with contextlib.suppress(DataError):  # it is not there: its trials are over, and those to come will say so
+                known[key] = _tokens(prepare(cfg))
+        found = known.get(key, noted)
         if changed := [split for split in noted if noted[split] != found.get(split)]:
             raise DataError(
                 f"{one.title} is over, and its data (data.source={cfg.data.source!r}, data.validation="
@@ -196,12 +200,11 @@ def grouped(
 
 def local(groups: Sequence[Group], workdir: Path, board: Board, signals: Signals) -> None:
     """One group after another, in this process; lanes are divided over its devices."""
-    programs = side_by_side.Programs()
     for group in groups:
-        train_group(group, workdir, board, signals, programs)
+        train_group(group, workdir, board, signals)
 
 
-def train_group(group: Group, workdir: Path, board: Board, signals: Signals, programs: side_by_side.Programs) -> None:
+def train_group(group: Group, workdir: Path, board: Board, signals: Signals) -> None:
     """Trains the trials of a group, as many at once as it has lanes.
 
     Raises:
@@ -220,7 +223,7 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals, pro
                 file.write(json.dumps(note, default=str).encode())  # a point may hold a function
             view = functools.partial(board.lane, one.title, one.config.steps)
             members.append(side_by_side.Member(prepared, where, view))
-        side_by_side.train(members, part.lanes, programs, signals)
+        side_by_side.train(members, part.lanes, signals)
         if signals.caught:
             raise Stopped(signals.exit_code)
         for one in part.trials:

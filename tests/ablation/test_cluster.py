@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.ablation import cluster, lanes, runner, study
+from jaxlm.ablation import cluster, runner, study
 from jaxlm.ablation.runner import Group
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.telemetry.board import Board
@@ -272,7 +272,7 @@ def test_a_task_that_is_over_is_not_run_again(tmp_path):
 
 
 def test_a_task_gives_back_that_its_trial_lacks_the_metric(tmp_path, monkeypatch):
-    monkeypatch.setattr(cluster, "_programs", lanes.Programs)
+    monkeypatch.setattr(cluster.host, "settle", lambda: None)
     one = study.trial(study.arm(small(steps=4), "clip"), "clip", 0)
     error, _ = cluster._task(Group([one], 1), str(tmp_path), "eval/los")
     assert isinstance(error, ConfigError) and "did you mean 'eval/loss'" in str(error)

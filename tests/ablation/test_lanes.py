@@ -37,7 +37,7 @@ FIFTY = {"steps": 50, "eval__every": 25, "checkpoint__every": 25, "loss.label_sm
 
 def train(members, width):
     with Signals() as signals:
-        lanes.train(members, width, lanes.Programs(), signals)
+        lanes.train(members, width, signals)
 
 
 def status(workdir):
@@ -124,9 +124,8 @@ def test_one_program_serves_some_runs_and_those_after_them(tmp_path, caplog):
     members = [member(tmp_path / str(i), seed=i, **{PEAK: 1e-3 * (i + 1)}) for i in range(6)]
     with jax.log_compiles(), caplog.at_level("WARNING"):
         with Signals() as signals:
-            programs = lanes.Programs()
             for chunk in (members[:3], members[3:]):
-                lanes.train(chunk, 3, programs, signals)
+                lanes.train(chunk, 3, signals)
     compiled = [record.getMessage() for record in caplog.records if "Finished XLA compilation" in record.getMessage()]
     assert len([line for line in compiled if "train_step" in line]) == 1, compiled
 
@@ -160,7 +159,7 @@ def test_a_signal_saves_every_lane(tmp_path):
     thread = threading.Thread(target=stop)
     thread.start()
     with Signals() as signals:
-        lanes.train(members, 2, lanes.Programs(), signals)
+        lanes.train(members, 2, signals)
     thread.join()
     assert signals.exit_code == 75
     assert [status(one.workdir) for one in members] == ["preempted"] * 2
@@ -258,13 +257,13 @@ DEVICES = """
 import sys, jax
 from pathlib import Path
 from jaxlm.ablation import lanes
+from jaxlm.training import steps
 from jaxlm.training.signals import Signals
 from tests.ablation.small import member
 members = [member(Path(sys.argv[1]) / str(i), seed=i, model__dropout=0.1) for i in range(4)]
 with Signals() as signals:
-    programs = lanes.Programs()
-    lanes.train(members, 4, programs, signals)
-print(programs.steps(members[0].prepared.config, 4).mesh.size)
+    lanes.train(members, 4, signals)
+print(steps.build(members[0].prepared.config, 4).mesh.size)
 """
 
 

@@ -88,6 +88,8 @@ def test_what_is_over_is_not_reused_once_its_data_changed(tmp_path, split, share
         runner.run(more, tmp_path / "study", execute=lambda *_: pytest.fail("it trains"))
     text.write_text(CORPUS.read_text())
     assert runner.run(more, tmp_path / "study").outcomes[0].status == "done"
+    text.unlink()
+    assert runner.run(more, tmp_path / "study").outcomes[0].status == "done"  # the report takes no data
 
 
 def test_a_metric_that_nobody_writes_ends_the_study_after_its_first_trial(tmp_path):
