@@ -1,5 +1,5 @@
 """python -m jaxlm.tune lr --config=configs/x.py[:arg] --workdir=DIR [--low --high --peaks --seeds --steps --field]
-python -m jaxlm.tune throughput --config=configs/x.py[:arg] [--seconds --again]"""
+python -m jaxlm.tune throughput --config=configs/x.py[:arg] [--workdir=DIR --seconds --again]"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config, config_file
+from jaxlm import config, config_file, files
 from jaxlm.errors import exit_code
 from jaxlm.main import name, overrides
 from jaxlm.training import lock
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m jaxlm.tune", description=main.__doc__, allow_abbrev=False)
     parser.add_argument("what", choices=("lr", "throughput"), help="what to tune")
     parser.add_argument("--config", required=True, help="a Python file with get_config(arg), as path[:arg]")
-    parser.add_argument("--workdir", help="where the runs live; default runs/<config name>-lr")
+    parser.add_argument("--workdir", help="of the runs, or of flags.txt; default runs/<config name>-<what>")
     parser.add_argument("--low", type=float, default=1e-5, help="the lowest peak")
     parser.add_argument("--high", type=float, default=1.0, help="the highest peak")
     parser.add_argument("--peaks", type=int, default=16, help="how many, each the same factor above the one before")
@@ -32,6 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--again", action="store_true", help="throughput: also where it was found before")
     args, rest = parser.parse_known_args(argv)
 
+    workdir = Path(args.workdir or f"runs/{name(args.config)}-{args.what}")
+
     def throughput() -> int:
         cfg = config.override(config_file.load(args.config), overrides(rest))
 
@@ -41,10 +43,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         say = functools.partial(print, file=sys.stderr, flush=True)
         found = throughput.search(cfg, seconds=args.seconds, again=args.again, say=say)
         print(throughput.describe(found))
+        workdir.mkdir(parents=True, exist_ok=True)
+        with files.atomic(workdir / "flags.txt") as file:  # for $(cat flags.txt)
+            file.write(f"{throughput.flags(found)}\n".encode())
         return 0
 
     def rate() -> int:
-        workdir = Path(args.workdir or f"runs/{name(args.config)}-lr")
         lock.check(workdir)  # before anything slow
         cfg = config.override(config_file.load(args.config), overrides(rest))
 

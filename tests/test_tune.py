@@ -43,8 +43,8 @@ def test_mistakes(config, tmp_path, capsys, flag, told):
     assert told in capsys.readouterr().err
 
 
-def test_throughput_from_the_command_line(config, capsys, monkeypatch):
-    flags = ["throughput", f"--config={config}", "--config.data.batch_size=1"]
+def test_throughput_from_the_command_line(config, tmp_path, capsys, monkeypatch):
+    flags = ["throughput", f"--config={config}", f"--workdir={tmp_path}", "--config.data.batch_size=1"]
     assert tune.main([*flags, "--seconds=0.001"]) == 0
     cut_short = capsys.readouterr().out
     assert "micro_batches" in cut_short and "warning: time ran out before all was tried" in cut_short
@@ -55,7 +55,8 @@ def test_throughput_from_the_command_line(config, capsys, monkeypatch):
     assert tune.main(flags) == 0
     second = capsys.readouterr()
     assert "found before" in second.out and not second.err
+    assert (tmp_path / "flags.txt").read_text() == "\n"  # the config's own way
     assert tune.main([*flags, "--again"]) == 0
     assert "found before" not in capsys.readouterr().out
-    assert tune.main(["throughput", f"--config={config}", "--seconds=-1"]) == 2
+    assert tune.main(["throughput", f"--config={config}", f"--workdir={tmp_path}", "--seconds=-1"]) == 2
     assert "--seconds=-1; expected more than 0" in capsys.readouterr().err

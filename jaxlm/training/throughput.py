@@ -230,6 +230,11 @@ def line(tried: Tried) -> str:
     return f"{shown}: {tried.why or f'{(tried.seconds or 0) * 1e3:,.1f} ms'}"
 
 
+def flags(found: Found) -> str:
+    """What to change, for a command line."""
+    return " ".join(f"--config.{name}={value}" for name, value in found.overrides().items())
+
+
 def describe(found: Found) -> str:
     """The ways as a table, the fastest first, and what to set."""
     rows = [(*(name.rpartition(".")[2] for name in FIELDS), "GB", "compile (s)", "step (ms)", "tokens/s")]
@@ -240,13 +245,13 @@ def describe(found: Found) -> str:
         rows.append((*map(str, one.values), needs, compiled, *timed))
     lines = aligned(rows, right={0, 3, 5, 6, 7, 8})
     own, best = found.tried[0].seconds, found.best.seconds
-    flags = " ".join(f"--config.{name}={value}" for name, value in found.overrides().items())
+    change = flags(found)
     if best is None:
         lines.append("none of these fits")
-    elif not flags:
+    elif not change:
         lines.append("the config's own way is the fastest")
     else:
-        lines.append(f"{own / best:.2f} times as fast as the config: {flags}" if own else f"what fits: {flags}")
+        lines.append(f"{own / best:.2f} times as fast as the config: {change}" if own else f"what fits: {change}")
     if found.mfu is not None:
         lines.append(f"MFU {found.mfu:.1%}")
     if found.left:

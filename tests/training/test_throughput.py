@@ -42,6 +42,8 @@ def test_the_fastest_way_is_found():
     assert found.tried[0].values == OWN
     assert found.overrides() == {"data.micro_batches": 4, "model.remat": "dots", "model.unroll": False}
     assert found.tokens == 256 and not found.left and not found.cached
+    wanted = "--config.data.micro_batches=4 --config.model.remat=dots --config.model.unroll=False"
+    assert throughput.flags(found) == wanted and throughput.describe(found).endswith(wanted)
 
 
 def test_what_does_not_fit_is_never_run():
