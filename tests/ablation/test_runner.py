@@ -11,6 +11,7 @@ import time
 
 import pytest
 
+from jaxlm import optim
 from jaxlm.ablation import runner
 from jaxlm.ablation.plan import Memory
 from jaxlm.errors import ConfigError, DataError
@@ -137,18 +138,25 @@ def test_variants_that_are_alike_share_a_run(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_no_op_is_called_one_and_a_bad_change_is_found(tmp_path):
+def test_no_ops_are_called_so_and_bad_changes_are_found(tmp_path):
+    def planted(*stage, **arguments):
+        return {"optimizer": lambda spec: optim.insert_after(spec, "scale_by_adam", *stage, **arguments)}
+
     variants = {
         "plain": {},
         "no-op": {"optimizer.clip_by_global_norm.max_norm": 1e6},  # never reached, as the baseline's
+        "no-op transform": planted("identity"),
         "bad": {PEAK: 1e-6},
+        "bad transform": planted("flip", transform="scale", step_size=-1.0),
     }
     overrides = {"optimizer.clip_by_global_norm.max_norm": 1e5, PEAK: 1e-2}
     found = runner.run(
         small(steps=40, variants=variants, baseline="plain", overrides=overrides, seeds=range(4)), tmp_path
     )
-    assert {one.variant: one.verdict for one in found.comparisons} == {"no-op": "changes nothing", "bad": "worse"}
-    assert "bad is worse than plain" in found.verdict
+    verdicts = {one.variant: one.verdict for one in found.comparisons}
+    assert {name for name in verdicts if verdicts[name] == "changes nothing"} == {"no-op", "no-op transform"}
+    assert {name for name in verdicts if verdicts[name] == "worse"} == {"bad", "bad transform"}
+    assert found.verdict.startswith("Worse than plain over 4 seeds: bad")
 
 
 def test_a_variant_that_diverges_is_a_result(tmp_path):
