@@ -145,7 +145,10 @@ def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
 NO_LEARNING_RATE = "no learning rate"
 """The rule of a finding that no training bears."""
 
-CLIPPING = (optax.clip, optax.clip_by_global_norm, optax.clip_by_block_rms, optax.adaptive_grad_clip)
+CLIPPING = (
+    *(transforms.clip_by_global_norm, optax.clip_by_global_norm),
+    *(optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip),
+)
 NOT_SCALING = (
     *CLIPPING,
     *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule, optax.scale),

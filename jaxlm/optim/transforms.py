@@ -34,6 +34,7 @@ PyTree = Any
 
 __all__ = [
     "cautious",
+    "clip_by_global_norm",
     "ema_of_params",
     "freeze",
     "learning_rate",
@@ -71,6 +72,21 @@ def scale_by_learning_rate(
     """u -> -learning_rate(count) u, where count starts at 0. See `learning_rate` for the arguments."""
     rate = learning_rate(peak, steps, schedule, **arguments)
     return optax.scale_by_schedule(lambda count: -rate(count))
+
+
+def clip_by_global_norm(max_norm: ArrayLike) -> optax.GradientTransformation:
+    """Clipping by the norm over all parameters (Pascanu et al. 2013, arXiv:1211.5063): u -> u min(1, max_norm / |u|).
+
+    As optax's of this name up to rounding, which divides each number: then XLA:CPU writes all of them out once more.
+    """
+
+    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
+        del params
+        norm = optax.tree.norm(updates)
+        factor = jnp.where(norm < max_norm, 1.0, max_norm / norm)
+        return jax.tree.map(lambda u: u * factor.astype(u.dtype), updates), state
+
+    return optax.GradientTransformation(optax.init_empty_state, update)
 
 
 def cautious() -> optax.GradientTransformation:

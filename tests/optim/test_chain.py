@@ -7,7 +7,7 @@ import pytest
 
 from jaxlm import optim, tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain, schedules
+from jaxlm.optim import chain, schedules, transforms
 from tests.optim.small import (
     DEFAULT,
     GRADIENTS,
@@ -29,7 +29,7 @@ def test_the_default_chain_is_optaxs_to_the_bit():
         clip, adam, decay, rate = (numbers[stage] for stage in DEFAULT["chain"])
         shape = schedules.warmup_cosine(STEPS, warmup=rate["warmup"], final=rate["final"])
         return optax.chain(
-            optax.clip_by_global_norm(clip["max_norm"]),
+            transforms.clip_by_global_norm(clip["max_norm"]),
             optax.scale_by_adam(b1=adam["b1"], b2=adam["b2"], eps=adam["eps"]),
             optax.masked(optax.add_decayed_weights(decay["weight_decay"]), KERNELS),
             optax.scale_by_schedule(lambda count: -(rate["peak"] * shape(count))),
@@ -44,7 +44,7 @@ def test_the_default_chain_is_adamw_with_constants():
 
     def constants(_):
         adamw = optax.adamw(rate, b1=0.9, b2=0.95, eps=1e-8, weight_decay=0.1, mask=KERNELS)
-        return optax.with_extra_args_support(optax.chain(optax.clip_by_global_norm(1.0), adamw))
+        return optax.with_extra_args_support(optax.chain(transforms.clip_by_global_norm(1.0), adamw))
 
     assert_close(run(lambda numbers: chain.build(spec, numbers, STEPS), numbers), run(constants, numbers))
 

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxlm.model import losses
-from jaxlm.optim import chain
+from jaxlm.optim import chain, transforms
 from tests.optim.small import DEFAULT, GRADIENTS, KERNELS, PARAMS, STEPS, split
 
 W = np.array([0.5, -0.8, 1.5], np.float32)
@@ -88,7 +88,7 @@ def test_a_chain_costs_what_the_one_by_hand_costs(what):
         clip, adam, decay, rate = (numbers[stage] for stage in DEFAULT["chain"])
         schedule = optax.warmup_cosine_decay_schedule(0.0, 1e-3, 4, STEPS, 1e-4)
         return optax.chain(
-            optax.clip_by_global_norm(clip["max_norm"]),
+            transforms.clip_by_global_norm(clip["max_norm"]),
             optax.scale_by_adam(b1=adam["b1"], b2=adam["b2"], eps=adam["eps"]),
             optax.add_decayed_weights(decay["weight_decay"], KERNELS),
             optax.scale_by_schedule(lambda count: -schedule(count) * rate["peak"]),

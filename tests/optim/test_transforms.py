@@ -173,3 +173,12 @@ def test_scale_by_layer_wants_to_see_how_many_layers_there_are():
         transforms.scale_by_layer(0.5).update(embeddings, transforms.scale_by_layer(0.5).init(embeddings))
     alone = transforms.scale_by_layer(0.5).update({"ln_f": PARAMS["ln_f"]}, None)[0]
     assert_close(alone, {"ln_f": PARAMS["ln_f"]})
+
+
+@pytest.mark.parametrize("max_norm", [1e-3, 0.7, 1e6])
+def test_clipping_is_optaxs_up_to_rounding(max_norm):
+    updates, state = jax.jit(transforms.clip_by_global_norm(max_norm).update)(GRADIENTS, optax.EmptyState())
+    expected, _ = optax.clip_by_global_norm(max_norm).update(GRADIENTS, optax.EmptyState())
+    assert state == optax.EmptyState()
+    for path, x, y in zip(tree.paths(updates), jax.tree.leaves(updates), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(x, y, rtol=3e-7 if max_norm < 1e6 else 0, err_msg=path)
