@@ -205,8 +205,6 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     chunks, length = model["loss_chunks"], model["context_length"]
     if chunks and length % chunks:
         raise ConfigError(f"model.loss_chunks={chunks} does not divide model.context_length={length}")
-    if out["early_stopping"]["patience"] and not (out["eval"]["every"] and data["validation"]):
-        raise ConfigError("early_stopping.patience counts evaluations: set eval.every and data.validation")
     if data["crop"] and data["format"] != "pairs":
         raise ConfigError("data.crop cuts prompts, of data.format='pairs'; text is cut anew in each epoch anyway")
     if data["batch_size"] % data["micro_batches"]:

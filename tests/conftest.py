@@ -72,6 +72,19 @@ def _refuse_network(event: str, args: tuple) -> None:
         raise OSError(errno.ENETUNREACH, f"tests have no network, and one asked for {host}")
 
 
+@pytest.fixture(autouse=True)
+def programs_of_its_own():
+    """Of what a test patches, no other test may be given a program that was compiled with it or without."""
+
+    def forget():
+        if steps := sys.modules.get("jaxlm.training.steps"):
+            steps._built.cache_clear()
+
+    forget()
+    yield
+    forget()
+
+
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
     """The run directory of a tiny model with checkpoints of steps 20 and 40."""

@@ -484,10 +484,3 @@ def test_secrets_stay_where_they_are_asked_for(monkeypatch):
     cfg = config.resolve(config.override(config.default(), {"data.source": "/data/swordfish-swordfish/a.txt"}))
     assert "swordfish" not in config.to_json(cfg)
     assert config.from_json(config.to_json(cfg, secrets=True)) == cfg
-
-
-def test_early_stopping_without_evaluations_is_refused():
-    for path, value in (("eval.every", 0), ("data.validation", "")):
-        cfg = config.override(config.default(), {"early_stopping.patience": 1, path: value})
-        with pytest.raises(ConfigError, match=r"early_stopping.patience counts evaluations: set eval.every"):
-            config.resolve(cfg)

@@ -247,6 +247,11 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
     return out
 
 
+def means_another(opt_state: optax.OptState) -> bool:
+    """Whether the optimizer means something else than the parameters as its result: "" of `evaluation_params`."""
+    return bool(_states(opt_state, optax.contrib.ScheduleFreeState))
+
+
 def _states(root: optax.OptState, kind: type) -> list[Any]:
     """All states of a kind at any depth, the outer ones before those inside of them."""
     nodes = jax.tree.leaves(root, is_leaf=lambda node: isinstance(node, kind))

@@ -15,7 +15,7 @@ from jaxlm.data import TokenFile, sources, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2, huggingface
-from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.optim.wrappers import evaluation_params, means_another
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import PyTree, State
@@ -142,14 +142,17 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
 
 
 def _averaging(cfg: FrozenConfigDict) -> State | None:
-    """The state of a run, in shapes, where its optimizer means something else than the parameters as its result."""
+    """The state of a run, in shapes on the first device, where its optimizer means something else than the parameters
+    as its result."""
     try:
         structure, hparams = step.split(cfg)
     except ConfigError:  # a function of a notebook, which JSON can't hold
         return None
-    like: State = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
-    result = jax.eval_shape(lambda state: evaluation_params(state.opt_state, state.params), like)[""]
-    return None if result is like.params else like
+    like: Any = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    if not means_another(like.opt_state):
+        return None
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), like)
 
 
 def _fetched(name: str) -> Path:

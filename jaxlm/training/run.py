@@ -53,6 +53,8 @@ def open_run(
                 if before.whole() is None:  # read them before anything is written: they may be damaged
                     first, told = initial.params(cfg, source, opened.tokenizer)
         told += [*step.doubts(cfg), *devices.remarks(cfg)]
+        if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
+            told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
         writes = processes.first()
         if writes:
             stack.enter_context(lock.held(workdir))

@@ -13,6 +13,7 @@ from jaxlm.data import tokenizer_export
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import DataError
 from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
 from jaxlm.training.load import Located, locate
 from tests.test_hub import cached
@@ -42,6 +43,11 @@ def test_a_run_directory_is_its_latest_step(trained):
     assert_same_bits(params, jaxlm.load(trained / "checkpoints" / "40").params)
     assert isinstance(tokenizer, Bytes) and cfg.steps == 40
     assert model.apply(params, {"inputs": TOKENS}).shape == (1, 7, 257)
+
+
+def test_nothing_but_parameters_is_read(trained, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "restore", lambda *_: pytest.fail("it reads the state"))
+    jaxlm.load(trained)
 
 
 def test_a_step_is_that_step(trained):

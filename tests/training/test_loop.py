@@ -125,6 +125,12 @@ def test_mfu_is_of_the_devices_that_a_run_has(tmp_path, monkeypatch):
     assert row["throughput/mfu"] == pytest.approx(row["throughput/tokens_per_second"] * each / 1e12)
 
 
+@pytest.mark.parametrize("fields", [{"eval__every": 0}, {"data__validation": ""}])
+def test_early_stopping_without_evaluations_is_warned_of(tmp_path, fields):
+    assert jaxlm.train(tiny(early_stopping__patience=1, **fields), tmp_path / "run").status == "done"
+    assert "warning: early_stopping stops nothing without evaluations" in (tmp_path / "run/log.txt").read_text()
+
+
 def test_a_run_of_bfloat16_parameters_goes_on(tmp_path):
     fields = dict(model__param_dtype="bfloat16", steps_per_call=2)
     straight = jaxlm.train(tiny(**fields), tmp_path / "straight")

@@ -237,7 +237,6 @@ def test_a_config_says_whether_its_steps_are_deterministic(monkeypatch, determin
         return compile(*args, **kwargs)
 
     monkeypatch.setattr(parallel, "compile", spy)
-    steps._built.cache_clear()
     steps.build(resolved(parallel__deterministic=deterministic), lanes)
     assert set(told) == {deterministic}
 
