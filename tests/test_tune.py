@@ -43,6 +43,7 @@ def test_mistakes(config, tmp_path, capsys, flag, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_throughput_from_the_command_line(config, tmp_path, capsys, monkeypatch):
     flags = ["throughput", f"--config={config}", f"--workdir={tmp_path}", "--config.data.batch_size=1"]
     assert tune.main([*flags, "--seconds=0.001"]) == 0
