@@ -36,7 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from jaxlm.evals import asking, generation
+    from jaxlm.evals import generation
+    from jaxlm.telemetry.writers import json_line
     from jaxlm.training import host
     from jaxlm.training.load import load
 
@@ -66,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
     for i, sample in enumerate([] if show else samples):
         between = ("\n" + "-" * 40 + "\n") if i else ""
         text = between + sample.prompt + sample.text + "\n"
-        print(asking.as_line(sample._asdict()) if args.json else text, end="")
+        print(json_line(sample._asdict()) if args.json else text, end="")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Suite `save`: how long a checkpoint holds training up, how long until it is whole, and how long a resume takes."""
+"""Suite `checkpoint`: how long a save holds training up, how long until it is whole, and how long a resume takes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def run(quick: bool) -> list[Row]:
 
 
 def measure(case: Case, rounds: int) -> list[Row]:
-    machine.say(f"save: {case.name}, {rounds} rounds")
+    machine.say(f"checkpoint: {case.name}, {rounds} rounds")
     with tempfile.TemporaryDirectory() as temporary, Remote("experiments.bench.checkpoint:Jaxlm") as jaxlm:
         times = [jaxlm.call("save", case, temporary, n) for n in range(1, rounds + 1)]
     held, whole, restored = (spread(list(found)) for found in zip(*times, strict=True))

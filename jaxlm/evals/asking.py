@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +15,7 @@ from jaxlm.evals import tasks
 from jaxlm.evals.tasks import Result, Subject
 from jaxlm.model import gpt2
 from jaxlm.model.gpt2 import PyTree
+from jaxlm.telemetry.writers import json_line
 
 
 def find(name: str) -> Callable[[Subject], Result]:
@@ -75,23 +74,10 @@ def report(facts: Mapping[str, Any], results: Mapping[str, Result], as_json: boo
     figures |= {f"eval/{name}": value for result in results.values() for name, value in result.metrics.items()}
     if as_json:
         details = {name: result.details for name, result in results.items()}
-        return as_line(figures | ({"intervals": intervals, "details": details} if results else {}))
+        return json_line(figures | ({"intervals": intervals, "details": details} if results else {}))
     width = max(20, *map(len, figures))
     lines = []
     for name, value in figures.items():
         interval = "  [{:,.4f}, {:,.4f}]".format(*intervals[name]) if name in intervals else ""
         lines.append(f"{name:<{width}} " + (f"{value:,}" if isinstance(value, int) else f"{value:,.4f}") + interval)
     return "\n".join(lines) + "\n" + "".join(result.text for result in results.values())
-
-
-def as_line(value: Any) -> str:
-    """JSON in a line, whose numbers that are not finite are strings, as in metrics.jsonl: JSON has none."""
-
-    def written(value: Any) -> Any:
-        if isinstance(value, Mapping):
-            return {name: written(inner) for name, inner in value.items()}
-        if isinstance(value, (list, tuple)):
-            return list(map(written, value))
-        return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(written(value), allow_nan=False) + "\n"

@@ -37,19 +37,15 @@ def token_sums(model: Model, params: PyTree, batch: Any, chunks: int = 1) -> Tok
         return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
     if batch["inputs"].shape[1] % chunks:
         raise ValueError(f"{batch['inputs'].shape[1]} positions do not divide into {chunks} chunks of the loss")
-    hidden_BTD = model.hidden(params, batch)
-    head_VD = model.head(params).astype(hidden_BTD.dtype)
-    vocab_size = jax.eval_shape(model.apply, params, batch).shape[-1]  # the head's rows from there on are padding
 
     def cut(x: jax.Array) -> jax.Array:
         return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> TokenSums:
         hidden_BTD, *wanted = part
-        logits_BTV = jnp.einsum("btd,vd->btv", hidden_BTD, head_VD, preferred_element_type=jnp.float32)
-        return losses.token_sums(logits_BTV[..., :vocab_size], *wanted)
+        return losses.token_sums(model.logits(params, hidden_BTD), *wanted)
 
-    sums = jax.lax.map(one, jax.tree.map(cut, (hidden_BTD, batch["targets"], batch["weights"])))
+    sums = jax.lax.map(one, jax.tree.map(cut, (model.hidden(params, batch), batch["targets"], batch["weights"])))
     return jax.tree.map(functools.partial(jnp.sum, axis=0), sums)
 
 

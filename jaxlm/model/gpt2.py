@@ -76,6 +76,7 @@ class Model(NamedTuple):
         batch: `inputs` int32[B, T], and for packed documents `segment_ids` and `positions` int32[B, T];
         dropout: a rate, traced or not; None is off, and then no key is needed
     hidden(params, batch, dropout=None, key=None) -> hidden states [B, T, D], in the dtype of the computation
+    logits(params, hidden) -> those of hidden states, float32[B, T, V]
     head(params) -> the matrix [V padded, D] whose product with hidden states is their logits
     unstack(params) -> what `prefill` and `decode` take: layers apart, matrices in the dtype that they compute in.
         It copies layers: once, not for each token. Not for jit, which would copy the embeddings too
@@ -87,6 +88,7 @@ class Model(NamedTuple):
     init: Callable[[jax.Array], PyTree]
     apply: Callable[..., jax.Array]
     hidden: Callable[..., jax.Array]
+    logits: Callable[[PyTree, jax.Array], jax.Array]
     head: Callable[[PyTree], jax.Array]
     unstack: Callable[[PyTree], PyTree]
     prefill: Callable[[PyTree, jax.Array, jax.Array, int], tuple[jax.Array, Cache]]
@@ -146,8 +148,12 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
         params = whole(params)
         return place("table", params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T)
 
+    def logits(params: PyTree, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
+        found: jax.Array = run({"params": whole(params)}, hidden_BTD, method=GPT2.head)
+        return found
+
     def apply(params: PyTree, batch: Batch, **dropout: Any) -> Float[Array, "B T V"]:
-        return run({"params": whole(params)}, hidden(params, batch, **dropout), method=GPT2.head)
+        return logits(params, hidden(params, batch, **dropout))
 
     def unstack(params: PyTree) -> PyTree:
         params = whole(params)
@@ -190,7 +196,7 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
         logits, pairs = unrolled(unstacked, token_B[:, None], positions_B[:, None], {"kv": cache.kv}, shared)
         return logits, Cache(pairs, cache.start_B, cache.length + 1)
 
-    return Model(init, apply, hidden, head, unstack, prefill, decode)
+    return Model(init, apply, hidden, logits, head, unstack, prefill, decode)
 
 
 class Heads(nn.Module):

@@ -114,6 +114,19 @@ def floats(row: Mapping[str, Any]) -> dict[str, Any]:
     return {name: float(value) if value in _NON_FINITE else value for name, value in row.items()}
 
 
+def json_line(value: Any) -> str:
+    """JSON in a line, with numbers that are not finite as strings: only Python would read a bare NaN."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: written(inner) for name, inner in value.items()}
+        if isinstance(value, (list, tuple)):
+            return list(map(written, value))
+        return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(written(value), allow_nan=False) + "\n"
+
+
 class _Jsonl:
     """Rows `{"step": 10, "time": <unix seconds>, "train/loss": ...}`, flushed one by one."""
 
@@ -124,10 +137,7 @@ class _Jsonl:
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        # JSON has no NaN: a bare one would make the file unreadable for all but Python
-        numbers = {name: value if math.isfinite(value) else str(value) for name, value in metrics.items()}
-        row = {"step": step, "time": round(time.time(), 3), **numbers}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        self._file.write(json_line({"step": step, "time": round(time.time(), 3), **metrics}))
         self._file.flush()
 
     def close(self) -> None:

@@ -30,8 +30,7 @@ def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
       ConfigError, DataError: as `jaxlm.train`.
     """
     cfg, opened, source = prepare(cfg)
-    structure, hparams = step.split(cfg)
-    state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    state = step.shapes(cfg)
     shown = config.items(redact.fields(cfg))
     text = "\n\n".join(
         [

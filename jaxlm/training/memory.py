@@ -32,8 +32,7 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
     steps compiled for the CPU in float32 (JAX 0.10.2, D 256 and 768, T 256 and 1024); for an H200 in bfloat16 (JAX
     0.11.2) it says 28 D without remat, and 16 D of unrolled layers. Logits and their gradient are there together.
     """
-    structure, hparams = step.split(cfg)
-    state = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    state = step.shapes(cfg)
     model, T = cfg.model, cfg.model.context_length
     cut = mesh.shape.get("tensor", 1)
     tokens = cfg.data.batch_size // cfg.data.micro_batches // (mesh.size // cut) * T

@@ -179,6 +179,17 @@ def build(
     return Program(init, train_step, eval_step, model)
 
 
+def shapes(cfg: FrozenConfigDict) -> State:
+    """The state of a config's runs, in shapes; nothing is allocated.
+
+    Raises:
+      ConfigError: as `split`.
+    """
+    structure, hparams = split(cfg)
+    found: State = jax.eval_shape(build(structure).init, jax.random.key(0), hparams)
+    return found
+
+
 def _added(fn: Callable[[Batch, jax.Array], PyTree], batch: Batch, key: jax.Array, parts: int) -> PyTree:
     """The sum of `fn` over a batch cut in so many parts, computed one after another and added in float32."""
     if parts == 1:

@@ -190,10 +190,9 @@ class _Timer:
 
 
 def _mfu(cfg: FrozenConfigDict, tokens: int, best: Tried) -> float | None:
-    state = jax.eval_shape(step.build(step.split(cfg)[0]).init, jax.random.key(0), step.split(cfg)[1])
-    each, mesh = flops.of_model(cfg.model, state.params), devices.mesh(cfg)
     if best.seconds is None:
         return None
+    each, mesh = flops.of_model(cfg.model, step.shapes(cfg).params), devices.mesh(cfg)
     kind = mesh.devices.flat[0].device_kind
     return flops.mfu(tokens / best.seconds, each, kind, cfg.model.dtype, mesh.size)
 

@@ -151,8 +151,7 @@ def _metrics(straight: Path, killed: Path) -> Iterator[str]:
 
 def _state(straight: Path, killed: Path) -> Iterator[str]:
     cfg = rundir.read_config(straight)
-    structure, hparams = step.split(cfg)
-    like = jax.eval_shape(step.build(structure).init, jax.random.key(0), hparams)
+    like = step.shapes(cfg)
     states = []
     for workdir in (straight, killed):
         with Checkpoints(workdir / "checkpoints", writable=False) as checkpoints:
