@@ -41,7 +41,7 @@ def timed(
 
     The first block is always run, further ones until the deadline.
     """
-    block, rounds = (2, 2) if smoke else (10, 12)
+    block, rounds = (2, 2) if smoke else (10, 8)
     start = AGREED
     run(start, block)
     start += block

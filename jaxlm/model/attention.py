@@ -13,8 +13,9 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from jaxlm.errors import ConfigError
 
-BLOCK = 128
-"""Queries per block. At T = 256 and 64 to 128 queries a block the CPU was fastest."""
+BLOCK, BLOCKS = 128, 4
+"""Queries a block are a multiple of BLOCK, so many that there are at most BLOCKS: each is more to compile. On the CPU
+64 to 128 are fastest at T = 256; at T = 1024 128 and 256 are alike, at T = 2048 128 to 512."""
 
 WANTS = (
     "wants a GPU of NVIDIA's since Ampere, bfloat16 or float16, a head dimension that is a multiple of 8 and at most "
@@ -59,9 +60,10 @@ def causal(
         same = None if segment_ids_BT is None else _same_segment(segment_ids_BT, segment_ids_BT)[:, None]
         return jax.nn.dot_product_attention(q_BTHK, k_BTHK, v_BTHK, mask=same, is_causal=True, implementation="cudnn")
     T = q_BTHK.shape[1]
+    size = BLOCK * -(-T // (BLOCK * BLOCKS))
     blocks = []
-    for start in range(0, T, BLOCK):
-        stop = min(start + BLOCK, T)
+    for start in range(0, T, size):
+        stop = min(start + size, T)
         mask = (jnp.arange(start, stop)[:, None] >= jnp.arange(stop))[None]
         if segment_ids_BT is not None:
             mask = mask & _same_segment(segment_ids_BT[:, start:stop], segment_ids_BT[:, :stop])
@@ -83,12 +85,29 @@ def masked(
 ) -> Float[Array, "B T H K"]:
     """Attention where `mask_BTS` is True, with the scores in full: for one block."""
     scale = q_BTHK.shape[-1] ** -0.5
-    scores_BHTS = jnp.einsum("bthk,bshk->bhts", q_BTHK * scale, k_BSHK, preferred_element_type=jnp.float32)
+    scores_BHTS = _scores(q_BTHK * scale, k_BSHK)
     scores_BHTS = jnp.where(mask_BTS[:, None], scores_BHTS, MASKED)
     weights_BHTS = jax.nn.softmax(scores_BHTS, axis=-1)
     if dropout is not None:
         weights_BHTS = drop(weights_BHTS, dropout, key)
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
+
+
+@jax.custom_vjp
+def _scores(q_BTHK: Float[Array, "B T H K"], k_BSHK: Float[Array, "B S H K"]) -> Float[Array, "B H T S"]:
+    """q k^T in float32. Its gradient is multiplied in the inputs' dtype: autodiff would multiply in float32, of which a
+    GPU makes TF32, for inputs of bfloat16 too."""
+    return jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+
+
+def _scores_backward(inputs, gradient_BHTS):
+    q_BTHK, k_BSHK = inputs
+    gradient_BHTS = gradient_BHTS.astype(q_BTHK.dtype)
+    d_q = jnp.einsum("bhts,bshk->bthk", gradient_BHTS, k_BSHK)
+    return d_q, jnp.einsum("bhts,bthk->bshk", gradient_BHTS, q_BTHK)
+
+
+_scores.defvjp(lambda q_BTHK, k_BSHK: (_scores(q_BTHK, k_BSHK), (q_BTHK, k_BSHK)), _scores_backward)
 
 
 def cached(

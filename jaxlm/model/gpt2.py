@@ -130,7 +130,8 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
     whole = functools.partial(lora.merged, section=section.lora)
 
     def init(key: Key[Array, ""]) -> PyTree:
-        params = module.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
+        looped = GPT2(shape._replace(unroll=False))  # the same numbers, of a program that does not grow with the layers
+        params = looped.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
         return lora.added(params, section.lora, key)
 
     def hidden(

@@ -1,4 +1,5 @@
 import functools
+import re
 from types import SimpleNamespace
 
 import jax
@@ -93,6 +94,26 @@ def test_bfloat16_stays_bfloat16_and_near(blocks):
     out = attention.causal(q, k, v)
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.float64(out), plain(*(x.astype(jnp.float32) for x in (q, k, v))), atol=0.03)
+
+
+@pytest.mark.parametrize("length", [1, 128, 129, 513, 1024, 5000])
+def test_a_sequence_is_at_most_four_blocks(monkeypatch, length):
+    seen, masked = [], attention.masked
+    monkeypatch.setattr(
+        attention, "masked", lambda q, k, *args, **kw: seen.append(q.shape[1]) or masked(q, k, *args, **kw)
+    )
+    shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+    assert jax.eval_shape(attention.causal, shape, shape, shape).shape == shape.shape
+    assert sum(seen) == length and len(seen) <= 4 and all(size % 128 == 0 for size in seen[:-1])
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_gradients_are_multiplied_in_the_inputs_dtype(blocks, dtype):
+    q, k, v = qkv(dtype=dtype)
+    text = jax.jit(jax.grad(lambda *qkv: attention.causal(*qkv).astype(jnp.float32).sum(), (0, 1, 2))).lower(q, k, v)
+    products = re.findall(r"dot_general.* : \(tensor<\S*x(\w+)>, tensor<\S*x(\w+)>\)", text.as_text())
+    short = {"bfloat16": "bf16", "float32": "f32"}[dtype]
+    assert len(products) > 6 and set(products) == {(short, short)}
 
 
 # dropout

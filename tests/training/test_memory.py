@@ -2,7 +2,7 @@ import jax
 import pytest
 
 from jaxlm.errors import ConfigError
-from jaxlm.training import devices, memory, step
+from jaxlm.training import devices, memory, parallel, step
 from tests.tiny import batch, resolved
 
 SHAPE = dict(model__num_layers=4, model__embed_dim=128, model__num_heads=4, model__context_length=128)
@@ -13,7 +13,8 @@ def temporary(cfg):
     structure, hparams = step.split(cfg)
     program = step.build(structure)
     state = jax.eval_shape(program.init, jax.random.key(0), hparams)
-    compiled = jax.jit(program.train_step, donate_argnums=1).lower(hparams, state, batch(16, 128)).compile()
+    step_fn = parallel.compile(program.train_step, devices.mesh(cfg), donate=(1,))
+    compiled = step_fn.lower(hparams, state, batch(16, 128)).compile()
     return compiled.memory_analysis().temp_size_in_bytes
 
 
