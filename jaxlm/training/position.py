@@ -43,6 +43,25 @@ def of_json(raw: dict[str, Any]) -> Position:
     return Position(**raw | tuples | {name: Best(*raw[name]) for name in ("best", "patience")})
 
 
+def judged(now: Position, cfg: FrozenConfigDict, metrics: Mapping[str, float], step: int) -> tuple[Position, str]:
+    """The position after an evaluation; and why the run is to stop early, in words, "" where it is not.
+
+    Raises:
+      ConfigError: the evaluation gives no such metric as the config judges by.
+    """
+    best, patience, stopping = now.best, now.patience, cfg.early_stopping
+    if cfg.checkpoint.best:
+        best = best.seen(lowest(metrics, cfg.checkpoint.best, "checkpoint.best"), step)
+    if stopping.patience or stopping.metric.removeprefix("-") in metrics:
+        value = lowest(metrics, stopping.metric, "early_stopping.metric")
+        patience = patience.seen(value, step, stopping.min_delta)
+    now = now._replace(best=best, patience=patience)
+    if not 0 < stopping.patience <= patience.stale:
+        return now, ""
+    improved = "was never finite" if patience.value is None else f"has not improved on {patience.value:.4f}"
+    return now, f"{stopping.metric} {improved}"
+
+
 def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
     """(first step, number of steps) of each dispatch from `start` to the end of the run.
 

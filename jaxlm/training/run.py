@@ -233,20 +233,11 @@ class Run:
             if (mean := self.recorder.mean_loss()) is not None:
                 metrics["eval/gap"] = metrics["eval/loss"] - mean
             self.recorder.write(done, metrics)
-            best, patience = self._position.best, self._position.patience
-            if cfg.checkpoint.best:
-                best = best.seen(position.lowest(metrics, cfg.checkpoint.best, "checkpoint.best"), done)
-                save = save or (best.stale == 0 and cfg.checkpoint.every > 0)
-            stopping = cfg.early_stopping
-            if stopping.patience or stopping.metric.removeprefix("-") in metrics:
-                value = position.lowest(metrics, stopping.metric, "early_stopping.metric")
-                patience = patience.seen(value, done, stopping.min_delta)
-                if 0 < stopping.patience <= patience.stale:
-                    stop = "stopped early"
-                    low = patience.value
-                    told = "was never finite" if low is None else f"has not improved on {low:.4f}"
-                    self.say(f"stopped early: {stopping.metric} {told}")
-            self._position = self._position._replace(best=best, patience=patience)
+            self._position, stale = position.judged(self._position, cfg, metrics, done)
+            save = save or bool(cfg.checkpoint.best and cfg.checkpoint.every and self._position.best.step == done)
+            if stale:
+                stop = "stopped early"
+                self.say(f"stopped early: {stale}")
         if caught:
             save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"
             self.say(f"{caught.name} at step {done}: saving; run the same command again to go on")

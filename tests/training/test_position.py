@@ -1,9 +1,12 @@
 import itertools
 import json
+import math
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm.errors import ConfigError
 from jaxlm.training import position
 from jaxlm.training.position import Best, Position
 from tests.tiny import resolved
@@ -48,3 +51,23 @@ def test_best_is_the_lowest_by_more_than_the_margin(values, margin):
                 continue
         stale += 1
         assert (best.value, best.stale) == (lowest, stale)
+
+
+def test_an_evaluation_is_judged_by_the_metrics_that_the_config_names():
+    fields = {"checkpoint__best": "-eval/accuracy", "early_stopping__patience": 2, "early_stopping__min_delta": 0.1}
+    cfg, here, said = resolved(**fields), Position(0, ""), []
+    for step, (loss, accuracy) in enumerate([(2.0, 0.3), (1.95, 0.4), (1.8, 0.1), (1.75, 0.2), (1.71, 0.5)]):
+        here, stale = position.judged(here, cfg, {"eval/loss": loss, "eval/accuracy": accuracy}, step)
+        said.append(stale)
+    assert (here.best, here.patience) == (Best(-0.5, 0, 4), Best(1.8, 2, 2))
+    assert said == [""] * 4 + ["eval/loss has not improved on 1.8000"]
+    nan = {"eval/loss": math.nan, "eval/accuracy": 0.0}
+    now, _ = position.judged(Position(0, ""), cfg, nan, 0)
+    assert position.judged(now, cfg, nan, 1)[1] == "eval/loss was never finite"
+    with pytest.raises(ConfigError, match="checkpoint.best is '-eval/accuracy', and no evaluation gives that"):
+        position.judged(here, cfg, {"eval/loss": 1.0}, 5)
+
+
+def test_nothing_is_judged_where_nothing_asks_for_it():
+    cfg = resolved(checkpoint__best="", early_stopping__patience=0, early_stopping__metric="eval/none")
+    assert position.judged(Position(0, ""), cfg, {"eval/loss": 1.0}, 3) == (Position(0, ""), "")
