@@ -17,6 +17,8 @@ BLOCK, BLOCKS = 128, 4
 """Queries a block are a multiple of BLOCK, so many that there are at most BLOCKS: each is more to compile. On the CPU
 64 to 128 are fastest at T = 256; at T = 1024 128 and 256 are alike, at T = 2048 128 to 512."""
 
+_QUERIES_BY_KEYS = "bthk,bshk->bhts"
+
 WANTS = (
     "wants a GPU of NVIDIA's since Ampere, bfloat16 or float16, a head dimension that is a multiple of 8 and at most "
     "128, and of packed rows an even number of positions"
@@ -93,21 +95,18 @@ def masked(
     return jnp.einsum("bhts,bshk->bthk", weights_BHTS.astype(v_BSHK.dtype), v_BSHK)
 
 
-@jax.custom_vjp
+@jax.custom_jvp
 def _scores(q_BTHK: Float[Array, "B T H K"], k_BSHK: Float[Array, "B S H K"]) -> Float[Array, "B H T S"]:
     """q k^T in float32. Its gradient is multiplied in the inputs' dtype: autodiff would multiply in float32, of which a
     GPU makes TF32, for inputs of bfloat16 too."""
-    return jnp.einsum("bthk,bshk->bhts", q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
+    return jnp.einsum(_QUERIES_BY_KEYS, q_BTHK, k_BSHK, preferred_element_type=jnp.float32)
 
 
-def _scores_backward(inputs, gradient_BHTS):
-    q_BTHK, k_BSHK = inputs
-    gradient_BHTS = gradient_BHTS.astype(q_BTHK.dtype)
-    d_q = jnp.einsum("bhts,bshk->bthk", gradient_BHTS, k_BSHK)
-    return d_q, jnp.einsum("bhts,bthk->bshk", gradient_BHTS, q_BTHK)
-
-
-_scores.defvjp(lambda q_BTHK, k_BSHK: (_scores(q_BTHK, k_BSHK), (q_BTHK, k_BSHK)), _scores_backward)
+@_scores.defjvp
+def _scores_jvp(inputs, tangents):
+    (q_BTHK, k_BSHK), (d_q, d_k) = inputs, tangents
+    change = jnp.einsum(_QUERIES_BY_KEYS, d_q, k_BSHK) + jnp.einsum(_QUERIES_BY_KEYS, q_BTHK, d_k)
+    return _scores(q_BTHK, k_BSHK), change.astype(jnp.float32)
 
 
 def cached(

@@ -116,6 +116,22 @@ def test_gradients_are_multiplied_in_the_inputs_dtype(blocks, dtype):
     assert len(products) > 6 and set(products) == {(short, short)}
 
 
+def test_blocks_can_be_differentiated_forwards_too(blocks):
+    """As curvature wants it: the gradient's own derivative along a direction, forwards, is that by two passes back."""
+    qkv_, direction = qkv(), qkv(seed=1)
+
+    def gradient(qkv):
+        return jax.grad(lambda qkv: jnp.sum(jnp.sin(attention.causal(*qkv))))(qkv)
+
+    def along(qkv):
+        return sum(jnp.vdot(g, d) for g, d in zip(gradient(qkv), direction))
+
+    for forwards, back in zip(
+        jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(qkv_), jit(jax.grad(along))(qkv_)
+    ):
+        np.testing.assert_allclose(forwards, back, atol=1e-5)
+
+
 # dropout
 
 
