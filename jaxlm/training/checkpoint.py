@@ -118,8 +118,8 @@ class Checkpoints(StepFolders):
         """In a thread of its own: waits until the files are written, lists them, and lets go of older steps."""
         self._manager.wait_until_finished()
         if processes.first():
-            manifest.write(self.folder(step), step=step, metric=metric)
-            self.prune(self._keep, best=bool(self._best))
+            manifest.write(self.folder(step), step=step, metric=metric, of=self._best)
+            self.prune(self._keep, best=self._best)
         self.failures = 0
 
     def done(self) -> bool:

@@ -37,8 +37,9 @@ class Loaded(NamedTuple):
 
 
 def load(spec: str | Path) -> Loaded:
-    """The model, parameters, tokenizer and config of a run directory (its latest step), of `<run>/checkpoints/<step>`,
-    of a Hugging Face directory, or of a hub id: from the local cache if it is there.
+    """The model, parameters, tokenizer and config of a run directory (its latest step, after an early stop the best one
+    kept), of `<run>/checkpoints/<step>`, of a Hugging Face directory, or of a hub id: from the local cache if it
+    is there.
 
     Raises:
       DataError: nothing of the kind is there, or it is damaged, or the tokenizer has more ids than the model.
@@ -92,6 +93,8 @@ def locate(spec: str | Path) -> Located:
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
+        if wanted is None and rundir.result(folder) in checkpoints.steps():
+            wanted = rundir.result(folder)
         found = checkpoints.whole(wanted, "params")
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)

@@ -17,10 +17,15 @@ class Best(NamedTuple):
     value: float | None = None
     stale: int = 0
     step: int = 0
+    metric: str = ""  # whose; "" in checkpoints from before it was noted
+
+    def of(self, metric: str) -> Best:
+        """This, or a new one where it is another metric's."""
+        return self._replace(metric=metric) if self.metric in ("", metric) else Best(metric=metric)
 
     def seen(self, value: float, step: int, min_delta: float = 0.0) -> Best:
         better = math.isfinite(value) and (self.value is None or value < self.value - min_delta)
-        return Best(value, 0, step) if better else self._replace(stale=self.stale + 1)
+        return self._replace(value=value, stale=0, step=step) if better else self._replace(stale=self.stale + 1)
 
 
 class Position(NamedTuple):
@@ -51,15 +56,22 @@ def judged(now: Position, cfg: FrozenConfigDict, metrics: Mapping[str, float], s
     """
     best, patience, stopping = now.best, now.patience, cfg.early_stopping
     if cfg.checkpoint.best:
-        best = best.seen(lowest(metrics, cfg.checkpoint.best, "checkpoint.best"), step)
+        best = best.of(cfg.checkpoint.best).seen(lowest(metrics, cfg.checkpoint.best, "checkpoint.best"), step)
     if stopping.patience or stopping.metric.removeprefix("-") in metrics:
         value = lowest(metrics, stopping.metric, "early_stopping.metric")
-        patience = patience.seen(value, step, stopping.min_delta)
+        patience = patience.of(stopping.metric).seen(value, step, stopping.min_delta)
     now = now._replace(best=best, patience=patience)
+    return now, stale(now, cfg)
+
+
+def stale(now: Position, cfg: FrozenConfigDict) -> str:
+    """Why a run that stands here is not to go on, in words; "" where it is."""
+    stopping, patience = cfg.early_stopping, now.patience.of(cfg.early_stopping.metric)
     if not 0 < stopping.patience <= patience.stale:
-        return now, ""
-    improved = "was never finite" if patience.value is None else f"has not improved on {patience.value:.4f}"
-    return now, f"{stopping.metric} {improved}"
+        return ""
+    return f"{stopping.metric} " + (
+        "was never finite" if patience.value is None else f"has not improved on {patience.value:.4f}"
+    )
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:

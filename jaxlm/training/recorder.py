@@ -112,6 +112,7 @@ class Recorder:
         if self._mark is not None:
             self._durations.append((now - self._mark) / count)
         self._mark = now
+        end, of_call = self._tokens + count * self._tokens_per_step, None
         for i, (loss, bad) in enumerate(zip(losses, skipped, strict=True)):
             step = first + i + 1
             self._tokens += self._tokens_per_step
@@ -128,9 +129,10 @@ class Recorder:
             if bad or (self._every and step % self._every == 0):
                 values = {name: float(x[i]) for name, x in host.items()}
                 values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}
-                used = self._energy.metrics(self._tokens - self._tokens_of_rows)
-                self._tokens_of_rows = self._tokens
-                self.write(step, values | self._throughput() | used)
+                if of_call is None:  # of all steps since the last call with a row, whose rows have the same
+                    of_call = self._throughput() | self._energy.metrics(end - self._tokens_of_rows)
+                    self._tokens_of_rows = end
+                self.write(step, values | of_call)
             if not bad and self._rollback_z:
                 self._look_for_spikes(step, loss)
             if self.skipped[1] >= self._max_bad_steps:

@@ -65,9 +65,9 @@ def open_run(
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
         run = Run(cfg, workdir, opened, checkpoints, steps, first)
         del first
-        stack.callback(lambda: run.status(run.ended or "failed"))
         run.log = stack.enter_context((workdir / "log.txt" if writes else Path(os.devnull)).open("a", encoding="utf-8"))
         run.view = stack.enter_context(view(run.done))
+        stack.callback(lambda: run.status(run.ended or "failed"))
         stack.callback(lambda: run.writers.close())
         run.status("running")
         for line in [*told, *checkpoints.tell()]:
@@ -134,15 +134,20 @@ class Run:
         self.done = self._started = int(self.state.step)
 
     def status(self, status: str) -> None:
-        """Writes status.json; of several processes one does."""
+        """Writes status.json; of several processes one does. What it says is no reason to end a run."""
         if processes.first():
-            rundir.write_status(self.workdir, status, self.done)
+            early = status == "stopped early" and self.cfg.checkpoint.best
+            try:
+                rundir.write_status(self.workdir, status, self.done, self._position.best.step if early else None)
+            except DataError as error:
+                self.say(f"warning: {error}")
 
     def say(self, text: str) -> None:
         """A line for people, and for log.txt."""
         text = redact.text(text)
         self.view.say(text)
-        print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.log, flush=True)
+        with contextlib.suppress(OSError):  # a full disk
+            print(time.strftime("%Y-%m-%d %H:%M:%S"), text, file=self.log, flush=True)
 
     def begin(self, where: str, meter: energy.Meter | None, devices: int, runs: Callable[[], int]) -> State:
         """Opens what the metrics of the steps to come are written to; gives up the state.
@@ -157,7 +162,8 @@ class Run:
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
         self.writers = open_writers(cfg.log.writers if processes.first() else (), self.workdir, cfg, self.done)
-        self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
+        self._joules = self._position.joules
+        self._energy = energy.Share(meter, runs, self._joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
             self.view,
@@ -183,6 +189,9 @@ class Run:
         if self.done >= cfg.steps:
             self.say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
             self.ended = "done"
+        elif stale := position.stale(self._position, cfg):
+            self.say(f"stopped early at step {self.done}: {stale}; raise --config.early_stopping.patience to go on")
+            self.ended = "stopped early"
         state, self.state = self.state, None
         return state
 
@@ -238,10 +247,10 @@ class Run:
             if stale:
                 stop = "stopped early"
                 self.say(f"stopped early: {stale}")
-        if caught:
+        if caught and not (stop or last):
             save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"
             self.say(f"{caught.name} at step {done}: saving; run the same command again to go on")
-        if save or (stop and cfg.checkpoint.every):
+        if save or ((stop or last) and (cfg.checkpoint.every or self._checkpoints.steps())):
             self._saving(self._checkpoints.wait)
             recorder = self.recorder
             now = self._position._replace(
@@ -262,7 +271,7 @@ class Run:
         ended, self.ended = self.ended, ""
         self._checkpoints.wait()
         self.ended = ended
-        if joules := self._energy.total():
+        if joules := self._joules:
             carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
             self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
 
@@ -272,6 +281,8 @@ class Run:
             yield
         except DivergedError as error:
             self.ended, self.error = "diverged", error
+        if self.ended:
+            self._joules = self._energy.total()  # what runs beside it use from now on is not its own
 
     def _saving(self, act: Callable[[], None], final: bool = False) -> None:
         """Does a part of a save. A failure is said, and raised where it is one too many or no save comes after it."""
@@ -319,7 +330,9 @@ class Run:
             past, rollbacks = self._sequences(spike.step), self._position.rollbacks + 1
             restored = self._checkpoints.restore(self._like, latest)
             self.state, self.done, self._started = restored.state, latest, latest
-            self._position = position.of_json(restored.data)._replace(sequences=past, rollbacks=rollbacks)
+            self._position = position.of_json(restored.data)._replace(
+                sequences=past, rollbacks=rollbacks, joules=self._energy.total()
+            )
             self.say(f"warning: {spike}; back to step {latest}, to go on with sequence {past:,}")
 
     def return_to_best(self) -> None:

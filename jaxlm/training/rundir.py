@@ -60,8 +60,8 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
             )
     for path, name in config.objects(cfg).items():
         changed.append(f"config.json can't hold {path}, {name}: give the same from Python to go on")
-    write(workdir / "config.json", config.to_json(cfg))
     write(workdir / "tokenizer.json", tokenizer.to_json())
+    write(workdir / "config.json", config.to_json(cfg))  # last: with it this is a run's directory
     return changed
 
 
@@ -101,12 +101,24 @@ def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
     return _read(workdir / "tokenizer.json", tokenizers.from_json)
 
 
-def write_status(workdir: Path, status: str, step: int) -> None:
-    """status.json: "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed"."""
-    process = {"pid": os.getpid(), "host": socket.gethostname()}
-    write(
-        workdir / "status.json", json.dumps({"status": status, "step": step, "time": round(time.time(), 3)} | process)
-    )
+def write_status(workdir: Path, status: str, step: int, result: int | None = None) -> None:
+    """status.json: "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed".
+
+    Args:
+      result: the step that is the run's result, where that is not its latest.
+    """
+    found = {"status": status, "step": step, "time": round(time.time(), 3)}
+    found |= {"pid": os.getpid(), "host": socket.gethostname()} | ({} if result is None else {"result": result})
+    write(workdir / "status.json", json.dumps(found))
+
+
+def result(workdir: Path) -> int | None:
+    """The step that is a run's result, where that is not its latest."""
+    try:
+        found = json.loads((workdir / "status.json").read_bytes()).get("result")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+    return found if isinstance(found, int) else None
 
 
 def write(path: Path, text: str) -> None:

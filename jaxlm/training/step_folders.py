@@ -100,13 +100,14 @@ class StepFolders:
         others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
         return DataError(f"checkpoint {self.folder(step)} is damaged ({reason}); others that are there: {others}")
 
-    def prune(self, keep: int, best: bool) -> None:
-        """Removes all but the latest `keep` and, with `best`, the one of the lowest metric; the first of equals."""
+    def prune(self, keep: int, best: str) -> None:
+        """Removes all but the latest `keep` and the one that is lowest by the metric `best`; the first of equals."""
         steps, ranked = self.steps(), []
         for step in steps:
             with contextlib.suppress(ValueError):  # what is damaged is no one's best
-                if (metric := manifest.read(self.folder(step))["metric"]) is not None:
-                    ranked.append((metric, step))
+                facts = manifest.read(self.folder(step))
+                if facts["metric"] is not None and facts.get("of", best) == best:
+                    ranked.append((facts["metric"], step))
         for old in set(steps) - {*steps[-keep:], *([min(ranked)[1]] if ranked and best else [])}:
             removed = self.folder(old).rename(self.directory / f"{old}.removed")  # at once, whatever happens next
             shutil.rmtree(removed, ignore_errors=True)

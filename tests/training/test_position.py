@@ -59,7 +59,8 @@ def test_an_evaluation_is_judged_by_the_metrics_that_the_config_names():
     for step, (loss, accuracy) in enumerate([(2.0, 0.3), (1.95, 0.4), (1.8, 0.1), (1.75, 0.2), (1.71, 0.5)]):
         here, stale = position.judged(here, cfg, {"eval/loss": loss, "eval/accuracy": accuracy}, step)
         said.append(stale)
-    assert (here.best, here.patience) == (Best(-0.5, 0, 4), Best(1.8, 2, 2))
+    assert here.best == Best(-0.5, 0, 4, "-eval/accuracy")
+    assert here.patience == Best(1.8, 2, 2, "eval/loss")
     assert said == [""] * 4 + ["eval/loss has not improved on 1.8000"]
     nan = {"eval/loss": math.nan, "eval/accuracy": 0.0}
     now, _ = position.judged(Position(0, ""), cfg, nan, 0)
@@ -71,3 +72,13 @@ def test_an_evaluation_is_judged_by_the_metrics_that_the_config_names():
 def test_nothing_is_judged_where_nothing_asks_for_it():
     cfg = resolved(checkpoint__best="", early_stopping__patience=0, early_stopping__metric="eval/none")
     assert position.judged(Position(0, ""), cfg, {"eval/loss": 1.0}, 3) == (Position(0, ""), "")
+
+
+def test_another_metric_begins_anew():
+    by_accuracy = {"checkpoint__best": "-eval/accuracy", "early_stopping__metric": "-eval/accuracy"}
+    metrics = {"eval/loss": 3.0, "eval/accuracy": 0.2}
+    here, _ = position.judged(Position(0, ""), resolved(**by_accuracy, early_stopping__patience=1), metrics, 1)
+    here, stale = position.judged(here, resolved(checkpoint__best="eval/loss", early_stopping__patience=1), metrics, 2)
+    assert (here.best, here.patience, stale) == (Best(3.0, 0, 2, "eval/loss"), Best(3.0, 0, 2, "eval/loss"), "")
+    before = position.of_json({**here._asdict(), "best": [3.0, 0, 2], "patience": [3.0, 0, 2]})  # no name was noted
+    assert before.best.of("eval/loss") == here.best
