@@ -58,8 +58,8 @@ def update(
       value: the objective at `params`; computed where it isn't given.
     """
 
-    def value_fn(params: PyTree, obj_fn: Any = None) -> jax.Array:
-        del obj_fn  # named, since line searches refuse what their function does not take
+    def value_fn(params: PyTree, obj_fn: Any = None, layers: Any = None) -> jax.Array:
+        del obj_fn, layers  # named, since line searches refuse what their function does not take
         return objective(params)
 
     value = objective(params) if value is None else value

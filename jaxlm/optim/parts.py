@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,9 +14,6 @@ from jaxlm import tree
 from jaxlm.errors import ConfigError
 
 PyTree = Any
-
-LAYERS = "h/"
-"""What the paths of parameters begin with whose axis 0 counts layers."""
 
 
 def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTransformationExtraArgs:
@@ -44,6 +42,8 @@ def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTra
 def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.GradientTransformationExtraArgs:
     """Of the layers ("h/..."), only the last `count` change and have optimizer memory; inner sees no others.
 
+    All that is shaped like the gradient is cut with it, and the extra argument `layers` says how many there are.
+
     What is in no layer, embeddings and the last norm, trains as well: `freeze` leaves it alone.
 
     Raises:
@@ -52,30 +52,33 @@ def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.
 
     def last(x: PyTree) -> PyTree:
         def cut(key_path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
-            return leaf[-count:] if tree.path_of(key_path).startswith(LAYERS) else leaf
+            return leaf[-count:] if tree.of_layers(key_path) else leaf
 
         return jax.tree_util.tree_map_with_path(cut, x)
 
-    def check(params: PyTree) -> None:
+    def checked(params: PyTree) -> int:
         flat = jax.tree_util.tree_leaves_with_path(params)
-        layers = max((leaf.shape[0] for key_path, leaf in flat if tree.path_of(key_path).startswith(LAYERS)), default=0)
+        layers = max((leaf.shape[0] for key_path, leaf in flat if tree.of_layers(key_path)), default=0)
         if not layers:
             raise ConfigError("train_last_layers: there are no layers (h/...) here")
         if not 0 < count <= layers:
             raise ConfigError(f"train_last_layers: count={count}; expected 1 to {layers}, the layers there are")
+        return layers
 
     inner = optax.with_extra_args_support(inner)
 
     def init(params: PyTree) -> optax.OptState:
-        check(params)
+        checked(params)
         return inner.init(last(params))
 
     def update(
         updates: PyTree, state: optax.OptState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
-        check(updates)
+        extra = {"layers": checked(updates), **_of_part(extra, params)}
+        like: Any = jax.tree.structure(updates)
+        extra = {name: last(value) if jax.tree.structure(value) == like else value for name, value in extra.items()}
         part = None if params is None else last(params)
-        changed, state = inner.update(last(updates), state, part, **_of_part(extra, params))
+        changed, state = inner.update(last(updates), state, part, **extra)
         return filled(changed, jax.tree.map(jnp.zeros_like, updates)), state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -98,7 +101,11 @@ def of_part(masked: optax.GradientTransformation) -> optax.GradientTransformatio
 
 def _of_part(extra: dict[str, Any], params: PyTree) -> dict[str, Any]:
     def partial(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda part, *rest: function(filled(part, params), *rest)
+        @functools.wraps(function)  # line searches look at what their function takes
+        def of_part(part: PyTree, *rest: Any, **named: Any) -> Any:
+            return function(filled(part, params), *rest, **named)
+
+        return of_part
 
     return {name: partial(value) if callable(value) else value for name, value in extra.items()}
 

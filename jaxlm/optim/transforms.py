@@ -108,7 +108,7 @@ def cautious() -> optax.GradientTransformation:
             if parts.is_masked(u):
                 return u
             mask = (u * g > 0).astype(u.dtype)
-            share = jnp.mean(mask, axis=range(1 if _is_layered(key_path) else 0, u.ndim), keepdims=True)
+            share = jnp.mean(mask, axis=range(1 if tree.of_layers(key_path) else 0, u.ndim), keepdims=True)
             return u * mask / jnp.maximum(share, 1e-3)
 
         return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=parts.is_masked), state
@@ -149,20 +149,24 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
         layer l = 0 ... L - 1: u -> decay^(L - l) u;  embeddings: decay^(L + 1) u;  all else (ln_f, lm_head): u
 
     The powers are those of BEiT (arXiv:2106.08254); ELECTRA counts one more. A tied wte is an embedding. Comes after
-    what forgets the scale of a gradient, such as Adam. No state.
+    what forgets the scale of a gradient, such as Adam. Where only the last layers are seen, the extra argument
+    `layers` is L. No state.
 
     Raises:
       ConfigError: at update, embeddings without layers: their number isn't known behind such a mask.
     """
 
-    def update(updates: PyTree, state: optax.OptState, params: PyTree | None = None) -> tuple[PyTree, optax.OptState]:
-        del params
+    def update(
+        updates: PyTree, state: optax.OptState, params: PyTree | None = None, *, layers: int = 0, **extra: Any
+    ) -> tuple[PyTree, optax.OptState]:
+        del params, extra
         flat = jax.tree_util.tree_leaves_with_path(updates)
-        layers = next((leaf.shape[0] for key_path, leaf in flat if _is_layered(key_path)), 0)
+        layers = layers or next((leaf.shape[0] for key_path, leaf in flat if tree.of_layers(key_path)), 0)
 
         def scaled(key_path: tuple[Any, ...], u: jax.Array) -> jax.Array:
-            if _is_layered(key_path):
-                power = layers - jnp.arange(layers).reshape(-1, *[1] * (u.ndim - 1))
+            power: Any
+            if tree.of_layers(key_path):
+                power = jnp.arange(len(u), 0, -1).reshape(-1, *[1] * (u.ndim - 1))  # the last layers, if not all
             elif re.search(tree.GROUPS["embeddings"], tree.path_of(key_path)):
                 if not layers:
                     raise ConfigError("scale_by_layer sees embeddings but no layers (h/...); widen its 'where'")
@@ -173,9 +177,4 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state
 
-    return optax.GradientTransformation(optax.init_empty_state, update)
-
-
-def _is_layered(key_path: tuple[Any, ...]) -> bool:
-    """Whether axis 0 of a parameter counts layers."""
-    return tree.path_of(key_path).startswith(parts.LAYERS)
+    return optax.GradientTransformationExtraArgs(optax.init_empty_state, update)

@@ -8,8 +8,8 @@ import pytest
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import parts, wrappers
-from tests.optim.trajectory import GRADIENTS, PARAMS, assert_close, checked, trajectory
+from jaxlm.optim import chain, parts, transforms, wrappers
+from tests.optim.trajectory import GRADIENTS, PARAMS, assert_close, checked, loss, trajectory
 
 # freeze
 
@@ -95,6 +95,33 @@ def test_inside_of_last_layers_value_fn_is_a_function_of_them():
     assert_close(last(updates), jax.tree.map(lambda g: -0.1 * g, last(gradients)))
 
 
+def test_inside_of_last_layers_the_gradient_is_of_them():
+    updates = jax.tree.map(lambda g: g[0], GRADIENTS)
+    gradients = jax.tree.map(lambda g: g[1], GRADIENTS)
+    cautious = transforms.cautious()
+    transform = parts.train_last_layers(cautious, 1)
+    found, _ = transform.update(updates, transform.init(PARAMS), PARAMS, grad=gradients)
+    alone, _ = cautious.update(last(updates), cautious.init(last(PARAMS)), last(PARAMS), grad=last(gradients))
+    assert_close(last(found), alone)
+    assert not any(leaf[0].any() for leaf in jax.tree.leaves(found["h"]))
+
+
+def test_inside_of_last_layers_the_rates_by_layer_are_those_of_the_whole_model():
+    ones = jax.tree.map(jnp.ones_like, PARAMS)
+    whole = transforms.scale_by_layer(0.5)
+    transform = parts.train_last_layers(whole, 1)
+    found, _ = transform.update(ones, transform.init(PARAMS), PARAMS)
+    assert_close(last(found), last(whole.update(ones, whole.init(PARAMS))[0]))
+
+
+def test_the_last_layers_of_low_rank_products_train_alone():
+    params = {"h": {"a": jnp.ones((2, 3))}, "lora": {"h": {"a": jnp.ones((2, 3))}}}
+    transform = parts.train_last_layers(optax.sgd(1.0), 1)
+    updates, _ = transform.update(params, transform.init(params), params)
+    for leaf in jax.tree.leaves(updates):
+        np.testing.assert_array_equal(leaf[:, 0], [0, -1])
+
+
 @pytest.mark.parametrize("count", [0, 3, -1])
 def test_a_number_of_layers_that_cannot_be(count):
     with pytest.raises(ConfigError, match=f"count={count}; expected 1 to 2"):
@@ -104,3 +131,34 @@ def test_a_number_of_layers_that_cannot_be(count):
 def test_last_layers_of_none():
     with pytest.raises(ConfigError, match="there are no layers"):
         parts.train_last_layers(optax.sgd(0.1), 1).init({"wte": PARAMS["wte"]})
+
+
+# line searches
+
+
+GROUPS = {"a": {"where": "embeddings", "chain": ()}, "b": {"where": "rest", "chain": ("search",)}}
+
+
+@pytest.mark.parametrize(
+    ("names", "table"),
+    [
+        (("freeze", "search"), {"where": "embeddings"}),
+        (("train_last_layers", "search"), {"count": 1}),
+        (("partition",), GROUPS),
+    ],
+)
+def test_a_line_search_works_in_a_part(names, table):
+    search = {"transform": "scale_by_backtracking_linesearch", "max_backtracking_steps": 5}
+    spec = {"chain": names, names[0]: table, "search": search}
+    transform = chain.build(spec, None, 1)
+
+    @jax.jit
+    def moved(params):
+        gradients = jax.grad(loss)(params)
+        updates, _ = chain.update(transform, gradients, transform.init(params), params, loss)
+        return updates
+
+    updates = moved(PARAMS)
+    assert updates["h"]["ln_1"]["bias"][1].any()
+    assert updates["wte"]["embedding"].any() == (names[0] == "train_last_layers")
+    assert updates["h"]["ln_1"]["bias"][0].any() == (names[0] != "train_last_layers")

@@ -167,6 +167,12 @@ def test_scale_by_layer_decays_from_the_head_down_to_the_embeddings():
             np.testing.assert_allclose(got, 0.125 if path.endswith("embedding") else 1.0)
 
 
+def test_scale_by_layer_scales_low_rank_products_with_their_layers():
+    thin = {"lora": {"h": {"a": jnp.ones((2, 3))}}}
+    updates, _ = transforms.scale_by_layer(0.5).update(thin, optax.EmptyState())
+    np.testing.assert_allclose(updates["lora"]["h"]["a"][:, 0], [0.25, 0.5])
+
+
 def test_scale_by_layer_wants_to_see_how_many_layers_there_are():
     embeddings = {"wte": PARAMS["wte"]}
     with pytest.raises(ConfigError, match="sees embeddings but no layers"):
