@@ -74,11 +74,11 @@ def explain(spec: Spec, params: PyTree, steps: int = 1) -> dict[str, Touched]:
 
     def touched(i: int, path: str) -> Touched:
         here = [stage for stage, on in reached if on[i]]
-        rate = next((_peak(stage) for stage in here if _peak(stage)), None)
+        rate = next((own for stage in here if (own := _peak(stage, path))), None)
         multiplier = rate / first if rate and first else float(bool(here))
         for stage in here:
             if stage.function is optax.scale:
-                multiplier *= stage.arguments["step_size"]
+                multiplier *= _argument(stage, "step_size") or 0.0
         decay = sum(_decay(stage, path) for stage in here)
         return Touched(tuple(stage.name for stage in here), decay, multiplier, sizes[path])
 
@@ -115,15 +115,24 @@ def _argument(stage: Stage, name: str) -> Any:
 
 def _decay(stage: Stage, path: str) -> float:
     name = "weight_decay"
-    if stage.function is transforms.muon and not re.search(HIDDEN, path):
+    if stage.function is transforms.mechanize:  # there it is of the step size that it learns
+        return 0.0
+    if _is_muons_adam(stage, path):
         if not path.endswith(("/kernel", "/embedding")):
             return 0.0
         name = "adam_weight_decay"
     return _argument(stage, name) or 0.0
 
 
-def _peak(stage: Stage) -> float | None:
+def _is_muons_adam(stage: Stage, path: str) -> bool:
+    return stage.function is transforms.muon and not re.search(HIDDEN, path)
+
+
+def _peak(stage: Stage, path: str = "") -> float | None:
+    """The peak of a stage's learning rate, for a parameter where they have not all the same."""
     rate = stage.rate
+    if path and _is_muons_adam(stage, path):
+        rate = _argument(stage, "adam_learning_rate") or rate
     return rate["peak"] if isinstance(rate, dict) else rate
 
 
@@ -280,6 +289,8 @@ def _known(stage: Stage) -> bool:
 
 
 def _has_rate(stage: Stage) -> bool:
+    if stage.function is transforms.proximal_l1:
+        return False  # its learning rate is that of the stage before it, and scales a threshold
     if stage.function is optax.scale:
         return (_argument(stage, "step_size") or 0) < 0
     names = {"learning_rate", "max_learning_rate"}

@@ -47,6 +47,28 @@ def test_explain_goes_through_partitions():
     assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 2 * 4 * 4)
 
 
+def test_explain_takes_a_factor_that_follows_a_schedule_at_its_peak():
+    factor = {"step_size": {"peak": 0.5, "schedule": "linear"}}
+    spec = optim.insert_after(DEFAULT, "scale_by_learning_rate", "scale", **factor)
+    assert {touched.multiplier for touched in optim.explain(spec, PARAMS).values()} == {0.5}
+
+
+@pytest.mark.parametrize("rate", [0.25, {"peak": 0.25, "schedule": "linear"}])
+def test_explain_tells_the_rate_of_muons_adam(rate):
+    spec = {"chain": ("muon",), "muon": {"peak": 0.5, "adam_learning_rate": rate}}
+    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    multipliers = {path: touched.multiplier for path, touched in optim.explain(spec, model).items()}
+    assert multipliers["h/attn/c_attn/kernel"] == 1.0
+    assert multipliers["h/attn/c_attn/bias"] == multipliers["wte/embedding"] == 0.5
+
+
+def test_mechanize_decays_no_parameter():
+    spec = optim.insert_before(DEFAULT, "clip_by_global_norm", "mechanize")
+    assert optim.check(spec, PARAMS) == []
+    decays = {path: touched.decay for path, touched in optim.explain(spec, PARAMS).items()}
+    assert decays["h/attn/kernel"] == 0.1 and decays["wte/embedding"] == 0
+
+
 def test_explain_needs_shapes_only_also_of_gpt2():
     c = config.override(
         config.default(),
@@ -81,6 +103,7 @@ def found(*names, **tables):
             "scale_by_learning_rate": RATE,
         },
         {"chain": ("scale_by_adam", "scale"), "scale": {"step_size": -0.1}},
+        {**DEFAULT, "chain": (*DEFAULT["chain"], "proximal_l1"), "proximal_l1": {"l1": 1e-4}},
         {"chain": ("muon",), "muon": {"peak": 1e-3, "weight_decay": 0.1, "adam_weight_decay": 0.1}},
         {  # each group by itself is sound, one after the other they are not
             "chain": ("partition",),
@@ -108,6 +131,7 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("no learning rate", ("scale_by_adam",), {}),
         ("no learning rate", ("scale_by_adam", "scale"), {"scale": {"step_size": 0.1}}),
         ("no learning rate", ("scale_by_adam", "sgd"), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
+        ("no learning rate", ("scale_by_adam", "proximal_l1"), {"proximal_l1": {"l1": 1e-4, "learning_rate": 1e-3}}),
         ("two learning rates", ("adam", "scale_by_learning_rate"), {"adam": RATE}),
         ("clipping after scaling", ("scale_by_adam", "clip_by_global_norm", "scale_by_learning_rate"), {}),
         (
