@@ -20,7 +20,7 @@ from jaxlm import tree
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.optim import transforms
 from jaxlm.optim.parts import of_part
-from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, stages, walk
+from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, names, stages, walk
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
@@ -249,7 +249,8 @@ def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:
 
 def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
     """{"without NAME": the spec without it} for each stage but those that set a learning rate: an ablation's arms."""
-    return {f"without {stage.name}": drop(spec, stage.name) for stage in stages(spec) if stage.rate is None}
+    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
+    return {f"without {name}": drop(spec, name) for name in free}
 
 
 def _edited(
@@ -262,9 +263,9 @@ def _edited(
     out["chain"] = edit(chain, chain.index(stage))
     if len(set(out["chain"])) < len(out["chain"]):
         raise ConfigError(f"{next(iter(tables))!r} is in optimizer.chain already; name one freely, with a 'transform'")
-    for name in set(chain) - set(out["chain"]):
-        out.pop(name, None)
     out |= {name: table for name, table in tables.items() if table or name in out}
+    for name in set(names(spec)) - set(names(out)):  # with the stages of a partition's groups
+        out.pop(name, None)
     stages(out)
     return out
 

@@ -80,7 +80,8 @@ def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage,
     Raises:
       ConfigError: an unknown or repeated stage, an unknown or missing argument, a mask that does not compile.
     """
-    repeated = [name for name in dict.fromkeys(_names(spec, ())) if _names(spec, ()).count(name) > 1]
+    named = names(spec)
+    repeated = [name for name in dict.fromkeys(named) if named.count(name) > 1]
     if repeated:
         raise ConfigError(f"optimizer.chain has {repeated[0]!r} twice; name one freely and set its 'transform'")
     if not spec["chain"]:
@@ -100,7 +101,7 @@ def walk(found: tuple[Stage, ...]) -> Iterator[Stage]:
             yield from walk(group.stages)
 
 
-def _names(spec: Spec, seen: tuple[str, ...]) -> list[str]:
+def names(spec: Spec, seen: tuple[str, ...] = ()) -> list[str]:
     """The names in a chain and in the chains of its partitions."""
     out: list[str] = []
     for name in spec["chain"]:
@@ -111,7 +112,7 @@ def _names(spec: Spec, seen: tuple[str, ...]) -> list[str]:
         if _is_partition(name, table):
             for group in table.values():
                 if isinstance(group, TABLES) and "chain" in group:
-                    out += _names({**spec, "chain": tuple(group["chain"])}, (*seen, name))
+                    out += names({**spec, "chain": tuple(group["chain"])}, (*seen, name))
     return out
 
 

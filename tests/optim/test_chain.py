@@ -392,6 +392,21 @@ def test_leave_one_out_leaves_the_learning_rate():
         assert set(DEFAULT["chain"]) - set(spec["chain"]) == {name.removeprefix("without ")}
 
 
+def test_a_partition_goes_with_the_tables_of_its_stages():
+    spec = chain.insert_before(GROUPS, "partition", "zero_nans")
+    assert chain.replace(spec, "partition", "adamw", peak=0.1) == {
+        "chain": ("zero_nans", "adamw"),
+        "adamw": {"peak": 0.1},
+    }
+    assert chain.drop(spec, "partition") == {"chain": ("zero_nans",)}
+    one = {"all": {"where": "all", "chain": ("sgd",)}}
+    assert chain.replace(spec, "partition", "one", transform="partition", **one)["sgd"] == GROUPS["sgd"]
+
+
+def test_leave_one_out_leaves_a_partition_that_sets_learning_rates():
+    assert list(chain.leave_one_out(chain.insert_before(GROUPS, "partition", "zero_nans"))) == ["without zero_nans"]
+
+
 @pytest.mark.parametrize("spec", [DEFAULT, GROUPS], ids=["default", "partition"])
 def test_json_gives_a_spec_back_equal(spec):
     assert chain.from_json(chain.to_json(spec)) == spec
