@@ -218,10 +218,9 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
     """The chain and the tables of its stages. Tables of the defaults that the chain doesn't name are left out."""
     if not isinstance(section, (Mapping, ConfigDict)) or "chain" not in section:
         raise ConfigError("config field 'optimizer.chain' is missing: a tuple of stage names")
-    chain = checked("optimizer.chain", _plain(section["chain"]), ())
-    if not all(isinstance(name, str) for name in chain):
-        raise ConfigError(f"optimizer.chain is {chain!r}; expected names of stages")
-    used = {*chain, *(name for path, names in items(section) if path.endswith(".chain") for name in names)}
+    chain = stage_names("optimizer.chain", checked("optimizer.chain", _plain(section["chain"]), ()))
+    groups = ((path, value) for path, value in items(section, "optimizer.") if path.count(".") == 3)
+    used = {*chain, *(name for path, value in groups if path.endswith(".chain") for name in stage_names(path, value))}
     out: dict[str, Any] = {"chain": chain}
     for stage, table in section.items():
         if stage in used:
@@ -236,6 +235,22 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
         elif stage not in default().optimizer:
             raise ConfigError(f"optimizer.{stage} is the table of no stage in optimizer.chain: {nearest(stage, chain)}")
     return out
+
+
+def stage_names(path: str, chain: Any) -> tuple[str, ...]:
+    """The names in a chain; in that of a group, "a,b" from a flag too.
+
+    Raises:
+      ConfigError: it holds anything else.
+    """
+    names = _separate(chain) if isinstance(chain, str) else chain
+    if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{path} is {chain!r}; expected names of stages, such as ('scale_by_adam', 'scale')")
+    return tuple(names)
+
+
+def _separate(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def _plain(value: Any) -> Any:
@@ -293,7 +308,7 @@ def _literal(path: str, text: str, old: Any) -> Any:
         return int(value) if type(old) is int and type(value) is float and value.is_integer() else value  # 1e3
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # whatever literal_eval may raise
         if isinstance(old, tuple):  # a,b,c for a tuple of names
-            return tuple(part.strip() for part in text.split(",") if part.strip())
+            return _separate(text)
         if text.lower() in ("nan", "inf", "-inf", "+inf"):
             return float(text)
         return text

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxlm import config, config_rules
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.optim.stages import stages
 
 ROOT = Path(__file__).parents[1]
 
@@ -258,6 +259,30 @@ def test_overrides_add_up_in_order():
     c = config.override(config.default(), {"optimizer.chain": "noise", "optimizer.noise": "{'eta': 0.1}"})
     c = config.override(c, {"optimizer.noise.eta": "0.2", "optimizer.noise.gamma": "0.5"})
     assert config.resolve(c).optimizer.to_dict() == {"chain": ("noise",), "noise": {"eta": 0.2, "gamma": 0.5}}
+
+
+@pytest.mark.parametrize("names", ["decay, noise", ("decay", "noise")])
+def test_a_groups_chain_is_written_as_the_chain_is(names):
+    c = config.override(
+        config.default(),
+        {
+            "optimizer.chain": "partition",
+            "optimizer.partition.all.where": "all",
+            "optimizer.partition.all.chain": names,
+            "optimizer.decay": {"transform": "add_decayed_weights", "weight_decay": 0.1},
+            "optimizer.noise": {"transform": "add_noise", "eta": 0.1, "gamma": 0.5, "key": 0},
+        },
+    )
+    spec = config.resolve(c).optimizer.to_dict()
+    assert set(spec) == {"chain", "partition", "decay", "noise"}
+    (partition,) = stages(spec)
+    assert [stage.name for stage in partition.groups["all"].stages] == ["decay", "noise"]
+
+
+def test_a_groups_chain_of_no_names_is_refused():
+    changes = {"optimizer.chain": "partition", "optimizer.partition": {"a": {"where": "all", "chain": 5}}}
+    with pytest.raises(ConfigError, match="optimizer.partition.a.chain is 5; expected names of stages"):
+        config.resolve(config.override(config.default(), changes))
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import optax.contrib
 from ml_collections import ConfigDict
 
 from jaxlm import tree
-from jaxlm.config import TRACED, flat
+from jaxlm.config import TRACED, flat, stage_names
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.lookup import find
 from jaxlm.optim import schedules, transforms
@@ -110,9 +110,10 @@ def names(spec: Spec, seen: tuple[str, ...] = ()) -> list[str]:
             raise ConfigError(f"optimizer.{name}: its chain names itself")
         table = spec.get(name) or {}
         if _is_partition(name, table):
-            for group in table.values():
+            for key, group in table.items():
                 if isinstance(group, TABLES) and "chain" in group:
-                    out += names({**spec, "chain": tuple(group["chain"])}, (*seen, name))
+                    inside = stage_names(f"optimizer.{name}.{key}.chain", group["chain"])
+                    out += names({**spec, "chain": inside}, (*seen, name))
     return out
 
 
@@ -151,7 +152,8 @@ def _groups(name: str, table: dict[str, Any], spec: Spec, hparams: Mapping[str, 
             )
         if group["where"] != REST:
             tree.pattern(group["where"])
-        out[key] = Group(group["where"], _stages({**spec, "chain": tuple(group["chain"])}, hparams))
+        inside = stage_names(f"optimizer.{name}.{key}.chain", group["chain"])
+        out[key] = Group(group["where"], _stages({**spec, "chain": inside}, hparams))
     if not out:
         raise ConfigError(f"optimizer.{name} has no groups; expected {{'name': {{'where': ..., 'chain': ...}}, ...}}")
     return out

@@ -77,6 +77,10 @@ def test_contrib_is_named_or_found_last():
     [
         ({"chain": ("partition",)}, "optimizer.partition has no groups"),
         ({"chain": ("partition",), "partition": {"a": 3}}, "optimizer.partition.a is 3; expected {'where'"),
+        (
+            {"chain": ("partition",), "partition": {"a": {"where": "all", "chain": 5}}},
+            "optimizer.partition.a.chain is 5; expected names of stages",
+        ),
         ({"chain": ("partition",), "partition": {"a": {"where": "all"}}}, "optimizer.partition.a is {'where': 'all'}"),
         (
             {"chain": ("scale",), "scale": {"step_size": {"schedule": "warmup_linear"}}},
