@@ -200,7 +200,11 @@ def join(
         raise errors.ConfigError(
             f"{len(names)} schedules are joined by {len(names) - 1} boundaries, not {boundaries!r}"
         )
-    tables = {name: dict(table) for name, table in (arguments or {}).items()}
+    given = {} if arguments is None else arguments
+    if not isinstance(given, Mapping) or not all(isinstance(table, Mapping) for table in given.values()):
+        example = {names[-1]: {"final": 0.1}}
+        raise errors.ConfigError(f"the schedule's arguments are {given!r}; expected a table by part, such as {example}")
+    tables = {name: dict(table) for name, table in given.items()}
     for name in tables:
         _check_name("arguments", name, names)
     _check("warmup", warmup, 0, math.inf, _FRACTION_OR_STEPS)
