@@ -70,6 +70,10 @@ def _chained(found: tuple[Stage, ...], steps: int, rate: Any) -> Transform:
     parts = []
     for i, stage in enumerate(found):
         if stage.wraps:  # all that comes after it
+            if not found[i + 1 :]:
+                raise ConfigError(
+                    f"optimizer stage {stage.name!r} holds the stages after it, and there are none: put it first"
+                )
             parts.append(_transform(stage, steps, rate, inner=_chained(found[i + 1 :], steps, rate)))
             break
         parts.append(_transform(stage, steps, rate))

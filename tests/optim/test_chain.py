@@ -268,6 +268,13 @@ def test_each_learning_rate_of_a_partition_is_told():
     assert chain.learning_rate(GROUPS, None, STEPS, jnp.int32(0)) == 0.5
 
 
+@pytest.mark.parametrize("names", [("scale_by_lion", "lookahead"), ("partition",)])
+def test_a_wrapper_without_stages_after_it_is_refused(names):
+    groups = {"a": {"where": "all", "chain": ("lookahead",)}}
+    with pytest.raises(ConfigError, match="optimizer stage 'lookahead' holds the stages after it, and there are none"):
+        chain.build({"chain": names, "partition": groups}, None, STEPS)
+
+
 # numbers that follow a schedule
 
 
