@@ -305,14 +305,20 @@ def from_json(text: str) -> dict[str, Any]:
     return _plain(json.loads(text))
 
 
-def lines(spec: Spec, numbered: bool = False) -> list[str]:
-    """One line a stage, name(argument=value, ...), and one for each group of a partition before its own."""
+def lines(spec: Spec, numbered: bool = False, exact: bool = False) -> list[str]:
+    """One line a stage, name(argument=value, ...), and one for each group of a partition before its own.
+
+    Args:
+      exact: Python objects that aren't the same read differently, by their places in memory.
+    """
     numbers = itertools.count(1)
 
     def line(stage: Stage, depth: int) -> list[str]:
         shown = dict(stage.arguments) | ({"where": stage.where} if stage.where else {})
         transform = (dict(spec.get(stage.name) or {})).get("transform")
-        head = f"{stage.name}: {transform if isinstance(transform, str) else 'Python'}" if transform else stage.name
+        if transform is not None and not isinstance(transform, str):
+            transform = repr(getattr(transform, "update", transform)) if exact else "Python"
+        head = f"{stage.name}: {transform}" if transform else stage.name
         number = f"{next(numbers)}. " if numbered else ""
         out = ["  " * depth + f"{number}{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
         for name, group in stage.groups.items():
@@ -325,5 +331,5 @@ def lines(spec: Spec, numbered: bool = False) -> list[str]:
 
 def diff(old: Spec, new: Spec) -> str:
     """How two specs differ, a line a stage: "- " gone, "+ " new, "  " in both; "" where they are equal."""
-    a, b = lines(old), lines(new)
+    a, b = lines(old, exact=True), lines(new, exact=True)
     return "" if a == b else "\n".join(line for line in difflib.ndiff(a, b) if not line.startswith("?"))

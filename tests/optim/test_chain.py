@@ -425,3 +425,11 @@ def test_a_diff_names_what_differs():
     changed = [line for line in chain.diff(DEFAULT, lion).splitlines() if line[0] in "+-"]
     assert changed == ["- scale_by_adam(b1=0.9, b2=0.95, eps=1e-08)", "+ scale_by_lion(b1=0.9)"]
     assert "matrices, where='kernels'" in chain.diff(DEFAULT, GROUPS)
+
+
+@pytest.mark.parametrize("make", [lambda: lambda: optax.scale(0.5), lambda: optax.scale(0.5)])
+def test_a_diff_tells_two_python_objects_apart(make):
+    a, b = (chain.insert_after(DEFAULT, "scale_by_adam", "mine", transform=transform) for transform in (make(), make()))
+    assert chain.diff(a, dict(a)) == ""
+    assert [line[:7] for line in chain.diff(a, b).splitlines() if line[0] in "+-"] == ["- mine:", "+ mine:"]
+    assert "mine: Python()" in chain.lines(a)
