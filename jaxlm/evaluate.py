@@ -66,7 +66,8 @@ def run(args: argparse.Namespace) -> int:
 
     host.settle()
     wanted = {name: asking.find(name) for name in args.task}
-    step = locate(args.checkpoint).step
+    located = locate(args.checkpoint)
+    step = located.step
     of_text = bool(args.data or args.task or not args.harness)
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
@@ -77,7 +78,10 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {} if step is None else {"step": step}
     results = {}
     if of_text:
-        split = data.tokenize(args.data, tokenizer, cfg.data, progress=True) if args.data else held_out(cfg, tokenizer)
+        if args.data:
+            split = data.tokenize(args.data, tokenizer, cfg.data, progress=True)
+        else:
+            split = held_out(located, cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
         how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
         facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)

@@ -10,7 +10,7 @@ from jaxlm import evaluate
 from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Chars
 from jaxlm.training.export import export
-from tests.tiny import CORPUS
+from tests.tiny import CORPUS, tiny
 
 
 def call(*flags):
@@ -134,6 +134,17 @@ def test_a_held_out_text_that_has_changed_is_refused(trained, capsys, tmp_path):
     (run / "tokenizer.json").write_text(Chars("abc").to_json())
     assert call(f"--checkpoint={run}") == 4
     assert "has changed since the run, and its tokenizer; give --data" in capsys.readouterr().err
+
+
+def test_training_text_is_not_held_out_text_after_a_change(tmp_path, capsys):
+    text = CORPUS.read_text()[:4000]
+    (tmp_path / "text.txt").write_text(text)
+    jaxlm.train(tiny(data__source=str(tmp_path / "text.txt"), data__validation="10%", steps=4), tmp_path / "run")
+    assert call(f"--checkpoint={tmp_path / 'run'}") == 0
+    (tmp_path / "text.txt").write_text(text[:2000])
+    assert call(f"--checkpoint={tmp_path / 'run'}") == 4
+    assert "the training tokens of data.source=" in (said := capsys.readouterr().err)
+    assert "have changed since the run; give --data" in said
 
 
 def test_a_run_may_have_held_out_nothing(trained, capsys, tmp_path):

@@ -176,6 +176,19 @@ class Checkpoints(StepFolders):
             self._check({"params": placed}, {"params": self._manager.item_metadata(step).params.tree}, step)
             return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed))).params
 
+    def data(self, step: int) -> dict[str, Any]:
+        """`Restored.data` of a step, alone.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        self.whole(step, "data")
+        with self._reading(step):
+            data: dict[str, Any] = self._manager.restore(
+                step, args=ocp.args.Composite(data=ocp.args.JsonRestore())
+            ).data
+            return data
+
     @contextlib.contextmanager
     def _reading(self, step: int) -> Iterator[None]:
         """Turns whatever Orbax raises into a clear error."""

@@ -54,10 +54,11 @@ def load(spec: str | Path) -> Loaded:
     return Loaded(gpt2.build(cfg.model), read_params(located, cfg), tokenizer, cfg)
 
 
-def held_out(cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:
+def held_out(located: Located, cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:
     """The tokens that a run held out.
 
     Args:
+      located: a step of the run.
       cfg, tokenizer: the run's, as `load` gives them.
 
     Raises:
@@ -69,6 +70,12 @@ def held_out(cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:
         raise DataError(f"data.source={cfg.data.source!r} has changed since the run, and its tokenizer; give --data")
     if opened.validation is None:
         raise ConfigError("the run held out no text; give --data=PATH")
+    assert located.step is not None
+    with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
+        tokens = checkpoints.data(located.step).get("tokens", opened.train.sha256)
+    if tokens != opened.train.sha256:  # what is held out now may have been trained on
+        what = f"the training tokens of data.source={cfg.data.source!r}"
+        raise DataError(f"{what} have changed since the run; give --data")
     return opened.validation
 
 

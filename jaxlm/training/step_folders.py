@@ -62,7 +62,7 @@ class StepFolders:
         """`wanted`, or the latest step that is whole; None where there is none.
 
         Args:
-          item: look only at this part of it, "params" or "state".
+          item: look only at this part of it, "params", "state" or "data".
 
         Raises:
           DataError: the step that is wanted is not there, or damaged.
