@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from jaxlm import lookup
@@ -16,6 +17,9 @@ from jaxlm.evals.tasks import Result, Subject
 from jaxlm.model import gpt2
 from jaxlm.model.gpt2 import PyTree
 from jaxlm.telemetry.writers import json_line
+
+ALWAYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "eval/gap", "eval/word_perplexity")
+"""Metrics that are told in training, or by `evaluate`, whatever the tasks."""
 
 
 def find(name: str) -> Callable[[Subject], Result]:
@@ -28,22 +32,56 @@ def find(name: str) -> Callable[[Subject], Result]:
 
     def ask(subject: Subject) -> Result:
         found = function(subject)
-        if isinstance(found, Result):
-            return found
-        if isinstance(found, dict) and all(isinstance(value, (int, float)) for value in found.values()):
-            return Result({key: float(value) for key, value in found.items()}, {})
-        raise ConfigError(f"task {name!r} returned {type(found).__name__}; expected a dict of numbers, or a Result")
+        if isinstance(found, dict):
+            found = Result(found, {})
+        if not isinstance(found, Result):
+            raise ConfigError(f"task {name!r} returned {type(found).__name__}; expected a dict of numbers, or a Result")
+        return found._replace(metrics={key: _number(name, key, value) for key, value in found.metrics.items()})
 
     return ask
 
 
+def _number(task: str, key: str, value: Any) -> float:
+    """A number of Python's, NumPy's or JAX's."""
+    try:
+        if isinstance(value, (str, bytes)) or np.ndim(value):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"task {task!r} gives {type(value).__name__} as {key!r}; expected a number") from error
+
+
+def named(results: Mapping[str, Result], taken: Iterable[str]) -> dict[str, float]:
+    """The metrics of tasks, named "eval/" and what each task calls its own: TASK/METRIC, where it is one of ours.
+
+    Args:
+      results: by the names of the tasks.
+      taken: names of other metrics.
+
+    Raises:
+      ConfigError: two of the same name.
+    """
+    owners = dict.fromkeys(taken, "jaxlm itself")
+    out = {}
+    for task, result in results.items():
+        for name, value in result.metrics.items():
+            full = f"eval/{name}"
+            if full in owners:
+                raise ConfigError(
+                    f"task {task!r} gives {name!r}, and {full!r} is of {owners[full]} already; "
+                    f"give it another name, such as {task.rpartition(':')[2] + '/' + name!r}"
+                )
+            owners[full], out[full] = f"task {task!r}", value
+    return out
+
+
 def asker(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile | None) -> Callable[[PyTree], dict[str, float]]:
-    """What gives the metrics of `eval.tasks` for parameters, named eval/TASK/METRIC.
+    """What gives the metrics of `eval.tasks` for parameters, as `named`.
 
     Raises:
       ConfigError: an unknown task, or there is nothing to ask.
     """
-    functions = [find(name) for name in cfg.eval.tasks]
+    functions = {name: find(name) for name in cfg.eval.tasks}
     if split is None or not cfg.eval.every:
         raise ConfigError(f"eval.tasks={tuple(cfg.eval.tasks)} needs data.validation and eval.every")
     subject = functools.partial(
@@ -56,8 +94,7 @@ def asker(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile | None) 
     )
 
     def ask(params: PyTree) -> dict[str, float]:
-        results = [function(subject(params=params)) for function in functions]
-        return {f"eval/{name}": value for result in results for name, value in result.metrics.items()}
+        return named({name: function(subject(params=params)) for name, function in functions.items()}, ALWAYS)
 
     return ask
 
@@ -67,11 +104,13 @@ def report(facts: Mapping[str, Any], results: Mapping[str, Result], as_json: boo
 
     Args:
       facts: numbers by name.
-      results: of tasks, whose metrics get the names eval/TASK/METRIC.
+      results: of tasks, whose metrics get their names from `named`.
+
+    Raises:
+      ConfigError: as `named`.
     """
-    figures = dict(facts)
+    figures = {**facts, **named(results, (*facts, *ALWAYS))}
     intervals = {f"eval/{name}": pair for result in results.values() for name, pair in result.intervals.items()}
-    figures |= {f"eval/{name}": value for result in results.values() for name, value in result.metrics.items()}
     if as_json:
         details = {name: result.details for name, result in results.items()}
         return json_line(figures | ({"intervals": intervals, "details": details} if results else {}))

@@ -37,7 +37,7 @@ class Subject(NamedTuple):
 
 
 class Result(NamedTuple):
-    metrics: dict[str, float]  # by names that follow "eval/"
+    metrics: dict[str, float]  # by names that follow "eval/": TASK/METRIC, so that they meet no others
     intervals: dict[str, tuple[float, float]]  # 95%, of the same names, where there is one
     details: Any = None  # JSON: all that was found, item by item where that makes sense
     text: str = ""  # what of it is worth a look, in lines

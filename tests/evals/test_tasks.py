@@ -185,6 +185,39 @@ def test_names_of_tasks(tmp_path, monkeypatch):
         asking.find("mine:siz")
 
 
+def test_a_task_may_give_numbers_of_numpy_and_jax(tmp_path, monkeypatch):
+    (tmp_path / "scalars.py").write_text(
+        "import jax.numpy as jnp\nimport numpy as np\nfrom jaxlm.evals.tasks import Result\n"
+        "def good(s):\n    return {'a': np.float32(0.5), 'b': jnp.float32(2), 'c': np.int64(3)}\n"
+        "def whole(s):\n    return Result({'a': np.float32(0.5)}, {})\n"
+        "def text(s):\n    return {'a': 1, 'b': '2'}\n"
+        "def many(s):\n    return {'a': np.ones(1)}\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = asking.find("scalars:good")(None)
+    assert found == tasks.Result({"a": 0.5, "b": 2.0, "c": 3.0}, {})
+    assert {type(value) for value in found.metrics.values()} == {float}
+    assert json.loads(asking.report({}, {"scalars:whole": asking.find("scalars:whole")(None)}, True))["eval/a"] == 0.5
+    with pytest.raises(ConfigError, match="task 'scalars:text' gives str as 'b'; expected a number"):
+        asking.find("scalars:text")(None)
+    with pytest.raises(ConfigError, match="task 'scalars:many' gives ndarray as 'a'; expected a number"):
+        asking.find("scalars:many")(None)
+
+
+def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
+    one, other = tasks.Result({"score": 1.0}, {}), tasks.Result({"score": 2.0}, {})
+    with pytest.raises(ConfigError, match="task 'b:it' gives 'score', and 'eval/score' is of task 'a:it' already"):
+        asking.report({}, {"a:it": one, "b:it": other}, as_json=True)
+    taken = {"b:it": tasks.Result({"accuracy": 2.0}, {})}
+    message = "'eval/accuracy' is of jaxlm itself already; give it another name, such as 'it/accuracy'"
+    with pytest.raises(ConfigError, match=message):
+        asking.report({"eval/accuracy": 0.5}, taken, as_json=True)
+    (tmp_path / "taking.py").write_text("def it(s):\n    return {'accuracy': 2}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ConfigError, match=message):
+        jaxlm.train(tiny(eval__tasks=("taking:it",)), tmp_path / "run")
+
+
 def test_perplexity_is_the_name_of_what_is_always_told(trained, tmp_path, capsys):
     found = []
     for flags in ([], ["--task=perplexity"]):
