@@ -34,6 +34,8 @@ def files(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
         case _:
             raise TypeError(f"a tokenizer of another kind: {type(tokenizer).__name__}")
     parts = json.loads(text)
+    if (parts.get("post_processor") or {}).get("type") != "ByteLevel":  # which changes offsets only
+        parts["post_processor"] = None  # others add special tokens, which transformers asks for and jaxlm doesn't
     settings = {
         # The plain one: GPT2Tokenizer would put its own pre-tokenizer in the place of the one in tokenizer.json.
         "tokenizer_class": "PreTrainedTokenizerFast",

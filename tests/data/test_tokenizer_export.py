@@ -114,6 +114,38 @@ def test_a_tokenizer_that_puts_a_space_first_keeps_doing_so(tmp_path: Path) -> N
     assert theirs.add_prefix_space
 
 
+ROBERTA = {
+    "type": "RobertaProcessing",
+    "sep": ["b", 1],
+    "cls": ["a", 0],
+    "trim_offsets": True,
+    "add_prefix_space": True,
+}
+PIECES = [{"SpecialToken": {"id": "a", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}]
+TEMPLATE = {
+    "type": "TemplateProcessing",
+    "single": PIECES,
+    "pair": [*PIECES, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {"a": {"id": "a", "ids": [0], "tokens": ["a"]}},
+}
+OFFSETS = {"type": "ByteLevel", "add_prefix_space": True, "trim_offsets": False, "use_regex": True}
+
+
+@pytest.mark.parametrize("processor", [ROBERTA, TEMPLATE, {"type": "Sequence", "processors": [OFFSETS, TEMPLATE]}])
+def test_special_tokens_that_are_not_added_here_are_not_added_there(tmp_path: Path, processor: dict[str, Any]) -> None:
+    parts = json.loads(tokenizer_specs.build("bpe:300", CORPUS).to_json())["tokenizer"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts | {"post_processor": processor}))
+    ours, _, theirs = export(tokenizer_specs.build(str(tmp_path)), tmp_path / "out")
+    assert theirs("the cat")["input_ids"] == ours.encode("the cat").tolist()
+
+
+def test_a_post_processor_of_offsets_stays(tmp_path: Path) -> None:
+    parts = json.loads(tokenizer_specs.build("bpe:300", CORPUS).to_json())["tokenizer"]
+    (tmp_path / "tokenizer.json").write_text(json.dumps(parts | {"post_processor": OFFSETS}))
+    _, folder, _ = export(tokenizer_specs.build(str(tmp_path)), tmp_path / "out")
+    assert json.loads((folder / "tokenizer.json").read_text())["post_processor"] == OFFSETS
+
+
 def test_another_end_of_text_token_stays(tmp_path: Path) -> None:
     parts = json.loads(tokenizer_specs.build("bpe:300", CORPUS).to_json())["tokenizer"]
     end = {"id": 300, "content": "</s>", "special": True, "normalized": False}
