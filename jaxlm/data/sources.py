@@ -46,9 +46,10 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
     """The documents that `spec` names. Reads every file once, for the fingerprint.
 
     Args:
-      spec: `stdlib` (the Python standard library's own source), a file, a glob, a folder (read recursively: files
-        with one of `SUFFIXES`, nothing hidden), `hf://name[:split]` or `hf://owner/name/config[:split]`; or
-        `package.module:function`, which gives rows, {column: text}, the same ones at each call.
+      spec: `stdlib` (the Python standard library's own source), a file, a glob, a folder (read recursively, and what
+        links lead to as well, each folder once: files with one of `SUFFIXES`, nothing hidden),
+        `hf://name[:split]` or `hf://owner/name/config[:split]`; or `package.module:function`, which gives rows,
+        {column: text}, the same ones at each call.
       form: what is made of a row; by default its column "text" is a document.
       errors: "strict", or "replace" to put U+FFFD for what is not UTF-8.
 
@@ -129,11 +130,19 @@ def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> list[File]:
     def fail(error: OSError) -> None:
         raise DataError(f"can't read folder {error.filename}: {error.strerror}")
 
-    found = []
-    for folder, folders, names in os.walk(top, onerror=fail):
-        folders[:] = [name for name in folders if name not in skip and not name.startswith(".")]
-        paths = (Path(folder, name) for name in names if not name.startswith("."))
-        found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
+    found: list[Path] = []
+    read: set[str] = set()  # so that links in a circle end
+    starts = [str(top)]
+    for start in starts:  # links are followed last: what has a place of its own keeps its name
+        for folder, folders, names in os.walk(start, onerror=fail):
+            if (real := os.path.realpath(folder)) in read:
+                folders.clear()
+                continue
+            read.add(real)
+            folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
+            starts += [link for name in folders if os.path.islink(link := os.path.join(folder, name))]
+            paths = (Path(folder, name) for name in names if not name.startswith("."))
+            found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
     return sorted(File(path.relative_to(top).as_posix(), path) for path in found)
 
 

@@ -62,6 +62,20 @@ def test_folder_is_read_recursively_in_order(tmp_path: Path) -> None:
     assert list(source.read()) == list(source.read()), "each read starts anew"
 
 
+def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
+    top = folder(tmp_path, {"z/own.txt": "own"})
+    (tmp_path / "far/deep").mkdir(parents=True)
+    (tmp_path / "far/deep/b.txt").write_text("b")
+    (tmp_path / "far/back").symlink_to(top)
+    (tmp_path / "far/deep/up").symlink_to("..")
+    (top / "link").symlink_to(tmp_path / "far")
+    (top / "more").symlink_to(tmp_path / "far/deep")
+    (top / "a").symlink_to("z")
+    (top / "gone").symlink_to("nowhere")
+    names = [document.name for document in sources.open_source(str(top)).read()]
+    assert names == ["link/deep/b.txt", "z/own.txt"]
+
+
 def test_glob(tmp_path: Path) -> None:
     top = folder(tmp_path, {"a/1.txt": "1", "b/1.txt": "2", "b/2.log": "3"})
     assert texts(top / "**/*.txt") == ["1", "2"]
