@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         bar = {"progress": sys.stderr.isatty()}
         how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
         facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
-        subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar)
+        subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
         results = {name: function(subject) for name, function in wanted.items()}
     if args.harness:
         asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}

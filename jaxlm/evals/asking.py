@@ -91,6 +91,7 @@ def asker(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile | None) 
         split=split,
         context_length=cfg.model.context_length,
         batch_size=cfg.data.batch_size,
+        too_long=cfg.data.too_long,
     )
 
     def ask(params: PyTree) -> dict[str, float]:

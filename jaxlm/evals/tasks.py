@@ -34,6 +34,7 @@ class Subject(NamedTuple):
     context_length: int
     batch_size: int  # rows at once, of those that are scored; `generate` has its own number
     progress: bool = False  # show a bar on stderr
+    too_long: str = "error"  # `data.too_long`: unless "error", pairs whose completion fills the context are left out
 
 
 class Result(NamedTuple):
@@ -52,7 +53,7 @@ def perplexity(subject: Subject) -> Result:
 def generate(subject: Subject) -> Result:
     """Greedy answers: exact_match, f1 (SQuAD's), and by sacrebleu bleu and chrf, where it is installed. A prompt that
     leaves no room for its own completion is cut on the left."""
-    tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
+    tokenizer, pairs = subject.tokenizer, _pairs(subject)
     rooms = [max(1, likelihoods.room(completion, subject.context_length) - SPARE) for _, completion in pairs]
     prompts = [(ids.tolist() or [tokenizer.end_of_text])[-room:] for (ids, _), room in zip(pairs, rooms, strict=True)]
     longest = max(len(completion) for _, completion in pairs)
@@ -99,7 +100,7 @@ def classify_by_length(subject: Subject) -> Result:
 def choice(subject: Subject) -> Result:
     """The completion among 4, the others being those of other pairs, that is most probable (accuracy) or most probable
     by its number of tokens (accuracy_by_length). Chance is a quarter."""
-    tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
+    tokenizer, pairs = subject.tokenizer, _pairs(subject)
     texts = [tokenizer.decode(completion) for _, completion in pairs]
     known = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
     if len(known) < CHOICES:
@@ -125,6 +126,24 @@ def choice(subject: Subject) -> Result:
     )
 
 
+def _pairs(subject: Subject) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(prompt, completion) of the pairs, as ids, without those that `too_long` leaves out: how many is said on stderr.
+
+    Raises:
+      DataError: none is left.
+    """
+    pairs = examples.pairs(subject.tokenizer, subject.split)
+    if subject.too_long == "error":
+        return pairs
+    kept = [(prompt, completion) for prompt, completion in pairs if len(completion) < subject.context_length]
+    if len(kept) < len(pairs):
+        said = f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs have a completion that fills the context"
+        if not kept:
+            raise DataError(f"{said} of {subject.context_length:,} tokens; none is left to ask for")
+        print(f"{said} of {subject.context_length:,} tokens: left out of tasks", file=sys.stderr)
+    return kept
+
+
 def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """float64[rows] of (prompt, completion): see `likelihoods.of_completions`."""
     return likelihoods.of_completions(
@@ -139,7 +158,7 @@ def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def _classified(name: str, subject: Subject, by_length: bool) -> Result:
-    tokenizer, pairs = subject.tokenizer, examples.pairs(subject.tokenizer, subject.split)
+    tokenizer, pairs = subject.tokenizer, _pairs(subject)
     texts = [tokenizer.decode(completion) for _, completion in pairs]
     labels = sorted(set(texts))
     if len(labels) == 1:

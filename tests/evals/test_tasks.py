@@ -170,6 +170,29 @@ def test_one_long_completion_cuts_no_other_prompt(subject, monkeypatch):
         tasks.generate(subject([("a:", "b"), ("c:", "d" * T)]))
 
 
+@pytest.mark.parametrize("task", [tasks.generate, tasks.classify, tasks.classify_by_length, tasks.choice])
+def test_a_completion_that_fills_the_context_is_left_out_where_that_is_no_error(subject, task, capsys):
+    pairs = [(f"{c}:", c * 2) for c in "abcd"]
+    long = [("x:", "y" * T)]
+    for too_long in ("cut", "drop"):
+        assert task(subject(pairs + long)._replace(too_long=too_long)).metrics == task(subject(pairs)).metrics
+        assert "1 of 5 pairs have a completion that fills the context of 32 tokens: left out" in capsys.readouterr().err
+    with pytest.raises(DataError, match="1 of 1 pairs have a completion .* none is left to ask for"):
+        task(subject(long)._replace(too_long="cut"))
+    with pytest.raises(DataError, match="a completion of 32 tokens fills the context of 32"):
+        task(subject(pairs + long))
+
+
+def test_one_long_pair_ends_neither_training_nor_evaluation_with_tasks(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    pairs = [*REVIEWS, ("long:", "x" * T)]
+    path.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    fields = FIELDS | {"data__validation": str(path), "data__source": str(path), "steps": 4}
+    run = jaxlm.train(tiny(**fields, eval__tasks=("classify",)), tmp_path / "run")
+    assert "eval/classify/accuracy" in run.metrics
+    assert evaluate.main([f"--checkpoint={tmp_path / 'run'}", "--task=classify"]) == 0
+
+
 def test_names_of_tasks(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="unknown task 'generat': did you mean 'generate'"):
         asking.find("generat")
