@@ -71,6 +71,11 @@ class Tokenizer(ABC):
           DataError: an id outside of the vocabulary.
         """
 
+    def decode_on(self, ids: Sequence[int] | np.ndarray) -> str:
+        """`decode` of ids that go on from other text: with the space before them that some decoders drop from a
+        text's start."""
+        return self.decode(ids)
+
     @abstractmethod
     def to_json(self) -> str:
         """All of the tokenizer, for `from_json`."""
@@ -243,6 +248,19 @@ class HuggingFace(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         with panics("the tokenizer can't decode these ids"):
             return self._live.decode(self._text_ids(ids).tolist(), skip_special_tokens=False)
+
+    @cached_property
+    def _letter(self) -> list[int]:
+        """Ids of some text to stand before another; none where they can't be had."""
+        with contextlib.suppress(DataError):
+            return self.encode("a").tolist()
+        return []
+
+    def decode_on(self, ids: Sequence[int] | np.ndarray) -> str:
+        if self._byte_level:
+            return self.decode(ids)
+        start, whole = self.decode(self._letter), self.decode([*self._letter, *ids])
+        return whole.removeprefix(start) if whole.startswith(start) else self.decode(ids)
 
     def to_json(self) -> str:
         parts = {"kind": "hf", "end_of_text": self.end_token, "tokenizer": json.loads(self.tokenizer_json)}

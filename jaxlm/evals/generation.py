@@ -87,6 +87,7 @@ def samples(
         request,
         context_length,
         show,
+        joined=True,
     )
     return [Sample(prompt, *text, seed) for (prompt, seed), text in zip(rows, found, strict=True)]
 
@@ -110,18 +111,25 @@ def continued(
     context_length: int,
     show: Callable[[str], None] | None = None,
     progress: bool = False,
+    joined: bool = False,
 ) -> list[Continuation]:
     """What follows each prompt of ids, none of which is empty; otherwise as `samples`.
 
     Args:
       progress: show a bar on stderr.
+      joined: a text is to stand right after its prompt, and keeps the space at its start; else, where the tokenizer
+        has it so, it is a text of its own and has none.
     """
     check(request)
     stop, shown = request.stop, 0
 
-    def over(_: int, tokens: list[int]) -> bool:
+    def spelled(prompt: list[int], tokens: list[int]) -> str:
+        fresh = not joined or prompt[-1] == tokenizer.end_of_text
+        return tokenizer.decode(tokens) if fresh else tokenizer.decode_on(tokens)
+
+    def over(row: int, tokens: list[int]) -> bool:
         nonlocal shown
-        text = tokenizer.decode(tokens)
+        text = spelled(prompts[first + row], tokens)
         cut = before(text, stop)
         if show:
             certain = cut if len(cut) < len(text) else settled(text, stop)
@@ -146,10 +154,10 @@ def continued(
             every=1 if show else EVERY,
         )
     out = []
-    for tokens, logprobs, finish in completions:
-        text = before(tokenizer.decode(tokens), stop)
+    for prompt, (tokens, logprobs, finish) in zip(prompts, completions, strict=True):
+        text = before(spelled(prompt, tokens), stop)
         n = len(tokens)
-        while finish == "stop" and n and tokenizer.decode(tokens[: n - 1]).startswith(text):
+        while finish == "stop" and n and spelled(prompt, tokens[: n - 1]).startswith(text):
             n -= 1
         out.append(Continuation(text, tokens[:n], logprobs[:n], finish))
     if show:

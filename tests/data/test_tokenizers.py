@@ -176,6 +176,45 @@ def test_sentencepiece_byte_lengths() -> None:
     assert HuggingFace(live.to_str(), END_OF_TEXT).byte_lengths.tolist() == [0, 1, 2, 2]
 
 
+def without_space(kind: str) -> HuggingFace:
+    """A tokenizer whose decoder has a text begin without a space."""
+    if kind == "wordpiece":
+        live = library.Tokenizer(library.models.WordPiece({END_OF_TEXT: 0, "a": 1, "cat": 2, "##s": 3, "sat": 4}))
+        live.pre_tokenizer, live.decoder = library.pre_tokenizers.Whitespace(), library.decoders.WordPiece()
+        return HuggingFace(live.to_str(), END_OF_TEXT)
+    vocab = [(END_OF_TEXT, 0.0), *[(piece, -1.0) for piece in ("\u2581", "a", "\u2581cat", "s", "\u2581sat", "<0xC3>")]]
+    live = library.Tokenizer(library.models.Unigram([*vocab, ("<0xA9>", -1.0)], 0, byte_fallback=True))
+    live.pre_tokenizer = library.pre_tokenizers.Metaspace()
+    live.decoder = library.decoders.Sequence([library.decoders.ByteFallback(), library.decoders.Metaspace()])
+    return HuggingFace(live.to_str(), END_OF_TEXT)
+
+
+@pytest.mark.parametrize("kind", ["wordpiece", "unigram"])
+def test_text_that_goes_on_keeps_its_first_space(kind: str) -> None:
+    tokenizer = without_space(kind)
+    ids = tokenizer.encode("cats sat")
+    text = tokenizer.decode(ids)
+    assert text == "cats sat" and tokenizer.decode(ids[-1:]) == "sat"
+    for cut in range(1, len(ids)):
+        assert tokenizer.decode(ids[:cut]) + tokenizer.decode_on(ids[cut:]) == text
+    assert tokenizer.decode_on([]) == ""
+
+
+def test_bytes_that_go_on_are_whole() -> None:
+    tokenizer = without_space("unigram")
+    ids = tokenizer.encode("cat é")
+    assert tokenizer.decode(ids) == "cat é" and tokenizer.decode_on(ids[-2:]) == "é"
+
+
+def test_other_texts_go_on_as_they_begin(bpe: Tokenizer) -> None:
+    digits = library.Tokenizer(library.models.WordLevel({END_OF_TEXT: 0, "1": 1}, unk_token="none"))  # and no letter
+    digits.decoder = library.decoders.Fuse()
+    for tokenizer in (Bytes(), Chars(" 1"), bpe, HuggingFace(digits.to_str(), END_OF_TEXT)):
+        ids = tokenizer.encode("1")
+        assert tokenizer.decode_on(ids) == tokenizer.decode(ids) == "1"
+    assert bpe.decode_on(bpe.encode(" é")[:-1]) == bpe.decode(bpe.encode(" é")[:-1])
+
+
 # JSON
 
 

@@ -69,6 +69,23 @@ def test_a_stop_string_within_a_token_keeps_the_token(monkeypatch):
     assert (sample.text, bytes(sample.tokens), sample.finish_reason) == ("a.b", b"ab", "stop")
 
 
+def test_the_space_between_a_prompt_and_its_text_stays(monkeypatch):
+    class Spaced(Bytes):
+        """A text begins without a space."""
+
+        def decode(self, ids):
+            return super().decode(ids).removeprefix(" ")
+
+        def decode_on(self, ids):
+            return super().decode(ids)
+
+    monkeypatch.setattr("tests.evals.test_generation.Bytes", Spaced)
+    pieces = []
+    (sample,) = say(b" b c", GREEDY._replace(stop=[" c"]), prompts=["a"], show=pieces.append)
+    assert sample.text == "".join(pieces) == " b" and bytes(sample.tokens) == b" b"
+    assert [one.text for one in say(b" b", prompts=["", "a"])] == ["b", " b"]
+
+
 def test_a_stop_string_wins_over_what_else_ends_the_text():
     (sample,) = say(b"a" * LENGTH, GREEDY._replace(stop=["a" * LENGTH]))
     assert (sample.text, sample.finish_reason) == ("", "stop")
