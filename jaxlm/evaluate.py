@@ -58,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.batch_size < 0:
         raise ConfigError(f"--batch_size is {args.batch_size}; expected at least 1, or 0 for that of the training")
+    if args.data == "":
+        raise ConfigError("--data is empty; expected text or tokens, or no --data for the run's held-out split")
 
     from jaxlm import data
     from jaxlm.evals import asking, harness, perplexity, tasks
@@ -66,8 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     host.settle()
     wanted = {name: asking.find(name) for name in args.task}
-    located = locate(args.checkpoint)
-    step = located.step
+    step = (located := locate(args.checkpoint)).step
     of_text = bool(args.data or args.task or not args.harness)
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")

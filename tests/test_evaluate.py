@@ -121,6 +121,7 @@ def test_more_context_is_not_the_same_and_a_batch_is_only_speed(trained, capsys,
         ("--stride=17", "stride is 17; expected from 1 to the context of 16 tokens"),
         ("--stride=-1", "stride is -1"),
         ("--batch_size=-1", "--batch_size is -1; expected at least 1"),
+        ("--data=", "--data is empty; expected text or tokens"),
     ],
 )
 def test_flags_that_cannot_be_are_named(trained, capsys, flag, message):

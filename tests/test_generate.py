@@ -177,6 +177,15 @@ def test_bytes_on_the_command_line_that_are_not_utf_8(trained):
     assert done.stderr == "error: '\\udcff' on the command line is not UTF-8\n"
 
 
+@pytest.mark.parametrize("flag", ["--stream", "--no-stream"])
+def test_a_terminal_that_is_not_utf_8_gets_question_marks(trained, monkeypatch, flag):
+    out = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", out)
+    assert call(trained, "--prompt=é ", "--max_tokens=2", flag) == 0
+    out.flush()
+    assert out.buffer.getvalue().startswith(b"? ")
+
+
 def test_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert call(tmp_path / "nothing", "--prompt=a") == 4
     assert "no checkpoint at" in capsys.readouterr().err

@@ -101,7 +101,7 @@ def missing(path: str | Path) -> DataError:
 
 def _files(spec: str) -> list[File]:
     """The files of a spec, in an order that is the same everywhere."""
-    path = Path(spec).expanduser()
+    path = Path(os.path.expanduser(spec))
     if spec == "stdlib":
         files = _walk(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
     elif os.path.isdir(path):
@@ -197,7 +197,12 @@ def _function_source(spec: str, form: Form, errors: str) -> Source:
     function = lookup.find("data source", spec)
 
     def rows() -> Iterator[tuple[str, str, Mapping[str, str]]]:
-        for number, row in enumerate(function()):
+        given = function()
+        try:
+            numbered = enumerate(given)
+        except TypeError as error:
+            raise DataError(f"{spec} gave {type(given).__name__}; expected rows, each a dict of columns") from error
+        for number, row in numbered:
             where = f"{spec}, row {number}"
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")

@@ -85,7 +85,7 @@ def open_tokens(path: str | Path) -> TokenFile:
     Raises:
       DataError: a file is missing, empty, unreadable, or not what the metadata says.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     meta = _metadata(path)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     with readers.reading(path), path.open("rb") as opened:
@@ -118,7 +118,7 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
     Raises:
       DataError: it is missing or damaged.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     meta = _metadata(path)
     try:
         tokenizer = tokenizers.from_json(json.dumps(meta["tokenizer_json"]))

@@ -127,9 +127,12 @@ def run(
       limit: so many of a task's documents; None for all.
 
     Raises:
-      ConfigError: lm_eval is not installed, or there is no such task.
+      ConfigError: lm_eval is not installed, there is no such task, or a number makes no sense.
       DataError: a task's data can't be had.
     """
+    for name, given, least in (("num_fewshot", num_fewshot, 0), ("limit", limit, 1)):
+        if given is not None and given < least:
+            raise ConfigError(f"--{name} is {given}; expected at least {least}")
     lm = adapter(model, params, tokenizer, context_length, batch_size)
     import lm_eval
     from lm_eval.tasks import TaskManager

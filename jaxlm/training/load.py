@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,7 +86,7 @@ def locate(spec: str | Path) -> Located:
     Raises:
       DataError: as `load`.
     """
-    folder, wanted = Path(spec).expanduser(), None
+    folder, wanted = Path(os.path.expanduser(spec)), None
     if folder.name.isdecimal() and folder.parent.name == "checkpoints":
         folder, wanted = folder.parent.parent, int(folder.name)
     if not folder.is_dir():

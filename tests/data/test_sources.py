@@ -160,6 +160,7 @@ rows = lambda: iter(ROWS)
 def lists(): return [["first"]]
 def numbers(): return [{"text": 5}]
 def nothing(): return []
+def none(): pass
 """
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -188,6 +189,7 @@ def test_the_fingerprint_of_a_function_is_of_the_columns_that_are_read(module: s
         ("lists", "row 0: list; expected a dict of columns"),
         ("numbers", "row 0: 'text' is int; expected a string"),
         ("nothing", "no text in my_rows:nothing"),
+        ("none", "my_rows:none gave NoneType; expected rows, each a dict of columns"),
     ],
 )
 def test_a_function_that_gives_no_rows_of_text(module: str, function: str, message: str) -> None:
@@ -231,6 +233,8 @@ def test_missing_parent_and_misspelled_keyword(tmp_path: Path, monkeypatch: pyte
         texts("stdlb")
     with pytest.raises(DataError, match="no such file"):
         texts("x" * 5000)
+    with pytest.raises(DataError, match="no such file or folder: ~no-such-user/a.txt"):
+        texts("~no-such-user/a.txt")
 
 
 def test_empty(tmp_path: Path) -> None:

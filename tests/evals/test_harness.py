@@ -224,3 +224,9 @@ def test_without_the_library(ours, trained, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     with pytest.raises(ConfigError, match="pip install 'jaxlm\\[harness\\]'"):
         harness.adapter(model, params, tokenizer, 16, 1)
+
+
+@pytest.mark.parametrize(("name", "value", "least"), [("limit", 0, 1), ("limit", -1, 1), ("num_fewshot", -1, 0)])
+def test_numbers_that_make_no_sense(trained, capsys, name, value, least):
+    assert evaluate.main([f"--checkpoint={trained}", "--harness=x.yaml", f"--{name}={value}"]) == 2
+    assert capsys.readouterr().err == f"error: --{name} is {value}; expected at least {least}\n"

@@ -110,8 +110,9 @@ def test_a_mistyped_path_names_the_nearest_and_is_not_looked_for_in_the_hub(trai
     for spec in (trained.with_name("rum"), relative, trained.with_name("rum") / "checkpoints" / "20"):
         with pytest.raises(DataError, match=r"no checkpoint at .*rum.*did you mean .*/run\?.*a run directory"):
             locate(spec)
-    with pytest.raises(DataError, match="no checkpoint at 'no such model'.*expected"):
-        locate("no such model")
+    for spec in ("no such model", "~no-such-user/run"):
+        with pytest.raises(DataError, match=f"no checkpoint at '{spec}'.*expected"):
+            locate(spec)
 
 
 def test_a_name_that_is_neither_here_nor_in_the_hub_says_both(trained, monkeypatch):
