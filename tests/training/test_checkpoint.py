@@ -80,6 +80,11 @@ def test_the_latest_and_the_best_stay(tmp_path, trained):
             checkpoints.save(at(state, n), {}, cfg, {"eval/loss": loss})
             checkpoints.wait()
         assert checkpoints.steps() == [1, 3, 4]
+    with Checkpoints(tmp_path / "c", keep=1, best="eval/bits_per_byte") as checkpoints:  # by another metric from now on
+        for n, bits in enumerate([2.0, 3.0, 4.0], start=5):
+            checkpoints.save(at(state, n), {}, cfg, {"eval/bits_per_byte": bits})
+            checkpoints.wait()
+        assert checkpoints.steps() == [5, 7]
 
 
 def test_a_step_that_is_there_is_left_as_it_is(tmp_path, trained):

@@ -20,7 +20,7 @@ from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.writers import read_jsonl
-from jaxlm.training import recorder
+from jaxlm.training import load, recorder, rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
@@ -203,14 +203,50 @@ def test_the_best_step_is_kept_though_it_is_not_among_the_latest(tmp_path):
     assert checkpoints(tmp_path / "run") == [best, 40]
 
 
+STILL = {"optimizer__scale_by_learning_rate__peak": 0.0, "early_stopping__min_delta": 1e-3}  # nothing improves
+
+
 def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
-    still = {"optimizer__scale_by_learning_rate__peak": 0.0}
-    cfg = tiny(steps=100, eval__every=2, early_stopping__patience=3, early_stopping__min_delta=1e-3, **still)
-    result = jaxlm.train(cfg, tmp_path / "run")
+    run, cfg = tmp_path / "run", tiny(steps=100, eval__every=2, early_stopping__patience=3, **STILL)
+    result = jaxlm.train(cfg, run)
     assert (result.status, result.exit_code) == ("stopped early", 0)
     assert int(result.state.step) == 2  # the best
-    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "stopped early"
-    assert checkpoints(tmp_path / "run")[-1] == 8
+    assert json.loads((run / "status.json").read_text()).items() >= {"status": "stopped early", "result": 2}.items()
+    assert checkpoints(run)[-1] == 8 and load.locate(run).step == 2
+    again = jaxlm.train(cfg, run)  # it has ended
+    assert (again.status, int(again.state.step), checkpoints(run)[-1]) == ("stopped early", 2, 8)
+    assert load.locate(run).step == 2 and "raise --config.early_stopping.patience" in (run / "log.txt").read_text()
+    cfg.early_stopping.patience = 5
+    assert jaxlm.train(cfg, run).status == "stopped early" and checkpoints(run)[-1] == 12
+
+
+def signalled(monkeypatch, number, step):
+    """From now on a signal is heard after that step."""
+    between_steps = Run.between_steps
+
+    def heard(self, evaluate, state, caught):
+        between_steps(self, evaluate, state, number if self.done == step else caught)
+
+    monkeypatch.setattr(Run, "between_steps", heard)
+
+
+@pytest.mark.parametrize(
+    ("fields", "status"), [({**STILL, "early_stopping__patience": 1}, "stopped early"), ({}, "done")]
+)
+def test_a_signal_in_the_step_that_ends_a_run_finds_it_ended(tmp_path, monkeypatch, fields, status):
+    signalled(monkeypatch, signal.SIGTERM, 4)
+    result = jaxlm.train(tiny(steps=40 if fields else 4, eval__every=2, **fields), tmp_path / "run")
+    assert (result.status, result.exit_code) == (status, 0)
+    assert "run the same command again" not in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_without_checkpoints_a_signal_saves_and_so_does_the_end_of_what_goes_on_from_there(tmp_path, monkeypatch):
+    cfg = tiny(steps=8, checkpoint__every=0)
+    with monkeypatch.context() as patched:
+        signalled(patched, signal.SIGINT, 3)
+        assert jaxlm.train(cfg, tmp_path / "run").status == "interrupted"
+    assert checkpoints(tmp_path / "run") == [3]
+    assert jaxlm.train(cfg, tmp_path / "run").status == "done" and checkpoints(tmp_path / "run") == [3, 8]
 
 
 @pytest.mark.slow
@@ -334,6 +370,15 @@ def test_a_save_that_fails_is_told_and_training_goes_on(tmp_path, monkeypatch):
     assert log.count("warning: a checkpoint can't be written to") == 1 and "step 4 needs" in log
 
 
+def test_a_status_that_cannot_be_written_is_told_and_training_goes_on(tmp_path, monkeypatch):
+    def full(*_):
+        raise DataError("status.json can't be written: No space left on device")
+
+    monkeypatch.setattr(rundir, "write_status", full)
+    assert jaxlm.train(tiny(steps=4), tmp_path / "run").status == "done"
+    assert "warning: status.json can't be written" in (tmp_path / "run" / "log.txt").read_text()
+
+
 @pytest.mark.parametrize(("limit", "step"), [(1, 4), (2, 8)])
 def test_too_many_saves_that_fail_end_the_run(tmp_path, monkeypatch, limit, step):
     usage = shutil.disk_usage(tmp_path)
@@ -437,6 +482,19 @@ def test_energy_is_told_and_goes_on_where_a_run_resumes(tmp_path, monkeypatch):
     assert "energy: a counter" in log
     joules = [float(value) for value in re.findall(r"used (.*) J, ", log)]
     assert len(joules) == 2 and joules[1] > kwh[-1] * energy.JOULES_PER_KWH > joules[0]
+
+
+def test_rows_of_one_call_share_its_time_and_energy(tmp_path, monkeypatch):
+    reads = itertools.count(step=6.0)
+    monkeypatch.setattr(energy, "_rapl", lambda stack: energy.Meter("a counter", reads.__next__))
+    monkeypatch.setattr(energy, "_IDLE_SECONDS", 0.0)
+    jaxlm.train(tiny(steps=32, log__every=2, steps_per_call=8, eval__every=0, checkpoint__every=0), tmp_path)
+    found = {row["step"]: row for row in read_jsonl(tmp_path / "metrics.jsonl")}
+    for name in ("energy/joules_per_token", "throughput/step_ms"):
+        shared = [{found[step].get(name) for step in range(end - 6, end + 1, 2)} for end in (16, 24, 32)]
+        assert all(len(values) == 1 and values != {None} for values in shared), (name, shared)
+    spent = sum(found[end]["energy/joules_per_token"] * 8 * 4 * 16 for end in (8, 16, 24, 32))
+    assert 0 < spent <= found[32]["energy/kwh"] * energy.JOULES_PER_KWH
 
 
 def test_a_doubtful_optimizer_is_warned_of_and_refused_where_strict(tmp_path, capsys):

@@ -15,6 +15,21 @@ def test_prepare_writes_config_and_tokenizer_that_read_back(tmp_path):
     assert rundir.read_tokenizer(tmp_path) == Bytes()
 
 
+def test_what_breaks_off_between_its_files_can_be_started_again(tmp_path, monkeypatch):
+    write = rundir.write
+
+    def full(path, text):
+        if path.name == "tokenizer.json":
+            raise DataError("make room")
+        write(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(rundir, "write", full)
+        with pytest.raises(DataError, match="make room"):
+            rundir.prepare(tmp_path, resolved(), Bytes())
+    assert rundir.prepare(tmp_path, resolved(), Bytes()) == []
+
+
 def test_every_free_field_exists():
     paths = config.flat(config.default())
     assert all(any(path.startswith(free) for path in paths) for free in rundir.FREE)
