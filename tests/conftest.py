@@ -10,7 +10,11 @@ import shutil
 import sys
 import tempfile
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 LOCAL_HOSTS = ("127.", "::1", "localhost", "0.0.0.0")
 

@@ -322,7 +322,7 @@ def test_a_nan_override_is_refused_when_resolved():
 @given(st.sampled_from(sorted(config.flat(config.default()))), st.text(max_size=8))
 @example("steps", "-" * 100_000 + "1")
 @example("steps", "\0")
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_any_text_is_a_value_or_a_config_error(path, text):
     try:
         cfg = config.resolve(config.override(config.default(), {path: text}))
@@ -355,7 +355,7 @@ NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
         },
     )
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_json_gives_a_config_back_equal(changes):
     c = config.default()
     with c.unlocked(), c.ignore_type():

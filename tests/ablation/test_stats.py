@@ -145,7 +145,7 @@ def test_holms_levels_reject_what_holm_rejects(p, alpha):
     assert [raw < level for raw, level in zip(p, stats.holm_levels(p, alpha))] == [c < alpha for c in corrected]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(studies, st.sampled_from([0.5, 0.95]))
 def test_an_interval_without_0_is_a_rejection(values, confidence):
     for c in stats.compare(arms(values), "base", confidence=confidence):
@@ -155,7 +155,7 @@ def test_an_interval_without_0_is_a_rejection(values, confidence):
         assert without_0 == (c.verdict in FLIPPED)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(studies)
 def test_swapped_arms_mirror(values):
     names = ["base", *(f"v{i}" for i in range(1, len(values)))]
@@ -171,7 +171,7 @@ def test_swapped_arms_mirror(values):
         assert there.needed == back.needed
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(studies, st.sampled_from([2.0**-900, 2.0**-20, 4.0, 2.0**900]))
 def test_the_unit_of_the_metric_does_not_matter(values, scale):
     scaled = stats.compare(arms(np.array(values) * scale), "base")
@@ -187,7 +187,7 @@ def test_the_unit_of_the_metric_does_not_matter(values, scale):
 any_value = st.one_of(st.floats(), st.sampled_from([0.0, 1.0, 1.0 + 2**-52, 0.1, NAN, INF, 1e300, -1e300, 5e-324]))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dictionaries(st.sampled_from("abcd"), st.dictionaries(st.integers(0, 6), any_value)))
 def test_no_value_makes_it_warn_or_raise(values):
     """Warnings are errors here; NumPy and SciPy warn of overflow, of lost digits and of degenerate samples."""

@@ -161,7 +161,6 @@ def test_a_token_file_has_no_pairs(tmp_path, opened):
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=60))
-@settings(deadline=None)
 def test_first_fit_is_its_definition(sizes):
     room: list[int] = []
     expected = []
@@ -218,7 +217,7 @@ def test_what_is_held_out_is_not_cropped(opened):
 
 
 @given(share=st.floats(0, 0.99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_token_dropout_replaces_a_share_of_the_inputs_by_tokens_of_the_text(share):
     text = np.random.default_rng(0).choice(np.array([3, 5, 7], np.uint16), 2000)
     rows = batches.Windows(np.arange(100, 1100, dtype=np.uint16), 50)

@@ -345,7 +345,7 @@ JSON = st.recursive(
 FIELDS = ("format", "dtype", "num_tokens", "num_bytes", "num_documents", "max_id", "vocab_size", "sha256")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     given_fields=st.dictionaries(st.sampled_from([*FIELDS, "tokenizer", "source", "tokenizer_json"]), JSON, min_size=1)
 )
@@ -365,7 +365,7 @@ def test_crafted_metadata_is_an_error(section, token_file: data.TokenFile, given
         path.write_bytes(whole)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.integers(0, 10_000), junk=st.binary(min_size=1, max_size=3), cut=st.booleans())
 def test_damaged_bytes_of_metadata_are_an_error(token_file: data.TokenFile, at: int, junk: bytes, cut: bool) -> None:
     path = token_file.path.with_suffix(".json")

@@ -48,13 +48,13 @@ def assert_agree(exported: Exported, text: str) -> None:
     assert exported.theirs.decode(ids) == text
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(ALPHABET))
 def test_ids_and_text_are_the_same_in_transformers(exported: Exported, text: str) -> None:
     assert_agree(exported, text)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_unicode_is_the_same_where_it_can_be_encoded(exported: Exported, text: str) -> None:
     if exported.ours.to_json().startswith('{"kind": "chars"'):
@@ -62,7 +62,7 @@ def test_any_unicode_is_the_same_where_it_can_be_encoded(exported: Exported, tex
     assert_agree(exported, text)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(ids=st.lists(st.integers(0, 255)))
 def test_bytes_that_are_not_utf8_decode_the_same(bytes_: Exported, ids: list[int]) -> None:
     assert bytes_.theirs.decode(ids) == bytes_.ours.decode(ids)
@@ -89,7 +89,7 @@ def test_an_end_of_text_spelled_out_is_text_here_and_the_token_there(exported: E
     assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text).tolist()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(text=st.text(ALPHABET))
 def test_jaxlm_reads_the_folder_back(exported: Exported, text: str) -> None:
     again = tokenizer_specs.build(str(exported.folder))

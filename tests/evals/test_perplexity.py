@@ -187,7 +187,7 @@ def test_a_stride_is_another_number_and_none_is_that_of_the_whole_context(model,
     assert loss(0) == loss(T) != loss(1)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.sampled_from(["bytes", "chars", "bpe:280"]), st.lists(st.sampled_from(DOCUMENTS)), st.integers(1, 9))
 def test_words_are_those_of_the_text_wherever_it_is_cut(kinds, spec, documents, chunk):
     tokenizer = kinds[spec]

@@ -281,7 +281,7 @@ whole = st.integers(1, 3) | st.integers(1, 10**6)
 
 @examples
 @given(st.data(), whole, number | whole, number, st.lists(whole, min_size=1, max_size=8))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_shape_is_in_the_unit_interval(index, data, steps, warmup, final, counts):
     """Whatever the numbers: warmups as long as the run and longer, runs of one step, what the checks refuse."""
     floats = data.draw(st.tuples(*(number for _ in traced_leaves(index))))
@@ -293,7 +293,7 @@ def test_a_shape_is_in_the_unit_interval(index, data, steps, warmup, final, coun
 
 @examples
 @given(whole, st.floats(0, 1, exclude_max=True), st.floats(0, 1, width=32))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_warmup_as_a_fraction_is_so_many_steps(index, steps, share, final):
     constant = 10**6 if EXAMPLES[index][0] == "join" else None
     steps = constant or steps

@@ -65,7 +65,7 @@ class TestJsonl:
         write(tmp_path, [3], resume_step=2)
         assert path.read_bytes().startswith(old)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(share=st.floats(0, 1), resume_step=st.integers(0, 5))
     def test_a_run_killed_anywhere_resumes_without_doubles_or_gaps(self, share, resume_step):
         with tempfile.TemporaryDirectory() as folder:

@@ -32,7 +32,7 @@ def broken(content):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_broken_file_of_a_run_is_a_clear_error_or_no_matter(run, data):
     folder, whole = run

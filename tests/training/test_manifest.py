@@ -30,7 +30,7 @@ def test_a_file_that_came_later_shows(folder):
     (folder / "params" / "b").unlink()
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_any_flipped_bit_of_the_manifest_itself_shows(folder, data):
     whole = (folder / manifest.NAME).read_bytes()
