@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxlm.config import default, flat
-from jaxlm.errors import ConfigError, nearest
+from jaxlm.errors import ConfigError, JaxlmError, nearest
 
 
 def load(spec: str) -> ConfigDict:
@@ -49,7 +49,9 @@ def call(file: str, function: str, folder: str, *arguments: str) -> Any:
         if not hasattr(module, function):
             raise ConfigError(f"{file!r} defines no {function}({'arg' if arguments else ''})")
         return getattr(module, function)(*arguments)
-    except (AttributeError, KeyError, TypeError, ValueError, NameError, SyntaxError, ImportError) as error:
+    except (JaxlmError, OSError):
+        raise
+    except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error

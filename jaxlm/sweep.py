@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -42,7 +43,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from jaxlm.ablation import cluster
 
             execute = cluster.on_ray(args.address)
-        command = f"python -m jaxlm.sweep --experiment={args.experiment}"
+        given = {"experiment": args.experiment, "workdir": args.workdir, "address": args.address}
+        given |= {"executor": args.executor if args.executor != "local" else ""}
+        flags = [f"--{flag}={value}" for flag, value in given.items() if value]
+        command = shlex.join(["python", "-m", "jaxlm.sweep", *flags])
         runner.run(found, workdir, name=name, command=command, execute=execute)
         return 0
 

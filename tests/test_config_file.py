@@ -58,6 +58,8 @@ def test_what_is_no_python_file_is_refused(tmp_path):
             ", line 7: AttributeError: 'NoneType' object has no attribute 'steps'",
         ),
         (GOOD + "    return {}[arg]\n", ", line 6: KeyError: ''"),
+        (GOOD + "    return 1 // 0\n", ", line 6: ZeroDivisionError: "),
+        (GOOD + "    raise RuntimeError('no')\n", ", line 6: RuntimeError: no"),
         (GOOD, "returned NoneType; expected a ConfigDict"),
         ("import nothing_like_this\n", ", line 1: ModuleNotFoundError: No module named 'nothing_like_this'"),
         (

@@ -1,4 +1,5 @@
 import os
+import shlex
 import subprocess
 import sys
 
@@ -22,13 +23,14 @@ def experiment(tmp_path):
 
 
 def test_a_study_from_the_command_line(experiment, tmp_path):
-    command = [sys.executable, "-m", "jaxlm.sweep", f"--experiment={experiment}"]
+    flags = [f"--experiment={experiment}", "--workdir=runs/my study"]
+    command = [sys.executable, "-m", "jaxlm.sweep", *flags]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    report = (tmp_path / "runs/007_small/report.md").read_text()
+    report = (tmp_path / "runs/my study/report.md").read_text()
     assert "Does clipping matter?" in report and "nothing can be concluded" in report
-    assert f"python -m jaxlm.sweep --experiment={experiment}" in report
+    assert shlex.join(["python", "-m", "jaxlm.sweep", *flags]) in report
     assert "one seed: nothing can be concluded" in done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
 

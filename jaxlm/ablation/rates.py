@@ -67,6 +67,8 @@ def range_test(
         raise ConfigError(f"{count} peaks, {len(seeds)} seeds, {steps} steps; expected at least 3, 1 and 1")
     workdir, field = Path(workdir), field or peak_field(cfg)
     changes = {"steps": steps, "eval.every": steps, "checkpoint.every": 0, "early_stopping.patience": 0}
+    if not cfg.data.validation:
+        changes["log.every"] = steps  # for the training loss at the end
     short = config.override(cfg, changes)
     values = log_spaced(low, high, count)
     arms = [config.resolve(config.override(short, {field: value})) for value in values]

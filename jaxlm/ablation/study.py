@@ -90,6 +90,9 @@ class Study:
     lanes: int = 0
 
     def __post_init__(self) -> None:
+        for name in self.variants:
+            if not isinstance(name, str) or not name:
+                raise ConfigError(f"variant {name!r}: expected a name, a string such as {str(name) or 'smaller'!r}")
         if self.baseline not in self.variants:
             raise ConfigError(f"baseline {self.baseline!r} is no variant: {nearest(self.baseline, self.variants)}")
         for what, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
@@ -203,7 +206,7 @@ def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
     for path, value in overrides.items():
         if path == "optimizer":
             out = cfg.copy_and_resolve_references()
-            spec = value(out.optimizer.to_dict()) if callable(value) else value
+            spec = _edited(value, out.optimizer.to_dict()) if callable(value) else value
             if not isinstance(spec, (Mapping, ConfigDict)):
                 raise ConfigError(f"optimizer is {spec!r}; expected a spec, or a function that returns one")
             with out.unlocked(), out.ignore_type():
@@ -213,6 +216,13 @@ def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
         else:
             cfg = config.override(cfg, {path: value})
     return cfg
+
+
+def _edited(edit: Callable[[dict[str, Any]], Any], spec: dict[str, Any]) -> Any:
+    try:
+        return edit(spec)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"its edit of the optimizer raised {type(error).__name__}: {error}") from error
 
 
 def trial(
@@ -269,6 +279,7 @@ def zipped(axes: Axes) -> dict[str, Overrides]:
     Raises:
       ConfigError: axes of different lengths.
     """
+    _check_values(axes)
     lengths = {path: len(values) for path, values in axes.items()}
     if len(set(lengths.values())) > 1:
         raise ConfigError(f"zipped axes have different lengths: {lengths}")
@@ -277,6 +288,7 @@ def zipped(axes: Axes) -> dict[str, Overrides]:
 
 def one_at_a_time(axes: Axes) -> dict[str, Overrides]:
     """Variants that each set one axis to one of its values."""
+    _check_values(axes)
     return _named([{path: value} for path, values in axes.items() for value in values])
 
 
@@ -299,7 +311,14 @@ def halton(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
     return _named(sampled_points(axes, count, "halton", seed))
 
 
+def _check_values(axes: Axes) -> None:
+    for path, values in axes.items():
+        if isinstance(values, Range):
+            raise ConfigError(f"axis {path!r} is a range, of which there are no single values; give these")
+
+
 def _product(axes: Axes) -> list[dict[str, Any]]:
+    _check_values(axes)
     return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
 
 

@@ -182,7 +182,7 @@ def _costs(findings: Findings) -> Table:
     rows = []
     carbon = any(math.isfinite(one.gco2e) for one in findings.outcomes)
     for variant in findings.variants:
-        trials = [one for one in findings.outcomes if one.variant == variant]
+        trials = list({one.trial: one for one in findings.outcomes if one.variant == variant}.values())
         tuning = sum(one.tuning for one in trials)
         measured = [one for one in trials if math.isfinite(one.joules) and one.tokens]
         per_token = sum(one.joules for one in measured) / sum(one.tokens for one in measured) if measured else math.nan

@@ -146,9 +146,14 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
             for i, run in enumerate(runs):
                 if not run.ended:
                     run.take(start, count, functools.partial(fetched.part, steps, i))
+            caught = signals.caught if heard else None
+            if any(run.due(caught) for run in runs if not run.ended):  # of none, what others do is a step's time
+                for run in (run for run in runs if not run.ended):
+                    run.pause()
+            for i, run in enumerate(runs):
                 if not run.ended:
                     evaluate, state = functools.partial(sums.part, steps, i), functools.partial(steps.one, states, i)
-                    run.between_steps(evaluate, state, signals.caught if heard else None)
+                    run.between_steps(evaluate, state, caught)
     for i, run in enumerate(runs):
         run.state = steps.one(states, i)
         run.settle()

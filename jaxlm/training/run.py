@@ -199,6 +199,11 @@ class Run:
         """Whether what is done every so many steps is done now."""
         return every > 0 and (self.done == self.cfg.steps or self.done % every == 0)
 
+    def due(self, caught: signal.Signals | None) -> bool:
+        """Whether something else than steps comes next."""
+        evaluates, saves = self.validation and self._due(self.cfg.eval.every), self._due(self.cfg.checkpoint.every)
+        return bool(evaluates or saves or self.done == self.cfg.steps or caught)
+
     def take(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
         """Notes that so many steps are under way, and the metrics of those before."""
         with self._diverging():
@@ -229,9 +234,9 @@ class Run:
         cfg, done, last = self.cfg, self.done, self.done == self.cfg.steps
         if self._checkpoints.done():
             self._saving(self._checkpoints.wait)
-        evaluates, save, stop = self.validation and self._due(cfg.eval.every), self._due(cfg.checkpoint.every), ""
-        if not (evaluates or save or last or caught):
+        if not self.due(caught):
             return
+        evaluates, save, stop = self.validation and self._due(cfg.eval.every), self._due(cfg.checkpoint.every), ""
         self.recorder.flush()
         metrics: dict[str, float] = {}
         if evaluates:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -20,8 +21,11 @@ from jaxlm import config
 from jaxlm.ablation import lanes
 from jaxlm.errors import ConfigError
 from jaxlm.telemetry import energy
+from jaxlm.telemetry.writers import read_jsonl
+from jaxlm.training import recorder
 from jaxlm.training.load import load
 from jaxlm.training.signals import Signals
+from jaxlm.training.steps import Steps
 from tests.ablation.small import BASE, PEAK, member
 from tests.runs import ROOT, checkpoints, rows
 from tests.tiny import leaves, tiny
@@ -265,6 +269,27 @@ with Signals() as signals:
     lanes.train(members, 4, signals)
 print(steps.build(members[0].prepared.config, 4).mesh.size)
 """
+
+
+def test_no_lane_counts_what_is_done_for_another_as_time_of_its_steps(tmp_path, monkeypatch):
+    now, fetch, evaluate = [0.0], Steps.fetch, Steps.evaluate
+
+    def waiting(self, *given):
+        now[0] += 1.0
+        return fetch(self, *given)
+
+    def evaluating(self, *given):
+        now[0] += 100.0
+        return evaluate(self, *given)
+
+    monkeypatch.setattr(Steps, "fetch", waiting)
+    monkeypatch.setattr(Steps, "evaluate", evaluating)
+    monkeypatch.setattr(recorder, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    train([member(tmp_path / str(i), seed=i, steps=12, eval__every=3, log__every=1) for i in range(3)], 3)
+    each = [
+        [row.get("throughput/step_ms") for row in read_jsonl(tmp_path / str(i) / "metrics.jsonl")] for i in range(3)
+    ]
+    assert each[0] == each[1] == each[2] and {time for time in each[0] if time} == {1000.0}
 
 
 def test_lanes_are_charged_all_of_the_energy_together(tmp_path, monkeypatch):

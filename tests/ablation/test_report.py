@@ -157,6 +157,12 @@ def test_costs_have_joules_a_token_and_carbon_where_it_is_known():
     assert costs.rows[0][-2].text == f"{5200 / 8_192_000:.3g}"  # of the trials that were measured
 
 
+def test_a_trial_of_several_points_costs_once():
+    findings = study({"baseline": 0.0, "other": 0.0})
+    twice = findings._replace(outcomes=[*(one._replace(tuning=True) for one in findings.outcomes), *findings.outcomes])
+    assert tables.tables(twice)["costs"] == tables.tables(findings)["costs"]
+
+
 def test_ranking_is_best_first_and_the_diverged_last(tmp_path):
     effects = EFFECTS | {"always diverges": math.nan}
     text = report.write(study(effects), tmp_path)[0].read_text()

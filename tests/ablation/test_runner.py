@@ -101,6 +101,12 @@ def test_a_metric_that_nobody_writes_ends_the_study_after_its_first_trial(tmp_pa
 
 
 @pytest.mark.slow
+def test_a_study_without_metrics_to_read_is_refused_before_training(tmp_path):
+    with pytest.raises(ConfigError, match="without 'jsonl', where a study reads its metrics"):
+        runner.run(small(log__writers=("tensorboard",)), tmp_path)
+    assert not (tmp_path / "trials").exists()
+
+
 def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
     runner.run(small(steps=4, seeds=(0,)), tmp_path)
     trained = []

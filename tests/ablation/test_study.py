@@ -57,6 +57,12 @@ def test_zipped_axes_of_different_lengths_are_refused():
         zipped({PEAK: (1e-3, 1e-2), "steps": (5,)})
 
 
+@pytest.mark.parametrize("make", [grid, zipped, one_at_a_time])
+def test_a_range_has_no_single_values(make):
+    with pytest.raises(ConfigError, match=f"axis '{PEAK}' is a range"):
+        make({PEAK: Range(1e-4, 1e-2)})
+
+
 def test_one_at_a_time_sets_one_field_in_each():
     found = one_at_a_time({PEAK: (1e-3, 1e-2), "steps": (5,)})
     assert found == {"peak=0.001": {PEAK: 1e-3}, "peak=0.01": {PEAK: 1e-2}, "steps=5": {"steps": 5}}
@@ -173,6 +179,10 @@ def test_the_callers_config_stays_as_it_is():
         ({"optimizer": "adamw"}, "optimizer is 'adamw'; expected a spec"),
         ({"optimizer": lambda spec: spec.clear()}, "optimizer is None; expected a spec, or a function that returns"),
         ({"optimizer": lambda spec: optim.drop(spec, "scale_by_adan")}, "did you mean 'scale_by_adam'"),
+        (
+            {"optimizer": lambda spec: spec["scale_by_adan"]},
+            "its edit of the optimizer raised KeyError: 'scale_by_adan'",
+        ),
     ],
 )
 def test_a_wrong_override_names_its_variant(overrides, said):
@@ -246,6 +256,8 @@ def test_a_trial_has_a_title():
     [
         ({"baseline": "clib"}, "baseline 'clib' is no variant: did you mean 'clip'?"),
         ({"variants": {}}, "baseline 'clip' is no variant"),
+        ({"variants": {"clip": {}, 2: {}}}, "variant 2: expected a name, a string such as '2'"),
+        ({"variants": {"clip": {}, "": {}}}, "variant '': expected a name"),
         ({"seeds": (0, 1, 0)}, "seeds=(0, 1, 0) has a seed twice"),
         ({**TUNED, "tuning_seeds": (9, 9)}, "tuning_seeds=(9, 9) has a seed twice"),
         ({"seeds": ()}, "seeds is empty"),
