@@ -154,6 +154,8 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
                 if not run.ended:
                     evaluate, state = functools.partial(sums.part, steps, i), functools.partial(steps.one, states, i)
                     run.between_steps(evaluate, state, caught)
+            for run in (run for run in runs if run.ended and not all(other.ended for other in runs)):
+                run.left_behind()
     for i, run in enumerate(runs):
         run.state = steps.one(states, i)
         run.settle()

@@ -162,8 +162,8 @@ class Run:
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
         self.writers = open_writers(cfg.log.writers if processes.first() else (), self.workdir, cfg, self.done)
-        self._joules = self._position.joules
-        self._energy = energy.Share(meter, runs, self._joules, self._carbon)
+        self._joules: float | None = None
+        self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
             self.view,
@@ -271,12 +271,17 @@ class Run:
         if stop or last:
             self.ended = stop or "done"
 
+    def left_behind(self) -> None:
+        """It has ended, and runs beside it go on: what they use is not its own."""
+        if self._joules is None:
+            self._joules = self._energy.total()
+
     def settle(self) -> None:
         """Once it has ended: waits until all that was saved is whole."""
         ended, self.ended = self.ended, ""
         self._checkpoints.wait()
         self.ended = ended
-        if joules := self._joules:
+        if joules := self._energy.total() if self._joules is None else self._joules:
             carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
             self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
 
@@ -286,8 +291,6 @@ class Run:
             yield
         except DivergedError as error:
             self.ended, self.error = "diverged", error
-        if self.ended:
-            self._joules = self._energy.total()  # what runs beside it use from now on is not its own
 
     def _saving(self, act: Callable[[], None], final: bool = False) -> None:
         """Does a part of a save. A failure is said, and raised where it is one too many or no save comes after it."""
