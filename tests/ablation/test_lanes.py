@@ -303,6 +303,17 @@ def test_lanes_are_charged_all_of_the_energy_together(tmp_path, monkeypatch):
     assert sum(float(one) for (one,) in said) == pytest.approx(latest[-1] - latest[2], rel=0.05)
 
 
+def test_a_lane_that_has_ended_is_charged_nothing_of_the_others(tmp_path, monkeypatch):
+    counter = itertools.count(step=6.0)
+    monkeypatch.setattr(energy, "_rapl", lambda stack: energy.Meter("a counter", counter.__next__))
+    monkeypatch.setattr(energy, "_IDLE_SECONDS", 0.0)
+    patience = {"early_stopping.patience": 1, "early_stopping.min_delta": 0.01, "steps": 60, "eval.every": 6}
+    train([member(tmp_path / "still", **patience, **{PEAK: 1e-9}), member(tmp_path / "on", **patience)], 2)
+    assert status(tmp_path / "still") == "stopped early"
+    used = float(re.findall(r"used (.*) J, ", (tmp_path / "still" / "log.txt").read_text())[0])
+    assert used < 1.5 * read_jsonl(tmp_path / "still" / "metrics.jsonl")[-2]["energy/kwh"] * energy.JOULES_PER_KWH
+
+
 @pytest.mark.parametrize("kind", ["counter", "off"])
 def test_the_joules_of_a_step(tmp_path, monkeypatch, kind):
     monkeypatch.setattr(lanes, "_MEASURED", 0.01)
