@@ -19,6 +19,11 @@ def cache_dir(setting: str = "") -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
 
 
+def expanded(path: str | Path) -> Path:
+    """A path with the home that "~" means; that of a user who isn't there stays as it is, and names no file."""
+    return Path(os.path.expanduser(path))
+
+
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends well, on disk by then; otherwise nothing is left."""

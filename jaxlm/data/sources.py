@@ -21,6 +21,7 @@ from jaxlm.data import forms, readers
 from jaxlm.data.forms import Document, Form
 from jaxlm.data.readers import File
 from jaxlm.errors import DataError
+from jaxlm.files import expanded
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
 """What is read from a folder. A file or a glob may name others: they are read as text."""
@@ -101,7 +102,7 @@ def missing(path: str | Path) -> DataError:
 
 def _files(spec: str) -> list[File]:
     """The files of a spec, in an order that is the same everywhere."""
-    path = Path(os.path.expanduser(spec))
+    path = expanded(spec)
     if spec == "stdlib":
         files = _walk(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
     elif os.path.isdir(path):

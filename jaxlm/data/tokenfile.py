@@ -14,7 +14,7 @@ import numpy as np
 from jaxlm.data import mapped, readers, sources, tokenizers
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
-from jaxlm.files import atomic, seal
+from jaxlm.files import atomic, expanded, seal
 
 FORMAT = "jaxlm tokens 1"
 _HASHED = 256 * 2**20  # bytes: larger files are checked by their size only, when opened
@@ -85,7 +85,7 @@ def open_tokens(path: str | Path) -> TokenFile:
     Raises:
       DataError: a file is missing, empty, unreadable, or not what the metadata says.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     meta = _metadata(path)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     with readers.reading(path), path.open("rb") as opened:
@@ -118,7 +118,7 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
     Raises:
       DataError: it is missing or damaged.
     """
-    path = Path(os.path.expanduser(path))
+    path = expanded(path)
     meta = _metadata(path)
     try:
         tokenizer = tokenizers.from_json(json.dumps(meta["tokenizer_json"]))

@@ -31,6 +31,7 @@ from jaxlm.data.tokenizers import (
     from_json,
 )
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.files import expanded
 
 if TYPE_CHECKING:
     import tokenizers
@@ -60,7 +61,7 @@ def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
         return _chars(corpus)
     if spec == "bpe" or spec.startswith("bpe:"):
         return _bpe(_bpe_size(spec), corpus)
-    path = Path(os.path.expanduser(spec))
+    path = expanded(spec)
     if path.is_dir():
         return _from_file(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else _from_transformers(spec)
     if path.is_file():
@@ -79,7 +80,7 @@ def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
 
 def key(spec: str) -> str:
     """What `build` depends on besides the corpus: the spec, and the content of the files that it names."""
-    path = Path(os.path.expanduser(spec))
+    path = expanded(spec)
     if not path.exists():
         return spec
     if path.is_file():

@@ -121,6 +121,11 @@ class Share:
             self._of_steps += part * self._stepping
         return self._total
 
+    def close(self) -> None:
+        """What is used from now on is others'."""
+        self.total()
+        self._meter = None
+
     def stepping(self, on: bool) -> None:
         """What is used from now on is, or is not, that of steps."""
         if on != self._stepping:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from jaxlm import config, data, hub
 from jaxlm.data import TokenFile, sources, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
+from jaxlm.files import expanded
 from jaxlm.model import gpt2, huggingface
 from jaxlm.optim.wrappers import evaluation_params, means_another
 from jaxlm.training import rundir, step
@@ -86,7 +86,7 @@ def locate(spec: str | Path) -> Located:
     Raises:
       DataError: as `load`.
     """
-    folder, wanted = Path(os.path.expanduser(spec)), None
+    folder, wanted = expanded(spec), None
     if folder.name.isdecimal() and folder.parent.name == "checkpoints":
         folder, wanted = folder.parent.parent, int(folder.name)
     if not folder.is_dir():
@@ -101,8 +101,8 @@ def locate(spec: str | Path) -> Located:
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
-        if wanted is None and rundir.result(folder) in checkpoints.steps():
-            wanted = rundir.result(folder)
+        if wanted is None and (result := rundir.result(folder)) in checkpoints.steps():
+            wanted = result
         found = checkpoints.whole(wanted, "params")
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)

@@ -162,7 +162,6 @@ class Run:
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
         self.writers = open_writers(cfg.log.writers if processes.first() else (), self.workdir, cfg, self.done)
-        self._joules: float | None = None
         self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
@@ -273,15 +272,14 @@ class Run:
 
     def left_behind(self) -> None:
         """It has ended, and runs beside it go on: what they use is not its own."""
-        if self._joules is None:
-            self._joules = self._energy.total()
+        self._energy.close()
 
     def settle(self) -> None:
         """Once it has ended: waits until all that was saved is whole."""
         ended, self.ended = self.ended, ""
         self._checkpoints.wait()
         self.ended = ended
-        if joules := self._energy.total() if self._joules is None else self._joules:
+        if joules := self._energy.total():
             carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
             self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
 
