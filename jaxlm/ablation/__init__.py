@@ -5,9 +5,9 @@ found = run(study, "runs/decay")  # trains what is missing, writes the report
 """
 
 from jaxlm.ablation.runner import run
-from jaxlm.ablation.study import (
+from jaxlm.ablation.study import Study
+from jaxlm.ablation.variants import (
     Range,
-    Study,
     grid,
     halton,
     leave_one_out,

@@ -15,7 +15,8 @@ from jaxlm import redact
 from jaxlm.ablation import stats
 from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
-from jaxlm.ablation.study import Overrides, Study, Trial
+from jaxlm.ablation.study import Study, Trial
+from jaxlm.ablation.variants import Overrides
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.energy import JOULES_PER_KWH

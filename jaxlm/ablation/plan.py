@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,12 +15,15 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import config, files, redact
 from jaxlm.ablation import lanes
-from jaxlm.ablation.study import Overrides, Study, Trial, arm, grid_points, trial, with_fields
+from jaxlm.ablation.study import Study, Trial, arm, naming, trial, with_fields
+from jaxlm.ablation.variants import Overrides, sampled
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2
 from jaxlm.telemetry import flops
 from jaxlm.telemetry.text import aligned
 from jaxlm.training.prepare import prepare
+
+Arm = Callable[[str, Overrides | None], FrozenConfigDict]  # (variant, point of its tuning axes) -> its budgeted config
 
 
 class Memory:
@@ -84,6 +88,16 @@ def cost(cfg: FrozenConfigDict) -> Cost:
     return _cost(with_fields(cfg, seed=0))
 
 
+def _tokens(cfg: FrozenConfigDict) -> int:
+    """That a run of a budgeted config trains on."""
+    return cfg.steps * cost(cfg).tokens_per_step
+
+
+def _flops(cfg: FrozenConfigDict) -> float:
+    """Of a run of a budgeted config."""
+    return float(_tokens(cfg)) * cost(cfg).flops_per_token
+
+
 def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory) -> FrozenConfigDict:
     """The config of an arm with the steps that the study's budget allows.
 
@@ -100,8 +114,7 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
             f"variant {variant!r} sets steps={cfg.steps}, and the study's budget decides them; "
             "give budget={} to compare arms of different budgets"
         )
-    whole = baseline.steps * cost(baseline).tokens_per_step
-    kind, amount = next(iter((study.budget or {"tokens": whole}).items()))
+    kind, amount = next(iter((study.budget or {"tokens": _tokens(baseline)}).items()))
     if kind == "steps":
         per_step = 1.0
     elif kind in memory.steps:
@@ -119,6 +132,50 @@ def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
         known[digest] = lanes.seconds_per_step([prepared], 0) if kind == "seconds" else lanes.joules_per_step(prepared)
         memory.write()
     return known[digest]
+
+
+def tuning_trials(study: Study, arm: Arm, points: Mapping[str, Sequence[Overrides]]) -> list[Trial]:
+    """Those of points of each arm, with every tuning seed."""
+    return [
+        trial(arm(variant, point), variant, seed, point, tuning=True)
+        for variant in points
+        for point in points[variant]
+        for seed in study.tuning_seeds
+    ]
+
+
+def compared_trials(study: Study, arm: Arm, chosen: Mapping[str, Overrides]) -> list[Trial]:
+    """Those of each arm at its chosen point, with every seed."""
+    configs = {variant: arm(variant, chosen.get(variant)) for variant in study.variants}
+    return [trial(cfg, name, seed, chosen.get(name)) for name, cfg in configs.items() for seed in study.seeds]
+
+
+def known_trials(study: Study, arm: Arm) -> list[Trial]:
+    """All trials, as far as they are known before the first: compared ones as they are without a point.
+
+    Raises:
+      ConfigError, DataError: as `budgeted`, of any of them.
+    """
+    if study.search == "optuna":  # its points are not known, but a field that is none is told now
+        for variant in filter(study.axes, study.variants):
+            arm(variant, _like(study, variant))
+    points = {variant: study.points(variant) for variant in study.variants}
+    return [*tuning_trials(study, arm, points), *compared_trials(study, arm, {})]
+
+
+def program(one: Trial) -> Hashable:
+    """What trials that one program can train have in common.
+
+    Raises:
+      ConfigError, DataError: as `prepare`; names the variant.
+    """
+    with naming(one.variant):
+        return lanes.shared(prepare(one.config).config)
+
+
+def _like(study: Study, variant: str) -> Overrides:
+    """A point such as Optuna will propose."""
+    return sampled(study.axes(variant), 1, "random")[0]
 
 
 def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
@@ -152,11 +209,11 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
             out.append(f"variant {variant!r} changes nothing: its config is that of the baseline {study.baseline!r}")
         else:
             out.append(f"variants {one!r} and {other!r} are alike: one run serves both")
-    tokens = {name: cfg.steps * cost(cfg).tokens_per_step for name, cfg in arms.items()}
+    tokens = {name: _tokens(cfg) for name, cfg in arms.items()}
     if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         out.append(f"the arms see different numbers of training tokens: {listed}")
-    points = {name: _points(study, name) for name in arms}
+    points = {name: study.tries(name) for name in arms}
     if len(set(points.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in points.items())
         out.append(f"the arms are tuned with different numbers of points: {listed}")
@@ -176,39 +233,34 @@ def budget(study: Study, arms: Mapping[str, FrozenConfigDict]) -> str:
         return "each variant its own number of steps"
     baseline = arms[study.baseline]
     if study.budget is None or "tokens" in study.budget:
-        return f"{baseline.steps * cost(baseline).tokens_per_step:,} training tokens a trial"
+        return f"{_tokens(baseline):,} training tokens a trial"
     kind, amount = next(iter(study.budget.items()))
     return f"{amount:,.6g} {'FLOPs' if kind == 'flops' else kind} a trial"
 
 
 def describe(study: Study, say: Callable[[str], None]) -> str:
     """What `runner.run` will do: trials, lanes, tokens, FLOPs, and the time, for which some steps are timed."""
-    memory = Memory()
-    arms = {name: budgeted(study, name, None, memory) for name in study.variants}
-    compared, tuned = len(study.seeds), {name: _points(study, name) * len(study.tuning_seeds) for name in arms}
+    arm: Arm = functools.partial(budgeted, study, memory=Memory())
+    arms = {name: arm(name, None) for name in study.variants}
+    trials = known_trials(study, arm)
+    if study.search == "optuna":
+        for name in filter(study.axes, arms):
+            trials += study.tries(name) * tuning_trials(study, arm, {name: [_like(study, name)]})
     rows = [("variant", "trials", "tuning", "steps", "tokens", "FLOPs a trial", "differs from the baseline in")]
-    in_all = tokens = 0.0
-    programs: dict[str, int] = {}
     for name, cfg in arms.items():
-        own = cost(cfg)
-        trial_tokens = cfg.steps * own.tokens_per_step
         changed = changes(arms[study.baseline], cfg)
         shown = "; ".join(f"{path} {was!r} -> {now!r}" for path, (was, now) in changed.items())
         shown = shown if len(shown) <= 100 else shown[:97] + "..."
-        total = compared + tuned[name]
-        in_all += total * trial_tokens * own.flops_per_token
-        tokens += total * trial_tokens
-        trial_flops = f"{trial_tokens * own.flops_per_token:.3g}"
-        rows.append((name, str(compared), str(tuned[name]), f"{cfg.steps:,}", f"{trial_tokens:,}", trial_flops, shown))
-        digest = lanes.digest(lanes.shared(prepare(cfg).config))
-        programs[digest] = programs.get(digest, 0) + total
+        tuned = str(study.tries(name) * len(study.tuning_seeds))
+        spent = f"{_tokens(cfg):,}", f"{_flops(cfg):.3g}"
+        rows.append((name, str(len(study.seeds)), tuned, f"{cfg.steps:,}", *spent, shown))
+    programs = Counter(lanes.digest(program(one)) for one in trials)
     baseline = arms[study.baseline]
     say("timing a few steps of the baseline")
     step_seconds = lanes.seconds_per_step([prepare(baseline)], 0)
-    per_flop = step_seconds / (cost(baseline).tokens_per_step * cost(baseline).flops_per_token)
+    tokens, in_all = sum(_tokens(one.config) for one in trials), sum(_flops(one.config) for one in trials)
+    minutes = step_seconds * baseline.steps * in_all / _flops(baseline) / 60
     fit = study.lanes or min(lanes.most(prepare(baseline).config), max(programs.values()))
-    trials = sum(programs.values())
-    minutes = in_all * per_flop / 60
     text = "\n".join(
         [
             study.question,
@@ -216,16 +268,9 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
             f"budget: {budget(study, arms)}",
             *(f"  {line}" for line in aligned(rows)),
             *(f"doubt: {line}" for line in doubts(study, arms)),
-            f"{trials} trials in {len(programs)} programs, as lanes of up to {fit} where that is faster",
-            f"{tokens:,.0f} training tokens, {in_all:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after "
-            f"another at the baseline's {step_seconds * 1e3:.3g} ms a step; evaluation and compilation come on top",
+            f"{len(trials)} trials in {len(programs)} programs, as lanes of up to {fit} where that is faster",
+            f"{tokens:,} training tokens, {in_all:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after another "
+            f"at the baseline's {step_seconds * 1e3:.3g} ms a step; evaluation and compilation come on top",
         ]
     )
     return redact.text(text)
-
-
-def _points(study: Study, variant: str) -> int:
-    """How many points of its tuning axes an arm tries."""
-    if not study.axes(variant):
-        return 0
-    return len(grid_points(study, variant)) if study.search == "grid" else study.tuning_trials

@@ -18,7 +18,8 @@ from jaxlm.ablation import runner
 from jaxlm.ablation.findings import Outcome
 from jaxlm.ablation.plan import Memory
 from jaxlm.ablation.stats import NOWHERE, t_interval
-from jaxlm.ablation.study import log_spaced, trial
+from jaxlm.ablation.study import trial
+from jaxlm.ablation.variants import log_spaced
 from jaxlm.errors import ConfigError
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves

@@ -20,7 +20,8 @@ from jaxlm.ablation import findings, plan, report, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
-from jaxlm.ablation.study import Overrides, Study, Trial, trial
+from jaxlm.ablation.study import Study, Trial
+from jaxlm.ablation.variants import Overrides
 from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock
@@ -82,21 +83,16 @@ def run(
             return plan.budgeted(study, variant, point, memory)
 
         warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
-        known = [trial(arm(variant), variant, seed) for variant in study.variants for seed in study.seeds]
-        edited = memory.note([*tuning.trials(study, arm, tuning.points(study)), *known])
+        edited = memory.note(plan.known_trials(study, arm))
         for line in [*warnings, *edited]:  # the report, which a second call writes too, has no word of an edit
             say(f"warning: {line}")
         chosen = tuning.choose(study, arm, train_all, workdir)
-        arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
-        trials = [
-            trial(cfg, variant, seed, chosen.points.get(variant))
-            for variant, cfg in arms.items()
-            for seed in study.seeds
-        ]
         for line in chosen.warnings:
             say(f"warning: {line}")
+        trials = plan.compared_trials(study, arm, chosen.points)
         outcomes = [*chosen.outcomes, *train_all(trials)]
         warnings += chosen.warnings
+        arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
         found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
         written = report.write(found, workdir)
     say(found.verdict)
@@ -184,7 +180,7 @@ def grouped(
       width: the lanes of each program; 0: decided once for all models and batches of a shape, by timing the first
         program of it, and kept in `memory`.
     """
-    keys = {one.address: side_by_side.shared(prepare(one.config).config) for one in trials}
+    keys = {one.address: plan.program(one) for one in trials}
     groups: dict[Hashable, list[Trial]] = {}
     for one in waiting:
         groups.setdefault(keys[one.address], []).append(one)

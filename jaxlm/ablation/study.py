@@ -2,48 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
-import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file
+from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, sampled, shown
 from jaxlm.errors import ConfigError, nearest
-
-Overrides = Mapping[str, Any]
-"""{"steps": 100, "optimizer.scale_by_adam.b2": 0.99}. "optimizer" takes a whole spec, or a function that makes one
-of the base's, such as `lambda spec: optim.drop(spec, "clip_by_global_norm")`."""
+from jaxlm.optim import chain
 
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
 SEARCHES = ("grid", "random", "halton", "optuna")
-
-
-class Range(NamedTuple):
-    """The values of a tuning axis between two bounds, on a logarithmic scale unless `log` is False."""
-
-    low: float
-    high: float
-    log: bool = True
-
-    def at(self, share: float) -> float:
-        """The value at a share in [0, 1] of the way.
-
-        Raises:
-          ConfigError: the bounds are none.
-        """
-        if not (self.low < self.high and (self.low > 0 or not self.log)):
-            raise ConfigError(f"{self}; expected low < high and, on a logarithmic scale, low above 0 (or log=False)")
-        if self.log:
-            return float(self.low * (self.high / self.low) ** share)
-        return float(self.low + (self.high - self.low) * share)
-
-
-Axes = Mapping[str, Sequence[Any] | Range]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,6 +119,26 @@ class Study:
             return own
         return {path: values for path, values in self.tuning.items() if not isinstance(values, Mapping)}
 
+    def points(self, variant: str) -> list[Overrides]:
+        """What an arm tries, as far as it is known before: nothing of what Optuna will propose.
+
+        Of a grid all points, or `tuning_trials` of them, evenly spaced.
+        """
+        axes = self.axes(variant)
+        if not axes or self.search == "optuna":
+            return []
+        if self.search != "grid":
+            return sampled(axes, self.tuning_trials, self.search)
+        points = combinations(axes)
+        count = min(self.tuning_trials or len(points), len(points))
+        return [points[(2 * i + 1) * len(points) // (2 * count)] for i in range(count)]
+
+    def tries(self, variant: str) -> int:
+        """How many points an arm tries."""
+        if self.search == "optuna":
+            return self.tuning_trials if self.axes(variant) else 0
+        return len(self.points(variant))
+
 
 class Trial(NamedTuple):
     """A run of a study."""
@@ -162,8 +156,8 @@ class Trial(NamedTuple):
 
     @property
     def title(self) -> str:
-        shown = "".join(f" {path.rpartition('.')[2]}={_shown(value)}" for path, value in self.point.items())
-        return f"{self.variant}{shown} seed={self.seed}"
+        values = "".join(f" {path.rpartition('.')[2]}={shown(value)}" for path, value in self.point.items())
+        return f"{self.variant}{values} seed={self.seed}"
 
 
 def load(path: str) -> Study:
@@ -194,8 +188,17 @@ def arm(study: Study, variant: str, point: Overrides | None = None) -> FrozenCon
     Raises:
       ConfigError: an override is wrong; names the variant.
     """
+    with naming(variant):
+        cfg = config.resolve(apply(apply(base(study), study.variants[variant]), point or {}))
+        chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
+    return cfg
+
+
+@contextlib.contextmanager
+def naming(variant: str) -> Iterator[None]:
+    """What is wrong with a config in here is told of its variant."""
     try:
-        return config.resolve(apply(apply(base(study), study.variants[variant]), point or {}))
+        yield
     except ConfigError as error:
         raise ConfigError(f"variant {variant!r}: {error}") from error
 
@@ -235,106 +238,3 @@ def trial(
 def with_fields(cfg: FrozenConfigDict, **fields: Any) -> FrozenConfigDict:
     """A resolved config with top-level fields replaced."""
     return config.resolve(config.override(cfg, fields))
-
-
-# Points and variants
-
-
-def grid_points(study: Study, variant: str) -> list[dict[str, Any]]:
-    """The points of an arm's tuning grid; with `tuning_trials`, so many of them, evenly spaced."""
-    points = _product(study.axes(variant))
-    if not study.tuning_trials or study.tuning_trials >= len(points):
-        return points
-    return [points[(2 * i + 1) * len(points) // (2 * study.tuning_trials)] for i in range(study.tuning_trials)]
-
-
-def sampled_points(axes: Axes, count: int, search: str, seed: int = 0) -> list[dict[str, Any]]:
-    """So many points of axes: drawn independently ("random"), or of a scrambled Halton sequence ("halton")."""
-    from scipy.stats import qmc  # takes a while to import
-
-    if search == "halton":
-        shares = qmc.Halton(len(axes), seed=seed).random(count)
-    else:
-        shares = np.random.default_rng(seed).random((count, len(axes)))
-
-    def value(values: Sequence[Any] | Range, share: float) -> Any:
-        return values.at(share) if isinstance(values, Range) else values[min(int(share * len(values)), len(values) - 1)]
-
-    return [{path: value(axes[path], float(s)) for path, s in zip(axes, row)} for row in shares]
-
-
-def log_spaced(low: float, high: float, count: int) -> tuple[float, ...]:
-    """So many values from low to high, each the same factor above the one before, to three digits."""
-    return tuple(float(f"{Range(low, high).at(i / max(1, count - 1)):.3g}") for i in range(count))
-
-
-def grid(axes: Axes) -> dict[str, Overrides]:
-    """Variants of every combination of the values of axes: {"peak=0.001 b2=0.99": {...}, ...}."""
-    return _named(_product(axes))
-
-
-def zipped(axes: Axes) -> dict[str, Overrides]:
-    """Variants of the first values of all axes, of the second, ...
-
-    Raises:
-      ConfigError: axes of different lengths.
-    """
-    _check_values(axes)
-    lengths = {path: len(values) for path, values in axes.items()}
-    if len(set(lengths.values())) > 1:
-        raise ConfigError(f"zipped axes have different lengths: {lengths}")
-    return _named([dict(zip(axes, values)) for values in zip(*axes.values())])
-
-
-def one_at_a_time(axes: Axes) -> dict[str, Overrides]:
-    """Variants that each set one axis to one of its values."""
-    _check_values(axes)
-    return _named([{path: value} for path, values in axes.items() for value in values])
-
-
-def leave_one_out(parts: Mapping[str, Overrides], full: str = "full") -> dict[str, Overrides]:
-    """A variant with all parts of a recipe, which changes nothing, and one without each.
-
-    Args:
-      parts: name -> the overrides that take the part away.
-    """
-    return {full: {}} | {f"without {name}": overrides for name, overrides in parts.items()}
-
-
-def random(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
-    """Variants at independent random points of axes."""
-    return _named(sampled_points(axes, count, "random", seed))
-
-
-def halton(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
-    """Variants at points that fill the space of axes evenly (Halton 1960, scrambled)."""
-    return _named(sampled_points(axes, count, "halton", seed))
-
-
-def _check_values(axes: Axes) -> None:
-    for path, values in axes.items():
-        if isinstance(values, Range):
-            raise ConfigError(f"axis {path!r} is a range, of which there are no single values; give these")
-
-
-def _product(axes: Axes) -> list[dict[str, Any]]:
-    _check_values(axes)
-    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
-
-
-def _named(points: Sequence[dict[str, Any]]) -> dict[str, Overrides]:
-    """Each point under a name of its values, with as much of each path as tells them apart."""
-    paths = {path for point in points for path in point}
-    short = {path: path.rpartition(".")[2] for path in paths}
-    doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
-    label: Callable[[str], str] = lambda path: path if short[path] in doubled else short[path]  # noqa: E731
-
-    def named(shown: Callable[[Any], str]) -> dict[str, Overrides]:
-        return {" ".join(f"{label(path)}={shown(value)}" for path, value in point.items()): point for point in points}
-
-    names = named(_shown)
-    return names if all(point in names.values() for point in points) else named(repr)
-
-
-def _shown(value: Any) -> str:
-    return f"{value:.4g}" if type(value) is float else str(value)

@@ -7,17 +7,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ml_collections import FrozenConfigDict
-
 from jaxlm.ablation.findings import Outcome
-from jaxlm.ablation.study import Overrides, Range, Study, Trial, grid_points, sampled_points, trial
+from jaxlm.ablation.plan import Arm, tuning_trials
+from jaxlm.ablation.study import Study, Trial
+from jaxlm.ablation.variants import Overrides, Range
 from jaxlm.errors import ConfigError
 
 if TYPE_CHECKING:
     import optuna
 
 Train = Callable[[Sequence[Trial]], list[Outcome]]
-Arm = Callable[[str, Overrides], FrozenConfigDict]  # (variant, point) -> its config
 _ROUND = 4  # points that Optuna proposes before it learns what they gave
 
 
@@ -32,11 +31,12 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
 
     A point at which some seed diverged counts as worse than any at which none did.
     """
-    if not (tried := points(study)):
+    tried = {variant: study.points(variant) for variant in study.variants if study.axes(variant)}
+    if not tried:
         return Chosen({}, [], [])
 
     def attempt(points: Mapping[str, Sequence[Overrides]]) -> list[Outcome]:
-        return train(trials(study, arm, points))
+        return train(tuning_trials(study, arm, points))
 
     if study.search == "optuna":
         outcomes = _with_optuna(study, list(tried), attempt, workdir / "optuna.db")
@@ -53,29 +53,6 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
             warnings += _edges(study, variant, best)
         chosen[variant] = best
     return Chosen(chosen, outcomes, warnings)
-
-
-def points(study: Study) -> dict[str, list[Overrides]]:
-    """What each tuned arm tries, as far as it is known before: nothing of what Optuna will propose."""
-
-    def of(variant: str) -> list[Overrides]:
-        if study.search == "optuna":
-            return []
-        if study.search == "grid":
-            return list(grid_points(study, variant))
-        return list(sampled_points(study.axes(variant), study.tuning_trials, study.search))
-
-    return {variant: of(variant) for variant in study.variants if study.axes(variant)}
-
-
-def trials(study: Study, arm: Arm, points: Mapping[str, Sequence[Overrides]]) -> list[Trial]:
-    """Of points of each arm, with every tuning seed."""
-    return [
-        trial(arm(variant, point), variant, seed, point, tuning=True)
-        for variant in points
-        for point in points[variant]
-        for seed in study.tuning_seeds
-    ]
 
 
 def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, float]]:

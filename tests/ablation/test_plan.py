@@ -295,3 +295,30 @@ def test_long_differences_are_cut(timed):
     spec = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
     found, _ = lines(variants={"clip": {}, "sgd": {"optimizer": spec}})
     assert found[5].endswith("...") and len(found[5]) < 200
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "halton", "optuna"])
+def test_a_tuning_axis_that_is_no_field_is_told_before(timed, search):
+    wrong = {"tuning": {"optimizer.scale_by_adam.beta2": (0.9, 0.99)}, "tuning_seeds": (100,), "tuning_trials": 1}
+    with pytest.raises(ConfigError, match=r"variant 'clip'.*beta2"):
+        lines(search=search, **wrong)
+    assert not timed
+
+
+def test_a_stage_of_no_parameter_is_told_of_its_variant(timed):
+    variants = {"clip": {}, "odd": {"optimizer.add_decayed_weights.where": "zzz"}}
+    with pytest.raises(ConfigError, match=r"variant 'odd': where='zzz' matches no parameter"):
+        lines(variants=variants, budget={"steps": 3})
+
+
+def test_a_tuning_axis_over_the_batch_gives_each_trial_the_budget(timed):
+    found, _ = lines(variants={"clip": {}}, tuning={"data.batch_size": (2, 4, 8)}, tuning_seeds=(100,))
+    assert found[5].startswith("5 trials in 3 programs, ")
+    assert found[6].startswith(f"{5 * 768:,} training tokens, ")
+
+
+def test_what_optuna_will_try_is_counted(timed):
+    tuning = {"tuning": {PEAK: Range(1e-3, 1e-2)}, "tuning_seeds": (100, 101), "tuning_trials": 5, "search": "optuna"}
+    found, _ = lines(variants={"clip": {}}, **tuning)
+    assert found[4].split()[:3] == ["clip", "2", "10"]
+    assert found[5].startswith("12 trials in 1 programs")

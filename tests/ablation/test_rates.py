@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from jaxlm import config, optim
 from jaxlm.ablation import rates
 from jaxlm.ablation.findings import Curve, Outcome
-from jaxlm.ablation.study import log_spaced
+from jaxlm.ablation.variants import log_spaced
 from jaxlm.errors import ConfigError
 from tests.tiny import tiny
 

@@ -18,10 +18,6 @@ def test_a_study_loads_and_its_arms_resolve(path, monkeypatch):
     monkeypatch.chdir(path.parents[1])
     made = study.load(str(path))
     assert made.question.endswith("?") and len(made.seeds) >= 5
-    configs = [
-        study.arm(made, variant, point)
-        for variant in made.variants
-        for point in [{}, *(study.grid_points(made, variant) if made.axes(variant) else [])]
-    ]
+    configs = [study.arm(made, variant, point) for variant in made.variants for point in [{}, *made.points(variant)]]
     addresses = {study.trial(cfg, "x", 0).address for cfg in configs}
     assert len(addresses) >= len(made.variants)  # an arm may be among its own points
