@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 def cache_dir(setting: str = "") -> Path:
     """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory."""
     if setting or os.environ.get("JAXLM_CACHE"):
-        return Path(setting or os.environ["JAXLM_CACHE"]).expanduser()
+        return expanded(setting or os.environ["JAXLM_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
 
 

@@ -10,6 +10,7 @@ from jaxlm.files import atomic, cache_dir
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "cache"))
     assert cache_dir("~/x") == Path.home() / "x"
+    assert cache_dir("~no_such_user/x") == Path("~no_such_user/x")
     assert cache_dir() == tmp_path / "cache"
     monkeypatch.delenv("JAXLM_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")

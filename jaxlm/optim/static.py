@@ -52,7 +52,14 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
         return frozenset()
     error = fails({})
     if error is not None:
-        raise (
-            error if isinstance(error, ConfigError) else ConfigError(f"the optimizer can't be built: {error}")
-        ) from error
+        if isinstance(error, ConfigError):
+            raise error
+        text = [f"{path}={value!r}" for path, value in flat(spec).items() if _is_odd(path, value)]
+        hint = f"; is a number meant by {', '.join(text)}?" if text else ""
+        raise ConfigError(f"the optimizer can't be built: {str(error).rstrip('.')}{hint}") from error
     return frozenset(path for path, value in numbers.items() if fails({path: value}))
+
+
+def _is_odd(path: str, value: Any) -> bool:
+    """Whether an argument is text where few are."""
+    return isinstance(value, str) and path.rpartition(".")[2] not in ("transform", "where", "schedule")

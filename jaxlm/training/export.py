@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxlm import files
 from jaxlm.data import tokenizer_export
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import huggingface, lora
@@ -29,7 +30,7 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
       ConfigError: something lies at `out`.
       DataError: nothing to export is at `checkpoint`, or `out` can't be written.
     """
-    out = Path(out).expanduser().resolve()
+    out = files.expanded(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={str(out)!r} exists and is not an empty folder; remove it or give another")
     located = locate(checkpoint)

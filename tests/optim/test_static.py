@@ -59,3 +59,13 @@ def test_a_chain_that_fails_with_constants_is_an_error(module):
     module("jaxlm_test_fails", "def fails(x):\n    return optax.stateless(lambda u, p: u['nothing'])\n")
     with pytest.raises(ConfigError, match="the optimizer can't be built: 'nothing'"):
         static_arguments({"chain": ("f",), "f": {"transform": "jaxlm_test_fails:fails", "x": 1.0}}, PARAMS, STEPS)
+
+
+def test_text_in_the_place_of_a_number_is_named():
+    spec = {
+        "chain": ("decay", "scale_by_learning_rate"),
+        "decay": {"transform": "add_decayed_weights", "weight_decay": 0.1, "where": "all"},
+        "scale_by_learning_rate": {"peak": "1e-3x", "schedule": "linear"},
+    }
+    with pytest.raises(ConfigError, match=r"can't be built: .*a number meant by scale_by_learning_rate.peak='1e-3x'\?"):
+        static_arguments(spec, PARAMS, STEPS)
