@@ -18,7 +18,7 @@ import optax
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim import transforms
+from jaxlm.optim import scheduled
 from jaxlm.optim.parts import of_part
 from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, names, stages, walk
 
@@ -188,7 +188,7 @@ def _schedule(rate: Any, steps: int) -> Any:
     if not isinstance(rate, Mapping):
         return rate
     try:
-        return transforms.learning_rate(steps=steps, **rate)
+        return scheduled.number(steps=steps, **rate)
     except (TypeError, ValueError) as error:
         if isinstance(error, jax.errors.JAXTypeError):
             raise

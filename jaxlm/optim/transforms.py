@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from jaxlm import lookup, tree  # not their functions: a function in this module is a transform
+from jaxlm import tree  # not their functions: a function in this module is a transform
 from jaxlm.errors import ConfigError
-from jaxlm.optim import parts, schedules
+from jaxlm.optim import parts, scheduled, schedules
 from jaxlm.optim.kronecker import scale_by_shampoo, scale_by_soap
 from jaxlm.optim.muon import muon, scale_by_muon
 from jaxlm.optim.parts import freeze, train_last_layers
@@ -37,7 +37,6 @@ __all__ = [
     "clip_by_global_norm",
     "ema_of_params",
     "freeze",
-    "learning_rate",
     "lookahead",
     "mechanize",
     "muon",
@@ -55,22 +54,11 @@ __all__ = [
 ]
 
 
-def learning_rate(peak: schedules.Number, steps: int, schedule: str = "constant", **arguments: Any) -> optax.Schedule:
-    """peak * shape(count), the learning rate over the steps of a run.
-
-    Args:
-      schedule: a name in `jaxlm.optim.schedules`, or `package.module:function` with the same signature.
-      arguments: of the schedule, such as `warmup` and `final`.
-    """
-    shape = lookup.find("schedule", schedule, schedules)(steps, **arguments)
-    return lambda count: peak * shape(count)
-
-
 def scale_by_learning_rate(
     peak: schedules.Number, steps: int, schedule: str = "constant", **arguments: Any
 ) -> optax.GradientTransformation:
-    """u -> -learning_rate(count) u, where count starts at 0. See `learning_rate` for the arguments."""
-    rate = learning_rate(peak, steps, schedule, **arguments)
+    """u -> -learning_rate(count) u, where count starts at 0. See `scheduled.number` for the arguments."""
+    rate = scheduled.number(peak, steps, schedule, **arguments)
     return optax.scale_by_schedule(lambda count: -rate(count))
 
 

@@ -120,10 +120,10 @@ def test_several_steps_a_call_are_the_same_steps(nano):
 
 
 def test_the_peers_schedule_is_ours():
-    from jaxlm.optim import transforms
+    from jaxlm.optim import scheduled
 
     stage = dict(cases.settings(cases.NANO).optimizer.scale_by_learning_rate)
-    ours = transforms.learning_rate(steps=cases.STEPS, **stage)
+    ours = scheduled.number(steps=cases.STEPS, **stage)
     for n in (0, 1, cases.WARMUP - 1, cases.WARMUP, 500, cases.STEPS, cases.STEPS + 5):
         assert float(ours(n)) == pytest.approx(cases.learning_rate(n), rel=1e-5)
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from jaxlm import config
 from jaxlm.errors import ConfigError
 from jaxlm.lookup import find
-from jaxlm.optim import schedules, transforms
+from jaxlm.optim import scheduled, schedules
 
 STEPS = 200
 COUNTS = np.arange(0, STEPS + 50)
@@ -376,7 +376,7 @@ def test_join_is_written_in_a_config_or_by_flags():
     counts = jnp.asarray(COUNTS)
     for cfg in (by_flags, c):
         table = config.resolve(cfg).optimizer.scale_by_learning_rate.to_dict()
-        got = jax.vmap(transforms.learning_rate(steps=STEPS, **table))(counts)
+        got = jax.vmap(scheduled.number(steps=STEPS, **table))(counts)
         np.testing.assert_array_equal(got, 1e-3 * jax.vmap(shape("join", warmup=0.02, final=0.1, **COOLDOWN))(counts))
 
 
