@@ -128,7 +128,7 @@ def drop(x: Float[Array, "..."], rate: Float[Array, ""] | float, key: Key[Array,
         raise ValueError("dropout needs a key")
     keep = 1.0 - jnp.asarray(rate, jnp.float32)
     kept = jax.random.bernoulli(key, keep, x.shape)
-    return jnp.where(kept, x / keep.astype(x.dtype), jnp.zeros((), x.dtype))
+    return jnp.where(kept, (x / keep).astype(x.dtype), jnp.zeros((), x.dtype))
 
 
 def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct, segments: bool = False) -> bool:

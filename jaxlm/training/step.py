@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -36,12 +37,17 @@ class State(NamedTuple):
 
 
 class Program(NamedTuple):
-    """The pure functions of one structure."""
+    """The pure functions of one structure.
 
-    init: Callable[..., State]  # (key, hparams, params=None): of these parameters, or of some drawn from the key
+    init(key, hparams, params=None) -> the state of these parameters, or of some drawn from the key
+    train_step(hparams, state, batch) -> (the next state, metrics)
+    eval_step(state, batch, of="") -> weighted sums, to be added over batches: of the parameters that the optimizer
+        means as its result, or of another of `wrappers.evaluation_params`
+    """
+
+    init: Callable[..., State]
     train_step: Callable[[Hparams, State, Batch], tuple[State, Metrics]]
-    eval_step: Callable[..., losses.TokenSums]  # (state, batch, of=""): weighted sums, to be added over batches; of the
-    # parameters that the optimizer means as its result, or of another of `wrappers.evaluation_params`
+    eval_step: Callable[..., losses.TokenSums]
     model: gpt2.Model
 
 
@@ -135,7 +141,7 @@ def build(
             key = jax.random.fold_in(state.key, state.step)
             if axis is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-            return over_axis(_added(fn, batch, key, structure.micro_batches))
+            return over_axis(_added(fn, structure.micro_batches, batch, key))
 
         def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, some of them in forward mode
             if axis is not None:  # differentiated again, its psum counts each device's gradient so many times
@@ -174,7 +180,8 @@ def build(
 
     def eval_step(state: State, batch: Batch, of: str = "") -> losses.TokenSums:
         params = evaluation_params(state.opt_state, state.params)[of]
-        return over_axis(perplexity.token_sums(model, params, batch, structure.model.loss_chunks))
+        sums = functools.partial(perplexity.token_sums, model, params, chunks=structure.model.loss_chunks)
+        return over_axis(_added(sums, structure.micro_batches, batch))
 
     return Program(init, train_step, eval_step, model)
 
@@ -190,18 +197,19 @@ def shapes(cfg: FrozenConfigDict) -> State:
     return found
 
 
-def _added(fn: Callable[[Batch, jax.Array], PyTree], batch: Batch, key: jax.Array, parts: int) -> PyTree:
-    """The sum of `fn` over a batch cut in so many parts, computed one after another and added in float32."""
+def _added(fn: Callable[..., PyTree], parts: int, batch: Batch, *key: jax.Array) -> PyTree:
+    """The sum of `fn(batch, *key)` over a batch cut in so many parts, each with a key of its own, computed one after
+    another and added in float32."""
     if parts == 1:
-        return fn(batch, key)
+        return fn(batch, *key)
 
     def cut(x: jax.Array) -> jax.Array:
         # part m takes rows m, m + parts, ...: rows that are sharded over devices stay on theirs
         return x.reshape(x.shape[0] // parts, parts, *x.shape[1:]).swapaxes(0, 1)
 
-    def add(total: PyTree, part_and_key: tuple[Batch, jax.Array]) -> tuple[PyTree, None]:
-        return jax.tree.map(jnp.add, total, fn(*part_and_key)), None
+    def add(total: PyTree, part: tuple[Any, ...]) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, fn(*part)), None
 
-    cuts = (jax.tree.map(cut, dict(batch)), jax.random.split(key, parts))
+    cuts = (jax.tree.map(cut, dict(batch)), *(jax.random.split(one, parts) for one in key))
     shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], cuts))
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes), cuts)[0]

