@@ -80,30 +80,6 @@ def float32(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
-def group_metrics(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, jax.Array]:
-    """Norms of parameters, gradients and updates, and the share of parameters that are exactly zero, by group of
-    `GROUPS`: {"optim/param_norm/kernels": float32[], ...}."""
-    out = {}
-    for group in (name for name in GROUPS if name != "all"):
-        on = jax.tree.leaves(mask(params, group))
-
-        def chosen(tree: PyTree, on: list[bool] = on) -> list[jax.Array]:
-            return [leaf for leaf, chosen in zip(jax.tree.leaves(tree), on, strict=True) if chosen]
-
-        for name, tree in (("param_norm", params), ("grad_norm", grads), ("update_norm", updates)):
-            out[f"optim/{name}/{group}"] = norm(chosen(tree))
-        zeros = sum(jnp.sum(leaf == 0) for leaf in chosen(params))
-        out[f"optim/sparsity/{group}"] = zeros / jnp.float32(size(chosen(params)))
-    return out
-
-
-def matmul_size(params: PyTree) -> int:
-    """How many of GPT-2's parameters multiply each token: all but the tables that are only looked up, and but
-    low-rank products, which are added to matrices once a step."""
-    tables = ["wpe"] if "lm_head" not in params else ["wpe", "wte"]
-    return size(params) - sum(size(params[name]) for name in tables) - size(params.get("lora", ()))
-
-
 def norm(tree: PyTree) -> jax.Array:
     """The Euclidean norm over all leaves, float32[]."""
     squares = [jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in jax.tree.leaves(tree)]

@@ -82,11 +82,6 @@ def test_size_counts_numbers():
     assert tree.size({"a": jnp.zeros((3, 4)), "b": [jnp.float32(0), jax.ShapeDtypeStruct((5,), jnp.int32)]}) == 18
 
 
-def test_tables_that_are_only_looked_up_multiply_nothing():
-    tied = {"wte": {"embedding": jnp.zeros((5, 2))}, "wpe": {"embedding": jnp.zeros((3, 2))}, "h": jnp.zeros(7)}
-    assert tree.matmul_size(tied) == tree.matmul_size(tied | {"lm_head": {"kernel": jnp.zeros((2, 5))}}) == 17
-
-
 def test_norm_is_that_of_all_leaves_together():
     rng = np.random.default_rng(0)
     leaves = [rng.normal(size=shape).astype(np.float32) for shape in [(3, 4), (5,), ()]]

@@ -88,7 +88,7 @@ class Jaxlm:
         c.optimizer.add_decayed_weights = {"weight_decay": WEIGHT_DECAY, "where": DECAYED}
         c.optimizer.scale_by_learning_rate = {"peak": RATE, "schedule": "constant"}
         cfg = config.resolve(c)
-        like = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
+        like = gpt2.shapes(cfg.model)
         self._paths, treedef = tree.paths(like), jax.tree.structure(like)
         self._shapes = {path: leaf.shape for path, leaf in zip(self._paths, jax.tree.leaves(like), strict=True)}
 

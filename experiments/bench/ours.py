@@ -11,8 +11,9 @@ import numpy as np
 
 from experiments.bench import cases
 from experiments.bench.cases import Case
-from jaxlm import config, tree
+from jaxlm import config
 from jaxlm.model import huggingface
+from jaxlm.telemetry import flops
 from jaxlm.training import memory, step
 from jaxlm.training.host import keep_memory
 from jaxlm.training.steps import Steps
@@ -52,7 +53,7 @@ class Ours:
 
     def matmul_parameters(self) -> int:
         """N of `telemetry.flops.flops_per_token`."""
-        return tree.matmul_size(self._state.params)
+        return flops.matmul_size(self._state.params)
 
     def bytes(self) -> int:
         """That a step takes of a device, by the compiler's account."""

@@ -10,7 +10,6 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from ml_collections import FrozenConfigDict
 
 from jaxlm import config, files, redact
@@ -79,7 +78,7 @@ class Cost(NamedTuple):
 @functools.lru_cache(maxsize=256)
 def _cost(cfg: FrozenConfigDict) -> Cost:
     model = prepare(cfg).config.model
-    params = jax.eval_shape(gpt2.build(model).init, jax.random.key(0))
+    params = gpt2.shapes(model)
     return Cost(cfg.data.batch_size * model.context_length, flops.of_model(model, params))
 
 

@@ -35,17 +35,13 @@ def token_sums(model: Model, params: PyTree, batch: Any, chunks: int = 1) -> Tok
     """
     if chunks < 2:
         return losses.token_sums(model.apply(params, batch), batch["targets"], batch["weights"])
-    if batch["inputs"].shape[1] % chunks:
-        raise ValueError(f"{batch['inputs'].shape[1]} positions do not divide into {chunks} chunks of the loss")
-
-    def cut(x: jax.Array) -> jax.Array:
-        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
 
     def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> TokenSums:
         hidden_BTD, *wanted = part
         return losses.token_sums(model.logits(params, hidden_BTD), *wanted)
 
-    sums = jax.lax.map(one, jax.tree.map(cut, (model.hidden(params, batch), batch["targets"], batch["weights"])))
+    arrays = (model.hidden(params, batch), batch["targets"], batch["weights"])
+    sums = jax.lax.map(one, losses.chunked(arrays, chunks))
     return jax.tree.map(functools.partial(jnp.sum, axis=0), sums)
 
 

@@ -38,6 +38,20 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
+def _as_it_is(x: Any) -> Any:
+    return x
+
+
+class Placement(NamedTuple):
+    """Word to the compiler of where arrays are to lie, and how queries, keys and values are computed there."""
+
+    # (name, array) -> the array: "embedded" and "hidden" are [B, T, D], "heads" [B, T, H, K], "feed_forward" [B, T, F],
+    # "table" [V, D], "kernel" the one [D, 3, H, K] of queries, keys and values
+    array: Callable[[str, jax.Array], jax.Array]
+    products: int = 3  # by which queries, keys and values are computed; or 1
+    product: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_it_is  # of the function that computes them
+
+
 class Shape(NamedTuple):
     """A config's `model` section as the modules below are given it: hashable, with no field open."""
 
@@ -57,7 +71,7 @@ class Shape(NamedTuple):
     attention: str
     remat: str
     unroll: bool
-    place: Callable[[str, Any], Any]  # see `build`
+    placement: Placement
 
 
 class Cache(NamedTuple):
@@ -95,32 +109,40 @@ class Model(NamedTuple):
     decode: Callable[[PyTree, jax.Array, Cache], tuple[jax.Array, Cache]]
 
 
-def on_one_device(name: str, x: Any) -> Any:
-    """The `place` of `build` where all lies on one device."""
+def _on_one_device(name: str, x: jax.Array) -> jax.Array:
     # For the sum over B in the positions' gradient XLA:GPU would lay the whole residual stream out as [T, D, B]
     return with_layout_constraint(x, Layout((0, 1, 2))) if name == "embedded" else x
 
 
-def _of_few_tokens(name: str, x: Any) -> Any:
-    """The `place` of decoding, where matrices are larger than what they are multiplied with, and none is to be cut."""
-    return 1 if name == "products" else x
+ON_ONE_DEVICE = Placement(_on_one_device)
+
+_OF_FEW_TOKENS = Placement(lambda _, x: x, products=1)
+"""In decoding matrices are larger than what they are multiplied with, and none is to be cut."""
 
 
-def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Model:
+def shapes(section: Any) -> PyTree:
+    """The parameters that a config's `model` section describes, in shapes; nothing is allocated.
+
+    Raises:
+      ConfigError: as `build`.
+    """
+    return jax.eval_shape(build(section).init, jax.random.key(0))
+
+
+def build(section: Any, placement: Placement = ON_ONE_DEVICE) -> Model:
     """The model that a config's `model` section describes.
 
     Args:
       section: resolved; `vocab_size` must be set. `dropout` is not read: the rate is an argument of `apply`.
-      place: gives back what it is given, with word to the compiler of where it is to lie: "embedded" and "hidden" are
-        [B, T, D], "heads" [B, T, H, K], "feed_forward" [B, T, F], "table" [V, D], "kernel" the one [D, 3, H, K] of
-        queries, keys and values; "product" is the function that multiplies with it, "products" by how many: 3 or 1.
+      placement: of arrays on the devices that the functions are compiled for.
 
     Raises:
       ConfigError: the vocabulary size is not known.
     """
     if section.vocab_size < 1:
         raise ConfigError("model.vocab_size is 0 and no tokenizer has set it; give the number of token ids")
-    shape = Shape(**{name: section[name] for name in Shape._fields if name != "place"}, place=place)._replace(
+    fields = {name: section[name] for name in Shape._fields if name != "placement"}
+    shape = Shape(**fields, placement=placement)._replace(
         feed_forward_dim=section.feed_forward_dim or 4 * section.embed_dim,
         dtype=jnp.dtype(section.dtype),
         param_dtype=jnp.dtype(section.param_dtype),
@@ -147,7 +169,8 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
 
     def head(params: PyTree) -> Float[Array, "V D"]:
         params = whole(params)
-        return place("table", params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T)
+        matrix = params["wte"]["embedding"] if shape.tie_embeddings else params["lm_head"]["kernel"].T
+        return placement.array("table", matrix)
 
     def logits(params: PyTree, hidden_BTD: Float[Array, "B T D"]) -> Float[Array, "B T V"]:
         found: jax.Array = run({"params": whole(params)}, hidden_BTD, method=GPT2.head)
@@ -175,7 +198,7 @@ def build(section: Any, place: Callable[[str, Any], Any] = on_one_device) -> Mod
         pairs = []
         for n, layer in enumerate(unstacked["layers"]):
             extra = {name: values[n] for name, values in (_scales(shape) | per_layer).items()}
-            x_BTD, pair = Block(shape._replace(place=_of_few_tokens)).apply({"params": layer}, x_BTD, extra, shared)
+            x_BTD, pair = Block(shape._replace(placement=_OF_FEW_TOKENS)).apply({"params": layer}, x_BTD, extra, shared)
             pairs.append(pair)
         x_BD = run({"params": unstacked}, x_BTD[:, -1], method=GPT2.norm)
         return run({"params": unstacked["head"]}, x_BD, method=GPT2.head), tuple(pairs)
@@ -213,16 +236,17 @@ class Heads(nn.Module):
 
         def products(x_BTD, kernel, bias):
             apart = (3, H, D // H)
-            kernel_D3HK = shape.place("kernel", kernel.astype(shape.dtype).reshape(D, *apart))
+            kernel_D3HK = shape.placement.array("kernel", kernel.astype(shape.dtype).reshape(D, *apart))
             x_BTD, bias_3HK = x_BTD.astype(shape.dtype), bias.astype(shape.dtype).reshape(apart)
-            if shape.place("products", 3) == 1:
+            if shape.placement.products == 1:
                 y_BT3HK = jnp.einsum("btd,dchk->btchk", x_BTD, kernel_D3HK) + bias_3HK
                 return [y_BT3HK[:, :, i] for i in range(3)]
             # each writes what attention reads: nothing is taken apart, and no gradients are put together
             y_BTD = [x_BTD @ kernel_D3HK[:, i].reshape(D, D) + bias_3HK[i].ravel() for i in range(3)]
             return [y.reshape(*y.shape[:2], *apart[1:]) for y in y_BTD]
 
-        return [shape.place("heads", y) for y in shape.place("product", products)(x_BTD, kernel, bias)]
+        placement = shape.placement
+        return [placement.array("heads", y) for y in placement.product(products)(x_BTD, kernel, bias)]
 
 
 class Attention(nn.Module):
@@ -256,7 +280,7 @@ class FeedForward(nn.Module):
         # of what an activation computes, only its argument is kept for the backward pass
         activation = jax.checkpoint(ACTIVATIONS[self.shape.activation])
         y_BTF = activation(_dense(self.shape, self.shape.feed_forward_dim, "c_fc")(x_BTD))
-        return _residual(self.shape, "c_proj")(self.shape.place("feed_forward", y_BTF))
+        return _residual(self.shape, "c_proj")(self.shape.placement.array("feed_forward", y_BTF))
 
 
 class Block(nn.Module):
@@ -272,7 +296,7 @@ class Block(nn.Module):
         y, pair = Attention(self.shape, name="attn")(normed, per_layer, shared, keys[0])
         x_BTD = x_BTD + _drop(y, rate, keys[1])
         y = FeedForward(self.shape, name="mlp")(_norm(self.shape, "ln_2")(x_BTD))
-        return self.shape.place("hidden", x_BTD + _drop(y, rate, keys[2])), pair
+        return self.shape.placement.array("hidden", x_BTD + _drop(y, rate, keys[2])), pair
 
 
 class GPT2(nn.Module):
@@ -315,7 +339,7 @@ class GPT2(nn.Module):
         T = tokens_BT.shape[1]
         if T > self.shape.context_length:
             raise ValueError(f"{T} tokens are longer than the context of {self.shape.context_length}")
-        x_BTD = self.shape.place("embedded", self.embed(tokens_BT, positions_BT))
+        x_BTD = self.shape.placement.array("embedded", self.embed(tokens_BT, positions_BT))
         shared = {} if segment_ids_BT is None else {"segment_ids": segment_ids_BT}
         per_layer = _scales(self.shape)
         if dropout is not None:
@@ -333,7 +357,7 @@ class GPT2(nn.Module):
         given = positions_BT is not None
         length, places = self.shape.context_length, self.wpe.embedding
         positions = _rows(places, positions_BT, length) if given else places[: tokens_BT.shape[1]]
-        table = self.shape.place("table", self.wte.embedding)
+        table = self.shape.placement.array("table", self.wte.embedding)
         return (_rows(table, tokens_BT, self.shape.vocab_size) + positions).astype(self.shape.dtype)
 
     def norm(self, x):

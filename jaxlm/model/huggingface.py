@@ -22,7 +22,6 @@ from jaxlm import tree
 from jaxlm.errors import DataError
 from jaxlm.model import gpt2
 from jaxlm.model import huggingface_config as description
-from jaxlm.model.huggingface_config import fields as fields
 
 PyTree = Any
 
@@ -38,7 +37,7 @@ def read(folder: Path, section: Any) -> PyTree:
     Beside the parameters themselves, host memory holds one tensor at a time.
 
     Args:
-      section: a resolved `model` section that agrees with `fields(folder)`.
+      section: a resolved `model` section that agrees with `huggingface_config.fields(folder)`.
 
     Returns:
       NumPy arrays in `section.param_dtype`, layers stacked, what pads the vocabulary zero. `jax.device_put` makes
@@ -51,7 +50,7 @@ def read(folder: Path, section: Any) -> PyTree:
     with contextlib.ExitStack() as stack:
         stored = _stored(stack, _weight_files(folder))
         tied = stored.pop("lm_head.weight", None) if section.tie_embeddings else None
-        shapes = jax.eval_shape(gpt2.build(section).init, jax.random.key(0))
+        shapes = gpt2.shapes(section)
         unallocated = jax.tree.map(lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape), shapes)
         _check(folder, stored, tensors(unallocated, section.vocab_size))
         params = jax.tree.map(_zeros, shapes)

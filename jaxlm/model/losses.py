@@ -75,8 +75,6 @@ def head_sums(
     Raises:
       ValueError: T does not divide into the chunks.
     """
-    if hidden_BTD.shape[1] % chunks:
-        raise ValueError(f"{hidden_BTD.shape[1]} positions do not divide into {chunks} chunks of the loss")
     return _head_sums(vocab_size, chunks, hidden_BTD, head_VD, targets_BT, weights_BT, label_smoothing, z_loss)
 
 
@@ -93,9 +91,6 @@ def _forward(vocab_size, chunks, hidden, head, targets, weights, smoothing, z_lo
         sums, gradients = one((hidden, targets, weights))
         return sums, (like_head, *gradients)
 
-    def cut(x):
-        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
-
     def joined(x):
         x = x.swapaxes(0, 1)
         return x.reshape(x.shape[0], -1, *x.shape[3:])
@@ -104,7 +99,7 @@ def _forward(vocab_size, chunks, hidden, head, targets, weights, smoothing, z_lo
         sums, (d_hidden, d_weights, *shared) = one(part)
         return jax.tree.map(jnp.add, total, (sums, shared)), (d_hidden, d_weights)
 
-    parts = jax.tree.map(cut, (hidden, targets, weights))
+    parts = chunked((hidden, targets, weights), chunks)
     sums, (_, _, *shared) = jax.eval_shape(one, jax.tree.map(lambda x: x[0], parts))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (sums, shared))
     (sums, shared), rows = jax.lax.scan(add, zeros, parts)
@@ -157,6 +152,21 @@ def _backward(vocab_size, chunks, gradients, cotangents):
 
 
 _head_sums.defvjp(_forward, _backward)
+
+
+def chunked(arrays: PyTree, chunks: int) -> PyTree:
+    """Arrays [B, T, ...] as [chunks, B, T / chunks, ...].
+
+    Raises:
+      ValueError: T does not divide into the chunks.
+    """
+
+    def cut(x: jax.Array) -> jax.Array:
+        if x.shape[1] % chunks:
+            raise ValueError(f"{x.shape[1]} positions do not divide into {chunks} chunks of the loss")
+        return x.reshape(x.shape[0], chunks, -1, *x.shape[2:]).swapaxes(0, 1)
+
+    return jax.tree.map(cut, arrays)
 
 
 def _objective(nll, uniform, log_z, smoothing, z_loss):

@@ -31,7 +31,14 @@ def flops_per_token(num_params: int, num_layers: int, context_length: int, embed
 
 def of_model(model: Any, params: Any) -> int:
     """`flops_per_token` of a config's `model` section and its parameters, or their shapes."""
-    return flops_per_token(tree.matmul_size(params), model.num_layers, model.context_length, model.embed_dim)
+    return flops_per_token(matmul_size(params), model.num_layers, model.context_length, model.embed_dim)
+
+
+def matmul_size(params: Any) -> int:
+    """How many of GPT-2's parameters multiply each token: all but the tables that are only looked up, and but
+    low-rank products, which are added to matrices once a step."""
+    tables = ["wpe"] if "lm_head" not in params else ["wpe", "wte"]
+    return tree.size(params) - sum(tree.size(params[name]) for name in tables) - tree.size(params.get("lora", ()))
 
 
 class Peak(NamedTuple):

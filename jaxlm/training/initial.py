@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import jax
@@ -12,8 +13,10 @@ from jaxlm.data.tokenizers import Bytes, Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import lora
 from jaxlm.model.resize import resize
+from jaxlm.training import rundir
 from jaxlm.training.load import Located, locate, read_config, read_params, read_tokenizer
 from jaxlm.training.step import PyTree
+from jaxlm.training.step_folders import StepFolders
 
 FOLLOWS = (
     "num_layers",
@@ -75,6 +78,21 @@ def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
     step = "" if located.step is None else f", step {located.step}"
     said = [f"initial parameters from {spec!r}{step}" + (f"; with them {', '.join(taken)}" if taken else "")]
     return followed, Source(located, source, tokenizer, said)
+
+
+def taken_over(cfg: FrozenConfigDict, workdir: Path) -> FrozenConfigDict | None:
+    """The config with what it took over from its `init_from` when the run in a directory began: one that has a
+    checkpoint needs its source no more. None where no such run has one there."""
+    if not StepFolders(workdir / "checkpoints", writable=False).steps() or not (workdir / "config.json").exists():
+        return None
+    then, usual = rundir.read_config(workdir), config.default()
+    if then.init_from != cfg.init_from:
+        return None
+    fields = [f"model.{name}" for name in FOLLOWS if cfg.model[name] == usual.model[name]]
+    fields += [f"model.{name}" for name in ("context_length", "vocab_size") if not cfg.model[name]]
+    fields += ["data.tokenizer"] if cfg.data.tokenizer == usual.data.tokenizer else []
+    known = config.flat(then)
+    return config.resolve(config.override(cfg, {name: known[name] for name in fields}))
 
 
 def params(cfg: FrozenConfigDict, source: Source, tokenizer: Tokenizer) -> tuple[PyTree, list[str]]:

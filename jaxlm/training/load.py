@@ -15,7 +15,7 @@ from jaxlm.data import TokenFile, sources, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
-from jaxlm.model import gpt2, huggingface
+from jaxlm.model import gpt2, huggingface, huggingface_config
 from jaxlm.optim.wrappers import evaluation_params, means_another
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
@@ -116,7 +116,7 @@ def read_config(spec: str | Path, located: Located) -> FrozenConfigDict:
     """The resolved config of what `spec` names."""
     if located.step is not None:
         return rundir.read_config(located.folder)
-    described = {f"model.{name}": value for name, value in huggingface.fields(located.folder).items()}
+    described = {f"model.{name}": value for name, value in huggingface_config.fields(located.folder).items()}
     return config.resolve(config.override(config.default(), described | {"data.tokenizer": str(spec)}))
 
 
@@ -145,7 +145,7 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
     with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
         like = _averaging(cfg)
         if like is None:
-            params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
+            params = gpt2.shapes(cfg.model)
             return checkpoints.params(params, located.step)
         checkpoints.whole(located.step)
         state = checkpoints.restore(like, located.step).state

@@ -14,6 +14,7 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data
+from jaxlm.data.batches import Batch
 from jaxlm.errors import INTERRUPTED, PREEMPTED
 from jaxlm.telemetry import curves, energy
 from jaxlm.telemetry.profile import Profile
@@ -37,12 +38,16 @@ class Result(NamedTuple):
     workdir: Path
 
 
-def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
+def train(
+    cfg: ConfigDict | FrozenConfigDict, workdir: str | Path, *, seen: Callable[[int, Batch], None] | None = None
+) -> Result:
     """Trains as the config says, in a run directory; goes on from its latest checkpoint if there is one.
 
     Args:
       cfg: complete, from `jaxlm.config.default()` or a file of `configs/`.
       workdir: the run directory.
+      seen: is called with the rows that this process trains on, [N, T] each, and the number of the first of them among
+        the run's sequences, from a thread that makes them ahead of their step.
 
     Returns:
       the final state, after an early stop the best one, and the metrics of the last evaluation. Where `exit_code` is
@@ -56,7 +61,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
-        prepared = prepare(cfg)
+        prepared = prepare(cfg, workdir)
         cfg = prepared.config
         steps = build(cfg)
         stack.enter_context(memory.explained(cfg, steps.mesh))
@@ -66,7 +71,7 @@ def train(cfg: ConfigDict | FrozenConfigDict, workdir: str | Path) -> Result:
                 return contextlib.nullcontext(Silent())
             return Progress(prepared.config.steps, done, prepared.config.log.progress, every=prepared.config.log.every)
 
-        run = stack.enter_context(open_run(prepared, workdir, steps, view))
+        run = stack.enter_context(open_run(prepared, workdir, steps, view, seen))
         go([run], steps, signals)
         if run.error:
             raise run.error
@@ -120,6 +125,11 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
 
         return [of(*call) for call in parts[i]]
 
+    def pause() -> None:
+        for run in runs:
+            if not run.ended:
+                run.pause()
+
     signals.stepping = True
     profiled = cfg.log.profile if len(runs) == 1 and processes.first() else 0
     with (
@@ -128,8 +138,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     ):
         for (start, count), rows in zip(plan, itertools.chain.from_iterable(ahead), strict=True):
             if count not in compiled:  # what that takes is no step's time
-                for run in (run for run in runs if not run.ended):
-                    run.pause()
+                pause()
             if all(run.ended for run in runs):
                 break
             begin = time.perf_counter()
@@ -148,8 +157,7 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
                     run.take(start, count, functools.partial(fetched.part, steps, i))
             caught = signals.caught if heard else None
             if any(run.due(caught) for run in runs if not run.ended):  # of none, what others do is a step's time
-                for run in (run for run in runs if not run.ended):
-                    run.pause()
+                pause()
             for i, run in enumerate(runs):
                 if not run.ended:
                     evaluate, state = functools.partial(sums.part, steps, i), functools.partial(steps.one, states, i)

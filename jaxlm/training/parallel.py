@@ -70,10 +70,10 @@ ACTIVATIONS: dict[str, PartitionSpec] = {
 stream by its width, and gather batches where it is to gather one layer's parameters."""
 
 
-def placing(mesh: Mesh) -> Callable[[str, Any], Any]:
-    """The `place` of `gpt2.build` for a mesh."""
+def placing(mesh: Mesh) -> gpt2.Placement:
+    """The `placement` of `gpt2.build` for a mesh."""
     if mesh.size == 1:
-        return gpt2.on_one_device
+        return gpt2.ON_ONE_DEVICE
 
     def lie(x: jax.Array, spec: PartitionSpec) -> jax.Array:
         return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, spec))
@@ -91,22 +91,20 @@ def placing(mesh: Mesh) -> Callable[[str, Any], Any]:
         out: jax.Array = jax.custom_derivatives.linear_call(forth, back, (), x)
         return out
 
-    def place(name: str, x: Any) -> Any:
+    def array(name: str, x: jax.Array) -> jax.Array:
         if name in ACTIVATIONS:
             return lie(x, ACTIVATIONS[name])
         if name == "table":
             return brought(x, PartitionSpec("tensor", "fsdp"), PartitionSpec("tensor"))
         if mesh.shape["tensor"] == 1:
             return x
-        if name == "products":
-            return 1  # the gradients of three would be added up over devices one by one
-        # "kernel" lies divided by D. Each device takes its heads of it when they are wanted, and once more in the
-        # backward pass: "product" keeps none of it.
-        if name == "product":
-            return jax.checkpoint(x)
-        return lie(lie(x, PartitionSpec("tensor")), PartitionSpec(None, None, "tensor"))
+        return lie(lie(x, PartitionSpec("tensor")), PartitionSpec(None, None, "tensor"))  # the kernel
 
-    return place
+    if mesh.shape["tensor"] == 1:
+        return gpt2.Placement(array)
+    # The kernel lies divided by D. Each device takes its heads of it when they are wanted, and once more in the
+    # backward pass: the product keeps none of it. The gradients of three would be added up over devices one by one.
+    return gpt2.Placement(array, products=1, product=jax.checkpoint)
 
 
 def bytes_per_device(arrays: PyTree, mesh: AnyMesh) -> int:

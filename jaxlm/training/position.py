@@ -64,6 +64,15 @@ def judged(now: Position, cfg: FrozenConfigDict, metrics: Mapping[str, float], s
     return now, stale(now, cfg)
 
 
+def check(cfg: FrozenConfigDict, metrics: Mapping[str, float]) -> None:
+    """That evaluations which give such metrics can judge the run.
+
+    Raises:
+      ConfigError: as `judged`.
+    """
+    judged(Position(0, ""), cfg, metrics, 0)
+
+
 def stale(now: Position, cfg: FrozenConfigDict) -> str:
     """Why a run that stands here is not to go on, in words; "" where it is."""
     stopping, patience = cfg.early_stopping, now.patience.of(cfg.early_stopping.metric)
@@ -80,10 +89,10 @@ def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
     Calls end at multiples of steps_per_call, at evaluations and at checkpoints. So they depend on where a run is,
     not on where it was resumed, and neither do its bits.
     """
-    out = []
-    while start < cfg.steps:
-        marks = (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every)
-        stop = min([cfg.steps, *((start // every + 1) * every for every in marks if every)])
+    steps, out = cfg.steps, []  # a config's fields take longer to read than all else here
+    marks = [every for every in (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every) if every]
+    while start < steps:
+        stop = min([steps, *((start // every + 1) * every for every in marks)])
         out.append((start, stop - start))
         start = stop
     return out

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain
+from jaxlm.model import gpt2
+from jaxlm.optim import chain, review
+from jaxlm.optim.parts import freeze
+from jaxlm.optim.stages import stages, walk
 from jaxlm.training import initial, processes
 
 
 class Prepared(NamedTuple):
     config: FrozenConfigDict
     data: data.Data
-    source: initial.Source | None  # what `init_from` names
+    source: initial.Source | None  # what `init_from` names, where it is needed
 
 
-def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
+def prepare(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> Prepared:
     """The config with all that is derived from `init_from` and the data, and these.
+
+    Args:
+      workdir: the directory of a run, which may have begun there.
 
     Raises:
       ConfigError, DataError: as `train`.
@@ -30,11 +37,14 @@ def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
         processes.agree("versions", processes.versions())
         processes.agree("a config", config.flat(json.loads(config.to_json(cfg))))
     chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
-    source = None
-    if cfg.init_from:
+    source, section = None, cfg.data
+    if cfg.init_from and workdir is not None and (known := initial.taken_over(cfg, workdir)):
+        cfg, section = known, config.override(known, {"data.tokenizer": str(workdir)}).data
+    elif cfg.init_from:
         cfg, source = initial.follow(cfg)
+        section = cfg.data
     with processes.in_turn():
-        opened = data.open(cfg.data, progress=cfg.log.progress and processes.first())
+        opened = data.open(section, progress=cfg.log.progress and processes.first())
     processes.agree("data", {"data.source": opened.train.sha256, "data.tokenizer": opened.tokenizer.fingerprint})
     needed, given = opened.tokenizer.vocab_size, cfg.model.vocab_size
     if given and given < needed:
@@ -45,3 +55,24 @@ def prepare(cfg: ConfigDict | FrozenConfigDict) -> Prepared:
         )
     resolved = config.resolve(config.override(cfg, {"model.vocab_size": given or needed}))
     return Prepared(resolved, opened, source)
+
+
+def doubts(cfg: FrozenConfigDict) -> list[str]:
+    """What is almost surely wrong in the optimizer, as lines to say.
+
+    Raises:
+      ConfigError: there is something and the config is strict, or nothing sets a learning rate.
+    """
+    params = gpt2.shapes(cfg.model)
+    found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
+    if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
+        raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
+    said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
+    found_stages = list(walk(stages(cfg.optimizer.to_dict())))
+    groups = [group for stage in found_stages for group in stage.groups.values()]
+    frozen = any(stage.function is freeze for stage in found_stages) or any(not group.stages for group in groups)
+    if cfg.model.lora.rank and not frozen:
+        said.append(
+            "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
+        )
+    return said

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
+import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
@@ -23,10 +24,10 @@ from jaxlm.model.losses import TokenSums
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
-from jaxlm.telemetry.writers import Writers, open_writers
+from jaxlm.telemetry.writers import METRICS, Writers, open_writers, read_jsonl
 from jaxlm.training import devices, initial, lock, parallel, position, processes, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.prepare import Prepared
+from jaxlm.training.prepare import Prepared, doubts
 from jaxlm.training.recorder import Recorder, Spike
 from jaxlm.training.step import State
 from jaxlm.training.steps import Steps
@@ -34,12 +35,17 @@ from jaxlm.training.steps import Steps
 
 @contextlib.contextmanager
 def open_run(
-    prepared: Prepared, workdir: Path, steps: Steps, view: Callable[[int], contextlib.AbstractContextManager[View]]
+    prepared: Prepared,
+    workdir: Path,
+    steps: Steps,
+    view: Callable[[int], contextlib.AbstractContextManager[View]],
+    seen: Callable[[int, Batch], None] | None = None,
 ) -> Iterator[Run]:
     """The run of a directory, locked: at its latest checkpoint if it has one.
 
     Args:
       view: what shows it, from the steps that are complete.
+      seen: as `loop.train` takes it.
 
     Raises:
       ConfigError, DataError: as `loop.train`.
@@ -48,11 +54,11 @@ def open_run(
     with contextlib.ExitStack() as stack:
         first: step.PyTree | None = None
         told: list[str] = []
-        if source:
+        if cfg.init_from:
             with Checkpoints(workdir / "checkpoints", writable=False) as before:
                 if before.whole() is None:  # read them before anything is written: they may be damaged
-                    first, told = initial.params(cfg, source, opened.tokenizer)
-        told += [*step.doubts(cfg), *devices.remarks(cfg)]
+                    first, told = initial.params(cfg, source or initial.follow(cfg)[1], opened.tokenizer)
+        told += [*doubts(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
         writes = processes.first()
@@ -63,7 +69,7 @@ def open_run(
             raise DataError(f"--workdir={workdir} is not on a file system that all processes share; give one that is")
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
         checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
-        run = Run(cfg, workdir, opened, checkpoints, steps, first)
+        run = Run(cfg, workdir, opened, checkpoints, steps, first, seen)
         del first
         run.log = stack.enter_context((workdir / "log.txt" if writes else Path(os.devnull)).open("a", encoding="utf-8"))
         run.view = stack.enter_context(view(run.done))
@@ -101,8 +107,10 @@ class Run:
         checkpoints: Checkpoints,
         steps: Steps,
         params: step.PyTree | None,
+        seen: Callable[[int, Batch], None] | None,
     ):
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
+        self._seen = seen
         _, self.hparams = step.split(cfg)
         self._carbon = energy.intensity(cfg.log.carbon_intensity)
         T = cfg.model.context_length
@@ -112,6 +120,10 @@ class Run:
             self.validation, self._bytes_per_token = data.held_out(
                 cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
             )
+            if not cfg.eval.tasks:  # of these nobody knows what they will tell
+                names = jax.eval_shape(evaluation_params, steps.like.opt_state, steps.like.params)
+                ones = TokenSums(*np.ones(len(TokenSums._fields)))
+                position.check(cfg, self._meaning(dict.fromkeys(names, ones)) | {"eval/gap": 0.0})
         self._ask = asking.asker(cfg, opened.tokenizer, opened.validation) if cfg.eval.tasks else None
         self.ended = ""
         self.error: DivergedError | None = None
@@ -185,12 +197,14 @@ class Run:
         )
         if self._note:
             self.say(self._note)
-        if self.done >= cfg.steps:
-            self.say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
-            self.ended = "done"
-        elif stale := position.stale(self._position, cfg):
+        if stale := position.stale(self._position, cfg):
             self.say(f"stopped early at step {self.done}: {stale}; raise --config.early_stopping.patience to go on")
             self.ended = "stopped early"
+        elif self.done >= cfg.steps:
+            self.say(f"already at step {self.done} of {cfg.steps}; raise --config.steps to go on")
+            self.ended = "done"
+        if self.ended:
+            self.metrics = self._last_evaluation()
         state, self.state = self.state, None
         return state
 
@@ -276,9 +290,11 @@ class Run:
 
     def settle(self) -> None:
         """Once it has ended: waits until all that was saved is whole."""
-        ended, self.ended = self.ended, ""
-        self._checkpoints.wait()
-        self.ended = ended
+        try:
+            self._checkpoints.wait()
+        except BaseException:
+            self.ended = ""  # which `open_run` takes for a failure
+            raise
         if joules := self._energy.total():
             carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
             self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
@@ -308,11 +324,19 @@ class Run:
         """These rows of the batches of so many steps: [count, rows, T]."""
         begin, size = self._sequences(first) + rows.start, rows.stop - rows.start
         B = self.cfg.data.batch_size
-        if size == B:
-            batch = self._batches.rows(begin, count * B)
-            return {name: x.reshape(count, B, -1) for name, x in batch.items()}
-        parts = [self._batches.rows(begin + i * B, size) for i in range(count)]
-        return {name: np.stack([part[name] for part in parts]) for name in parts[0]}
+        spans = [(begin, count * B)] if size == B else [(begin + i * B, size) for i in range(count)]
+        parts = [self._batches.rows(*span) for span in spans]
+        if self._seen:
+            for (start, _), part in zip(spans, parts, strict=True):
+                self._seen(start, part)
+        return {name: np.concatenate([part[name] for part in parts]).reshape(count, size, -1) for name in parts[0]}
+
+    def _last_evaluation(self) -> dict[str, float]:
+        """The metrics of the last one, as far as metrics.jsonl has them."""
+        path = self.workdir / METRICS
+        rows = read_jsonl(path) if path.exists() else []
+        last: dict[str, float] = next((row for row in reversed(rows) if "eval/loss" in row), {})
+        return {name: value for name, value in last.items() if name.startswith("eval/")}
 
     def _meaning(self, sums: dict[str, TokenSums]) -> dict[str, float]:
         """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""

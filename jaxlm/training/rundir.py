@@ -18,6 +18,8 @@ from ml_collections import FrozenConfigDict
 from jaxlm import config, files, redact
 from jaxlm.data import tokenizers
 from jaxlm.errors import ConfigError, DataError, JaxlmError
+from jaxlm.telemetry import writers
+from jaxlm.training.step_folders import StepFolders
 
 FREE = (
     "steps",
@@ -51,7 +53,7 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
       DataError: the tokenizer is another, or the directory can't be written.
     """
     changed = []
-    if (workdir / "config.json").exists():
+    if (workdir / "config.json").exists() and begun(workdir):
         changed = check(read_config(workdir), cfg, f"run directory {str(workdir)!r}")
         if read_tokenizer(workdir).fingerprint != tokenizer.fingerprint:
             raise DataError(
@@ -63,6 +65,15 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
     write(workdir / "tokenizer.json", tokenizer.to_json())
     write(workdir / "config.json", config.to_json(cfg))  # last: with it this is a run's directory
     return changed
+
+
+def begun(workdir: Path) -> bool:
+    """Whether a run has left something there: a checkpoint, or a row of metrics. One that found out no more than that
+    its config is wrong has not."""
+    metrics = workdir / writers.METRICS
+    return bool(StepFolders(workdir / "checkpoints", writable=False).steps()) or (
+        metrics.exists() and metrics.stat().st_size > 0
+    )
 
 
 def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]:

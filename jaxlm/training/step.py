@@ -17,8 +17,7 @@ from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, review
-from jaxlm.optim.parts import freeze
-from jaxlm.optim.stages import stages, walk
+from jaxlm.optim.stages import stages
 from jaxlm.optim.static import static_arguments
 from jaxlm.optim.wrappers import evaluation_params
 
@@ -57,35 +56,18 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
     Raises:
       ConfigError: the optimizer can't be built.
     """
-    params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
-    spec = cfg.optimizer.to_dict()
+    return config.split(cfg, _static(cfg))
+
+
+@functools.lru_cache(maxsize=64)
+def _static(cfg: FrozenConfigDict) -> frozenset[str]:
+    params, spec = gpt2.shapes(cfg.model), cfg.optimizer.to_dict()
     list(review.reach(stages(spec), params))  # the masks match, the partitions cover
-    return config.split(cfg, static_arguments(spec, params, cfg.steps))
-
-
-def doubts(cfg: FrozenConfigDict) -> list[str]:
-    """What is almost surely wrong in the optimizer, as lines to say.
-
-    Raises:
-      ConfigError: there is something and the config is strict, or nothing sets a learning rate.
-    """
-    params = jax.eval_shape(gpt2.build(cfg.model).init, jax.random.key(0))
-    found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
-    if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
-        raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
-    said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
-    found_stages = list(walk(stages(cfg.optimizer.to_dict())))
-    groups = [group for stage in found_stages for group in stage.groups.values()]
-    frozen = any(stage.function is freeze for stage in found_stages) or any(not group.stages for group in groups)
-    if cfg.model.lora.rank and not frozen:
-        said.append(
-            "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
-        )
-    return said
+    return static_arguments(spec, params, cfg.steps)
 
 
 def build(
-    structure: FrozenConfigDict, place: Callable[[str, Any], Any] = gpt2.on_one_device, axis: str | None = None
+    structure: FrozenConfigDict, placement: gpt2.Placement = gpt2.ON_ONE_DEVICE, axis: str | None = None
 ) -> Program:
     """The program of a structure from `split`.
 
@@ -94,11 +76,11 @@ def build(
     the whole batch, however it is split.
 
     Args:
-      place: as `gpt2.build` takes it.
+      placement: as `gpt2.build` takes it.
       axis: the name of a mapped axis along which the batch is divided; None where it is whole. Dropout masks are then
         others than those of the whole batch.
     """
-    model = gpt2.build(structure.model, place)
+    model = gpt2.build(structure.model, placement)
     spec = structure.optimizer.to_dict()
     on = {name: value == TRACED for name, value in structure.loss.items()}
     dropout_on = structure.model.dropout == TRACED
@@ -171,7 +153,7 @@ def build(
             "optim/skipped": skip.astype(jnp.float32),
         }
         if structure.groups:
-            metrics |= tree.group_metrics(params, grads, updates)
+            metrics |= _by_group(params, grads, updates)
         updates_before = chain.updates_before(state.opt_state, state.step)
         rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, updates_before)
         for i, (stage, rate) in enumerate(rates.items()):
@@ -213,3 +195,20 @@ def _added(fn: Callable[..., PyTree], parts: int, batch: Batch, *key: jax.Array)
     cuts = (jax.tree.map(cut, dict(batch)), *(jax.random.split(one, parts) for one in key))
     shapes = jax.eval_shape(fn, *jax.tree.map(lambda x: x[0], cuts))
     return jax.lax.scan(add, jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), shapes), cuts)[0]
+
+
+def _by_group(params: PyTree, grads: PyTree, updates: PyTree) -> dict[str, jax.Array]:
+    """Norms of parameters, gradients and updates, and the share of parameters that are exactly zero, by group of
+    `tree.GROUPS`: {"optim/param_norm/kernels": float32[], ...}."""
+    out = {}
+    for group in (name for name in tree.GROUPS if name != "all"):
+        on = jax.tree.leaves(tree.mask(params, group))
+
+        def chosen(values: PyTree, on: list[bool] = on) -> list[jax.Array]:
+            return [leaf for leaf, chosen in zip(jax.tree.leaves(values), on, strict=True) if chosen]
+
+        for name, values in (("param_norm", params), ("grad_norm", grads), ("update_norm", updates)):
+            out[f"optim/{name}/{group}"] = tree.norm(chosen(values))
+        zeros = sum(jnp.sum(leaf == 0) for leaf in chosen(params))
+        out[f"optim/sparsity/{group}"] = zeros / jnp.float32(tree.size(chosen(params)))
+    return out

@@ -85,7 +85,7 @@ class Steps:
         self._cfg, self.mesh = cfg, mesh or devices.mesh(cfg)
         self.rows = parallel.rows_here(self.mesh, cfg.data.batch_size)
         structure, self._hparams = step.split(cfg)
-        program = step.build(structure, place=parallel.placing(self.mesh))
+        program = step.build(structure, placement=parallel.placing(self.mesh))
         self._begin(program, self._hparams, lambda state: parallel.shardings(state, self.mesh))
         whole = parallel.laid_out(self.mesh)
         compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, data, tree
+from jaxlm import config, tree
+from jaxlm.data.batches import Batch
 from jaxlm.errors import ConfigError, DataError, JaxlmError, exit_code
 from jaxlm.telemetry import writers
 from jaxlm.training import rundir, step
@@ -96,20 +97,16 @@ def child() -> None:
     from jaxlm.training import host, loop
 
     cfg, workdir = config.from_json(sys.stdin.read()), Path(sys.argv[1])
-    rows = data.Batches.rows
     with (workdir / _BATCHES).open("a", encoding="utf-8") as file:
 
-        def noted(self: data.Batches, first: int, count: int) -> data.batches.Batch:
-            batch = rows(self, first, count)
-            for i in range(count):
-                row = b"".join(batch[name][i].tobytes() for name in sorted(batch))
+        def note(first: int, rows: Batch) -> None:
+            for i in range(len(rows["inputs"])):
+                row = b"".join(rows[name][i].tobytes() for name in sorted(rows))
                 file.write(json.dumps([first + i, hashlib.sha256(row).hexdigest()]) + "\n")
             file.flush()
-            return batch
 
-        data.Batches.rows = noted  # type: ignore[method-assign]
         host.settle()
-        sys.exit(exit_code(lambda: loop.train(cfg, workdir).exit_code))
+        sys.exit(exit_code(lambda: loop.train(cfg, workdir, seen=note).exit_code))
 
 
 def _last_step(workdir: Path) -> int:

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from jaxlm import config, tree
 from jaxlm.errors import DataError
-from jaxlm.model import gpt2, huggingface, losses
+from jaxlm.model import gpt2, huggingface, huggingface_config, losses
 from jaxlm.training import step
 from tests.tiny import assert_same_bits, tiny
 
@@ -81,7 +81,7 @@ def section(**changes):
 @functools.cache
 def parameters(name, dtype="float32"):
     """Such as `read` gives, all of them random."""
-    shapes = jax.eval_shape(gpt2.build(section(**fields(name))).init, jax.random.key(0))
+    shapes = gpt2.shapes(section(**fields(name)))
     rng = np.random.default_rng(0)
     params = jax.tree.map(lambda x: rng.normal(scale=0.1, size=x.shape).astype(dtype), shapes)
     V = fields(name)["vocab_size"]
@@ -148,7 +148,7 @@ def reference(tmp_path_factory):
 @pytest.mark.parametrize("name", CASES)
 def test_logits_loss_and_every_gradient_are_those_of_transformers(reference, name):
     theirs, folder = reference(name)
-    assert huggingface.fields(folder) == fields(name)
+    assert huggingface_config.fields(folder) == fields(name)
     chosen = section(**fields(name))
     model, params, ids = gpt2.build(chosen), huggingface.read(folder, chosen), tokens(name)
 
@@ -271,7 +271,7 @@ def test_however_transformers_saves_it_is_the_same(reference, name, how, tmp_pat
         case _:
             theirs.to(getattr(__import__("torch"), how)).save_pretrained(tmp_path)
             whole = jax.tree.map(lambda x: x.astype(how).astype(np.float32), whole)
-    assert huggingface.fields(tmp_path) == fields(name)
+    assert huggingface_config.fields(tmp_path) == fields(name)
     assert_same_bits(huggingface.read(tmp_path, section(**fields(name))), whole)
 
 
@@ -283,7 +283,7 @@ def test_however_transformers_saves_it_is_the_same(reference, name, how, tmp_pat
 def test_what_is_written_is_read_back_to_the_bit(name, dtype, tmp_path):
     chosen, params = section(**fields(name), param_dtype=dtype), parameters(name, dtype)
     huggingface.write(tmp_path, params, chosen, end_of_text=5)
-    assert huggingface.fields(tmp_path) == fields(name)
+    assert huggingface_config.fields(tmp_path) == fields(name)
     assert_same_bits(huggingface.read(tmp_path, chosen), params)
 
 
@@ -323,7 +323,7 @@ def test_jax_on_the_cpu_takes_the_arrays_without_a_copy(folder):
 
 def test_reading_takes_little_more_memory_than_the_parameters(tmp_path):
     chosen = section(num_layers=4, num_heads=4, embed_dim=128, context_length=64, vocab_size=4000)
-    shapes = jax.eval_shape(gpt2.build(chosen).init, jax.random.key(0))
+    shapes = gpt2.shapes(chosen)
     huggingface.write(tmp_path, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), chosen, end_of_text=0)
     huggingface.read(tmp_path, chosen)  # what JAX keeps
     tracemalloc.start()
@@ -420,7 +420,7 @@ def test_a_config_of_another_size_is_found_before_anything_is_allocated(folder):
     for change in (sizes | {"vocab_size": 10**8}, {"n_embd": 10**6}, {"n_layer": 10**3}):
         (path / "config.json").write_text(json.dumps(described | change))
         with pytest.raises(DataError, match="the weights in .* (lack|hold) "):
-            huggingface.read(path, section(**huggingface.fields(path)))
+            huggingface.read(path, section(**huggingface_config.fields(path)))
 
 
 @pytest.mark.parametrize("length", [0, 4, 8, 100, -1, -1000])

@@ -56,7 +56,7 @@ def test_explain_takes_a_factor_that_follows_a_schedule_at_its_peak():
 @pytest.mark.parametrize("rate", [0.25, {"peak": 0.25, "schedule": "linear"}])
 def test_explain_tells_the_rate_of_muons_adam(rate):
     spec = {"chain": ("muon",), "muon": {"peak": 0.5, "adam_learning_rate": rate}}
-    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    model = gpt2.shapes(resolved().model)
     multipliers = {path: touched.multiplier for path, touched in optim.explain(spec, model).items()}
     assert multipliers["h/attn/c_attn/kernel"] == 1.0
     assert multipliers["h/attn/c_attn/bias"] == multipliers["wte/embedding"] == 0.5
@@ -74,7 +74,7 @@ def test_explain_needs_shapes_only_also_of_gpt2():
         config.default(),
         {"model.num_layers": 12, "model.num_heads": 12, "model.embed_dim": 768, "model.vocab_size": 50257},
     )
-    shapes = jax.eval_shape(gpt2.build(config.resolve(c).model).init, jax.random.key(0))
+    shapes = gpt2.shapes(config.resolve(c).model)
     explained = optim.explain(DEFAULT, shapes)
     assert sum(touched.state_bytes for touched in explained.values()) == 2 * 4 * tree.size(shapes)
 
@@ -161,7 +161,7 @@ def test_a_users_own_transform_may_hold_the_learning_rate(module):
 def test_a_look_at_a_spec_takes_no_model():
     assert optim.check({"chain": ("scale_by_cocob",)}) == []
     assert [finding.rule for finding in optim.check({"chain": ("scale_by_lion",)})] == ["no learning rate"]
-    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    model = gpt2.shapes(resolved().model)
     assert tree.paths(review.PARAMS) == tree.paths(model)
     assert [x.ndim for x in jax.tree.leaves(review.PARAMS)] == [x.ndim for x in jax.tree.leaves(model)]
 
@@ -173,7 +173,7 @@ def test_groups_with_a_learning_rate_each_are_no_two_rates():
 
 def test_muon_decays_kernels_and_its_adam_the_tables():
     spec = {"chain": ("muon",), "muon": {"peak": 1e-3, "weight_decay": 0.1, "adam_weight_decay": 0.2}}
-    model = jax.eval_shape(gpt2.build(resolved().model).init, jax.random.key(0))
+    model = gpt2.shapes(resolved().model)
     decays = {path: touched.decay for path, touched in optim.explain(spec, model).items()}
     assert decays["h/attn/c_attn/kernel"] == 0.1 and decays["wte/embedding"] == 0.2
     assert decays["h/attn/c_attn/bias"] == decays["ln_f/scale"] == 0

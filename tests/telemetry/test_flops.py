@@ -1,6 +1,7 @@
+import jax.numpy as jnp
 import pytest
 
-from jaxlm.telemetry.flops import flops_per_token, mfu, peak_flops
+from jaxlm.telemetry.flops import flops_per_token, matmul_size, mfu, peak_flops
 
 GPT2_124M = 124_439_808 - 1024 * 768  # all parameters but the positions
 
@@ -75,3 +76,8 @@ def test_mfu():
     assert mfu(1e6, 989.4e6, "NVIDIA H100 80GB HBM3", "bfloat16", 1) == pytest.approx(1.0)
     assert mfu(1e6, 989.4e6, "NVIDIA H100 80GB HBM3", "bfloat16", 4) == pytest.approx(0.25)
     assert mfu(1e6, 989.4e6, "cpu", "float32", 1) is None
+
+
+def test_tables_that_are_only_looked_up_multiply_nothing():
+    tied = {"wte": {"embedding": jnp.zeros((5, 2))}, "wpe": {"embedding": jnp.zeros((3, 2))}, "h": jnp.zeros(7)}
+    assert matmul_size(tied) == matmul_size(tied | {"lm_head": {"kernel": jnp.zeros((2, 5))}}) == 17

@@ -15,19 +15,19 @@ import optax
 import pytest
 
 import jaxlm
-from jaxlm import config
+from jaxlm import config, data
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.writers import read_jsonl
-from jaxlm.training import load, recorder, rundir
+from jaxlm.training import load, loop, recorder, rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
 from jaxlm.training.run import Run
 from jaxlm.training.steps import Steps, build
 from tests.runs import ROOT, checkpoints, rows, start, wait_for_step
-from tests.tiny import CORPUS, assert_same_bits, tiny
+from tests.tiny import CORPUS, assert_same_bits, resolved, tiny
 
 LONG = dict(steps=300, eval__every=20, checkpoint__every=20, model__dropout=0.1)
 
@@ -178,10 +178,34 @@ def test_a_signal_before_the_first_step_is_in_the_status(tmp_path, monkeypatch, 
         ({"checkpoint__best": "-eval/acuracy"}, "checkpoint.best is '-eval/acuracy', and no evaluation gives that"),
     ],
 )
-def test_a_metric_that_is_none_is_an_error_at_the_first_evaluation(tmp_path, fields, message):
+def test_a_metric_that_is_none_is_an_error_before_the_first_step(tmp_path, fields, message):
     with pytest.raises(ConfigError, match=message + ".*did you mean 'eval/"):
         jaxlm.train(tiny(**fields), tmp_path / "run")
-    assert jaxlm.train(tiny(), tmp_path / "run").status == "done"  # nothing is lost
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    assert jaxlm.train(tiny(), tmp_path / "run").status == "done"  # nothing is in the way
+
+
+def test_what_a_wrong_config_says_to_do_can_be_done_in_the_same_directory(tmp_path):
+    few = tmp_path / "few.txt"
+    few.write_text("a few words, less than a context of them")
+    with pytest.raises(DataError, match="lower model.context_length"):
+        jaxlm.train(tiny(data__source=str(few), data__validation="", model__context_length=128), tmp_path / "run")
+    cfg = tiny(steps=2, data__source=str(few), data__validation="", model__context_length=8, data__batch_size=2)
+    assert jaxlm.train(cfg, tmp_path / "run").status == "done"
+
+
+def test_what_a_run_trains_on_can_be_seen(tmp_path):
+    found = {}
+
+    def note(first, rows):
+        found.update({first + i: row for i, row in enumerate(rows["inputs"])})
+
+    loop.train(tiny(steps=3), tmp_path / "run", seen=note)
+    cfg = resolved(steps=3)
+    batches, _ = data.training(cfg.data, data.open(cfg.data), cfg.model.context_length, cfg.seed)
+    assert sorted(found) == list(range(3 * cfg.data.batch_size))
+    for first, row in found.items():
+        np.testing.assert_array_equal(row, batches.rows(first, 1)["inputs"][0])
 
 
 def test_every_zero_means_never(tmp_path):
@@ -216,8 +240,17 @@ def test_early_stopping_ends_the_run_after_its_patience(tmp_path):
     again = jaxlm.train(cfg, run)  # it has ended
     assert (again.status, int(again.state.step), checkpoints(run)[-1]) == ("stopped early", 2, 8)
     assert load.locate(run).step == 2 and "raise --config.early_stopping.patience" in (run / "log.txt").read_text()
+    assert again.metrics == result.metrics and "eval/loss" in again.metrics
     cfg.early_stopping.patience = 5
     assert jaxlm.train(cfg, run).status == "stopped early" and checkpoints(run)[-1] == 12
+
+
+def test_a_run_that_stops_early_in_its_last_step_stays_so(tmp_path):
+    cfg = tiny(steps=8, eval__every=2, early_stopping__patience=3, **STILL)
+    for _ in range(2):
+        result = jaxlm.train(cfg, tmp_path / "run")
+        assert (result.status, int(result.state.step)) == ("stopped early", 2)
+        assert load.locate(tmp_path / "run").step == 2
 
 
 def signalled(monkeypatch, number, step):

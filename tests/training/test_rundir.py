@@ -9,6 +9,12 @@ from jaxlm.training import rundir
 from tests.tiny import resolved
 
 
+def begun(workdir, **fields):
+    """A directory in which a run has written a row of metrics."""
+    rundir.prepare(workdir, resolved(**fields), Bytes())
+    (workdir / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
 def test_prepare_writes_config_and_tokenizer_that_read_back(tmp_path):
     assert rundir.prepare(tmp_path, resolved(), Bytes()) == []
     assert rundir.read_config(tmp_path) == resolved()
@@ -39,7 +45,7 @@ def test_every_free_field_exists():
     "change", [{"steps": 9}, {"log__every": 7}, {"data__micro_batches": 2}, {"model__remat": "dots"}]
 )
 def test_fields_that_move_no_bit_of_the_past_may_change_and_are_said(tmp_path, change):
-    rundir.prepare(tmp_path, resolved(), Bytes())
+    begun(tmp_path)
     [line] = rundir.prepare(tmp_path, resolved(**change), Bytes())
     [path] = change
     assert line.startswith(f"{path.replace('__', '.')} changed from ")
@@ -48,23 +54,33 @@ def test_fields_that_move_no_bit_of_the_past_may_change_and_are_said(tmp_path, c
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"model__dropout": 0.1}, {"optimizer__scale_by_adam__b2": 0.9}])
 def test_other_fields_may_not_and_the_old_config_stays(tmp_path, change):
-    rundir.prepare(tmp_path, resolved(), Bytes())
+    begun(tmp_path)
     with pytest.raises(ConfigError, match=r"was .*, is .*another --workdir"):
         rundir.prepare(tmp_path, resolved(**change), Bytes())
     assert rundir.read_config(tmp_path) == resolved()
 
 
+def test_a_run_that_never_began_leaves_its_place_to_another(tmp_path):
+    rundir.prepare(tmp_path, resolved(seed=1), Bytes())
+    assert rundir.prepare(tmp_path, resolved(), Chars("abc")) == []
+    assert rundir.read_config(tmp_path) == resolved() and rundir.read_tokenizer(tmp_path) == Chars("abc")
+    (tmp_path / "checkpoints" / "8").mkdir(parents=True)
+    (tmp_path / "checkpoints" / "8" / "manifest.json").write_text("{}")
+    with pytest.raises(ConfigError, match="seed was 0, is 1"):
+        rundir.prepare(tmp_path, resolved(seed=1), Chars("abc"))
+
+
 def test_a_secret_that_is_no_longer_known_keeps_no_run_from_going_on(tmp_path, monkeypatch):
     cfg = resolved(data__source="corpus-of-4711-4711.txt")
     monkeypatch.setenv("MY_SECRET", "4711-4711")
-    rundir.prepare(tmp_path, cfg, Bytes())
+    begun(tmp_path, data__source="corpus-of-4711-4711.txt")
     assert rundir.read_config(tmp_path).data.source == "corpus-of-<redacted>.txt"
     monkeypatch.delenv("MY_SECRET")
     assert len(rundir.prepare(tmp_path, cfg, Bytes())) == 1
 
 
 def test_another_tokenizer_is_refused(tmp_path):
-    rundir.prepare(tmp_path, resolved(), Bytes())
+    begun(tmp_path)
     with pytest.raises(DataError, match="differs from the one"):
         rundir.prepare(tmp_path, resolved(), Chars("abc"))
 
