@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import operator
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -14,9 +14,9 @@ import optax.contrib
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain, transforms
+from jaxlm.optim import chain, parts, transforms
 from jaxlm.optim.muon import HIDDEN
-from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages
+from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
 
 PyTree = Any
 
@@ -67,40 +67,64 @@ def explain(spec: Spec, params: PyTree, steps: int = 1) -> dict[str, Touched]:
     Raises:
       ConfigError: see `stages.stages`; a mask that matches nothing, a partition that does not cover the parameters.
     """
-    paths = tree.paths(params)
-    reached = list(reach(stages(spec), params))
+    found = ways(stages(spec), params)
     sizes = _state_bytes(spec, params, steps)
-    first = next((_peak(stage) for stage, _ in reached if _peak(stage)), None)
+    first = next((rate for stage in walk(stages(spec)) if (rate := _peak(stage))), None)
 
-    def touched(i: int, path: str) -> Touched:
-        here = [stage for stage, on in reached if on[i]]
-        rate = next((own for stage in here if (own := _peak(stage, path))), None)
-        multiplier = rate / first if rate and first else float(bool(here))
-        for stage in here:
+    def touched(way: Way) -> Touched:
+        rate = next((own for stage in way.stages if (own := _peak(stage, way.path))), None)
+        multiplier = 0.0 if way.frozen else rate / first if rate and first else float(bool(way.stages))
+        for stage in way.stages:
             if stage.function is optax.scale:
                 multiplier *= _argument(stage, "step_size") or 0.0
-        decay = sum(_decay(stage, path) for stage in here)
-        return Touched(tuple(stage.name for stage in here), decay, multiplier, sizes[path])
+        decay = sum(_decay(stage, way.path) for stage in way.stages)
+        return Touched(tuple(stage.name for stage in way.stages), decay, multiplier, sizes[way.path])
 
-    return {path: touched(i, path) for i, path in enumerate(paths)}
+    return {way.path: touched(way) for way in found}
 
 
-def reach(
-    found: Sequence[Stage], params: PyTree, on: Sequence[bool] | None = None
-) -> Iterator[tuple[Stage, list[bool]]]:
-    """(stage, for each leaf whether it gets there) in the chain's order, through partitions."""
-    on = [True] * len(jax.tree.leaves(params)) if on is None else list(on)
-    for stage in found:
-        if stage.groups:
-            names = jax.tree.leaves(chain.labels(stage.groups, params))
-            for name, group in stage.groups.items():
-                yield from reach(group.stages, params, [a and b == name for a, b in zip(on, names)])
-            continue
-        mask = jax.tree.leaves(tree.mask(params, stage.where or "all"))
-        if stage.wraps and stage.function.__name__ == "freeze":
-            on = [a and not b for a, b in zip(on, mask)]  # what comes after it sees these only
-        else:
-            yield stage, [a and b for a, b in zip(on, mask)]
+class Way(NamedTuple):
+    """What one parameter passes on its way through a chain."""
+
+    path: str
+    stages: tuple[Stage, ...]  # those that touch it, in the chain's order
+    frozen: bool  # by `freeze`, or as one of a group without stages
+
+
+def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
+    """The way of each parameter, through partitions too. Masks and groups see what their transforms will see.
+
+    Raises:
+      ConfigError: a mask that matches nothing there, a partition that does not cover it.
+    """
+    passed: dict[str, list[Stage]] = {path: [] for path in tree.paths(params)}
+    frozen: set[str] = set()
+
+    def go(found: Sequence[Stage], params: PyTree) -> None:
+        for stage in found:
+            if stage.groups:
+                names = chain.labels(stage.groups, params)
+                for name, group in stage.groups.items():
+                    part = _chosen(params, jax.tree.map(lambda label, name=name: label == name, names))
+                    go(group.stages, part)
+                    if not group.stages:
+                        frozen.update(tree.paths(part))
+                continue
+            mask = tree.mask(params, stage.where or "all")
+            if stage.function is parts.freeze:
+                frozen.update(tree.paths(_chosen(params, mask)))
+                params = _chosen(params, jax.tree.map(operator.not_, mask))  # what comes after it sees these only
+                continue
+            for path in tree.paths(_chosen(params, mask)):
+                passed[path].append(stage)
+
+    go(found, params)
+    return [Way(path, tuple(here), path in frozen) for path, here in passed.items()]
+
+
+def _chosen(params: PyTree, mask: PyTree) -> PyTree:
+    """As a transform behind a mask sees them."""
+    return jax.tree.map(lambda leaf, on: leaf if on else optax.MaskedNode(), params, mask)
 
 
 def _argument(stage: Stage, name: str) -> Any:
@@ -133,7 +157,8 @@ def _peak(stage: Stage, path: str = "") -> float | None:
     rate = stage.rate
     if path and _is_muons_adam(stage, path):
         rate = _argument(stage, "adam_learning_rate") or rate
-    return rate["peak"] if isinstance(rate, dict) else rate
+    rate = rate["peak"] if isinstance(rate, dict) else rate
+    return rate if isinstance(rate, (int, float)) else None  # no number: a schedule of Python's
 
 
 def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
@@ -158,11 +183,21 @@ CLIPPING = (
     *(transforms.clip_by_global_norm, optax.clip_by_global_norm),
     *(optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip),
 )
-NOT_SCALING = (
-    *CLIPPING,
-    *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule, optax.scale),
-    *(optax.add_decayed_weights, optax.add_noise, optax.identity, optax.zero_nans, optax.centralize),
+RATES = (
+    *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
+    optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction
+    optax.contrib.scale_by_madgrad,
 )
+"""Those of the scale_by_... that are a learning rate and change the sign."""
+FACTORS = (
+    *(transforms.scale_by_layer, optax.scale_by_param_block_norm, optax.scale_by_param_block_rms),
+    *(optax.scale_by_polyak, optax.scale_by_backtracking_linesearch, optax.scale_by_zoom_linesearch),
+)
+"""Those that multiply what comes to them, and don't forget its scale."""
+AS_APPLIED = (transforms.ema_of_params, transforms.proximal_l1)
+"""What looks at the new parameters."""
+REWRITING = (transforms.lookahead, transforms.schedule_free, transforms.mechanize)
+"""Wrappers after which the new parameters aren't the old ones plus inner's update."""
 
 
 def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[Finding]:
@@ -175,37 +210,64 @@ def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[
     Raises:
       ConfigError: as `explain`; and with `strict`, where anything is found.
     """
-    reached = list(reach(stages(spec), params))
-    paths = tree.paths(params)
-    found = list(dict.fromkeys(finding for rule in RULES for finding in rule(reached, paths)))
+    passed = ways(stages(spec), params)
+    first: dict[tuple[str, str], Finding] = {}
+    for finding in (finding for rule in RULES for finding in rule(passed)):
+        first.setdefault(finding[:2], finding)
+    found = list(first.values())
     if strict and found:
         raise ConfigError("; ".join(f"optimizer stage {stage!r}: {reason}" for _, stage, reason in found))
     return found
 
 
-Reached = Sequence[tuple[Stage, list[bool]]]
-
-
-def _no_learning_rate(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for i, path in enumerate(paths):
-        here = [stage for stage, on in reached if on[i]]
-        if here and not any(_has_rate(stage) or not _known(stage) for stage in here):
+def _no_learning_rate(passed: list[Way]) -> Iterator[Finding]:
+    for path, here, frozen in passed:
+        if not here and not frozen:
+            last = [way.stages[-1].name for way in passed if way.stages][-1]
+            reason = f"no stage takes {path!r}, so its gradient is added as it is and training climbs: "
+            yield Finding(NO_LEARNING_RATE, last, reason + "freeze it, or give it a group of a partition")
+        elif here and not frozen and not any(_descends(stage) or not _known(stage) for stage in here):
             reason = f"nothing multiplies the updates of {path!r} by a negative learning rate, so training climbs: "
             yield Finding(NO_LEARNING_RATE, here[-1].name, reason + "end with scale_by_learning_rate")
-            return
 
 
-def _two_learning_rates(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for i, path in enumerate(paths):
-        here = [stage.name for stage, on in reached if on[i] and _has_rate(stage)]
-        if len(here) > 1:
-            reason = f"its learning rate multiplies that of {here[0]!r}, for {path!r} and maybe others"
-            yield Finding("two learning rates", here[1], reason)
-            return
+def _two_learning_rates(passed: list[Way]) -> Iterator[Finding]:
+    for path, here, _ in passed:
+        names = [stage.name for stage in here if _descends(stage)]
+        if len(names) > 1:
+            reason = f"its learning rate multiplies that of {names[0]!r}, for {path!r} and maybe others"
+            yield Finding("two learning rates", names[1], reason)
 
 
-def _late_clipping(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for here in _ways(reached, paths):
+def _wrong_sign(passed: list[Way]) -> Iterator[Finding]:
+    for stage in _once(passed):
+        rate = _peak(stage)
+        if rate and rate < 0:
+            yield Finding("a number of the wrong sign", stage.name, f"with a learning rate of {rate} training climbs")
+        if stage.function in CLIPPING:
+            name = next(iter(stage.parameters))
+            bound = _argument(stage, name)
+            if bound is not None and bound <= 0:
+                reason = f"its {name} is {bound}, which leaves nothing of a gradient or turns it round: set it above 0"
+                yield Finding("a number of the wrong sign", stage.name, reason)
+
+
+def _late_scaling(passed: list[Way]) -> Iterator[Finding]:
+    for _, here, _ in passed:
+        rated = None
+        for stage in here:
+            if rated is not None and _scales(stage):
+                reason = f"it forgets the scale of what comes to it, and with it the learning rate of {rated!r}: "
+                yield Finding("scaling after the learning rate", stage.name, reason + "put it before")
+            if rated is not None and stage.function is transforms.cautious:
+                reason = f"after the sign flip of {rated!r} all moves against the gradient, so all of it is masked: "
+                yield Finding("cautious after the learning rate", stage.name, reason + "put it before")
+            if _descends(stage):
+                rated = stage.name
+
+
+def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
+    for _, here, _ in passed:
         scaled = None
         for stage in here:
             if stage.function in CLIPPING and scaled is not None:
@@ -215,20 +277,19 @@ def _late_clipping(reached: Reached, paths: list[str]) -> Iterator[Finding]:
                 scaled = stage.name
 
 
-def _decay_of_what(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for stage, on in reached:
-        if not stage.arguments.get("mask"):
-            hit = [path for path, hit in zip(paths, on) if hit and _decay(stage, path)]
-            small = [path for path in hit if not path.endswith(("/kernel", "/embedding"))]
-            if small:
-                reason = f"it decays biases or norms, such as {small[0]!r}: set where='kernels'"
-                if stage.where is None and "mask" in stage.parameters:
-                    reason += " on a stage add_decayed_weights of its own, and weight_decay=0 here"
-                yield Finding("decay of biases or norms", stage.name, reason)
+def _decay_of_what(passed: list[Way]) -> Iterator[Finding]:
+    for path, here, _ in passed:
+        for stage in here:
+            if path.endswith(("/kernel", "/embedding")) or stage.arguments.get("mask") or not _decay(stage, path):
+                continue
+            reason = f"it decays biases or norms, such as {path!r}: set where='kernels'"
+            if stage.where is None and "mask" in stage.parameters:
+                reason += " on a stage add_decayed_weights of its own, and weight_decay=0 here"
+            yield Finding("decay of biases or norms", stage.name, reason)
 
 
-def _early_decay(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for here in _ways(reached, paths):
+def _early_decay(passed: list[Way]) -> Iterator[Finding]:
+    for _, here, _ in passed:
         for i, stage in enumerate(here):
             if stage.function is not optax.add_decayed_weights:
                 continue
@@ -236,69 +297,85 @@ def _early_decay(reached: Reached, paths: list[str]) -> Iterator[Finding]:
                 reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after "
                 reason += "the scaling, or name the stage 'l2' if it is meant"
                 yield Finding("decay before scaling", stage.name, reason)
-            if any(before.function in NOT_SCALING and _has_rate(before) for before in here[:i]):
+            if any(map(_descends, here[:i])):
                 reason = "after the learning rate's sign flip, decay grows the weights: put it before"
                 yield Finding("decay after the learning rate", stage.name, reason)
 
 
-def _muon_of_what(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    for stage, on in reached:
-        if stage.function is optax.contrib.scale_by_muon:
-            wrong = [path for path, hit in zip(paths, on) if hit and not path.endswith("/kernel")]
-            if wrong:
-                reason = f"orthogonalising {wrong[0]!r} makes no sense: Muon is for kernels, see jaxlm's own muon"
+def _muon_of_what(passed: list[Way]) -> Iterator[Finding]:
+    for path, here, _ in passed:
+        for stage in here:
+            if stage.function is optax.contrib.scale_by_muon and not path.endswith("/kernel"):
+                reason = f"orthogonalising {path!r} makes no sense: Muon is for kernels, see jaxlm's own muon"
                 yield Finding("Muon on embeddings", stage.name, reason)
-        if stage.function is optax.contrib.muon and "muon_weight_dimension_numbers" not in stage.arguments:
-            reason = "optax's takes what has rank 2: embeddings and stacked biases, not the stacked kernels; use 'muon'"
-            yield Finding("Muon on embeddings", stage.name, reason)
+            if stage.function is optax.contrib.muon and "muon_weight_dimension_numbers" not in stage.arguments:
+                reason = "optax's takes what has rank 2: embeddings and stacked biases, not the stacked kernels; "
+                yield Finding("Muon on embeddings", stage.name, reason + "use 'muon'")
 
 
-def _decaying_schedule_free(reached: Reached, paths: list[str]) -> Iterator[Finding]:
-    names = [stage.name for stage, _ in reached if "schedule_free" in getattr(stage.function, "__name__", "")]
-    for stage, _ in reached:
+def _decaying_schedule_free(passed: list[Way]) -> Iterator[Finding]:
+    names = [stage.name for stage in _once(passed) if "schedule_free" in getattr(stage.function, "__name__", "")]
+    for stage in _once(passed):
         rate = stage.rate
         if names and isinstance(rate, dict) and rate.get("schedule", "constant") != "constant":
             reason = f"{names[0]!r} takes the place of a decaying schedule: set schedule='constant', with a warmup"
             yield Finding("schedule-free with a schedule", stage.name, reason)
 
 
+def _not_as_applied(passed: list[Way]) -> Iterator[Finding]:
+    for _, here, _ in passed:
+        for i, stage in enumerate(here):
+            if stage.function not in AS_APPLIED:
+                continue
+            reason = "it must see the update as it is applied, which {!r} changes once more: put it "
+            if around := [outer.name for outer in here[:i] if outer.function in REWRITING]:
+                reason = reason.format(around[-1]) + "into a chain without that"
+                yield Finding("not the applied update", stage.name, reason)
+            elif after := [later.name for later in here[i + 1 :] if later.function is not transforms.ema_of_params]:
+                yield Finding("not the applied update", stage.name, reason.format(after[0]) + "last")
+
+
 RULES = (
     _no_learning_rate,
     _two_learning_rates,
+    _wrong_sign,
+    _late_scaling,
     _late_clipping,
     _decay_of_what,
     _early_decay,
     _muon_of_what,
     _decaying_schedule_free,
+    _not_as_applied,
 )
 
 
-def _ways(reached: Reached, paths: list[str]) -> list[list[Stage]]:
-    """The stages that parameters pass, in order: each such list once."""
-    ways = {}
-    for i in range(len(paths)):
-        here = [stage for stage, on in reached if on[i]]
-        ways[tuple(stage.name for stage in here)] = here
-    return list(ways.values())
+def _once(passed: list[Way]) -> list[Stage]:
+    """Each stage of some way."""
+    return list({stage.name: stage for way in passed for stage in way.stages}.values())
 
 
 def _known(stage: Stage) -> bool:
-    """Whether its function is jaxlm's or optax's, so that its arguments say what it does."""
-    module = getattr(inspect.unwrap(stage.function), "__module__", "") or ""
-    return module.split(".")[0] in ("jaxlm", "optax")
+    """Whether its function is what its name finds in jaxlm or optax, so that its arguments say what it does: one of
+    the user's own, or a made transform, may hold a learning rate."""
+    name = getattr(stage.function, "__name__", "")
+    return any(getattr(module, name, None) is stage.function for module in (transforms, optax, optax.contrib))
 
 
-def _has_rate(stage: Stage) -> bool:
-    if stage.function is transforms.proximal_l1:
-        return False  # its learning rate is that of the stage before it, and scales a threshold
+def _descends(stage: Stage) -> bool:
+    """Whether it turns a gradient into a step down, by a learning rate and a change of sign."""
     if stage.function is optax.scale:
         return (_argument(stage, "step_size") or 0) < 0
-    names = {"learning_rate", "max_learning_rate"}
-    rated = bool(names & set(stage.parameters)) and not stage.wraps
-    bets = stage.function is optax.contrib.scale_by_cocob  # coin betting finds its step and its direction
-    return stage.rate is not None or rated or bets or stage.function is optax.scale_by_schedule
+    if _is_scale_by(stage):
+        return stage.function in RATES
+    if stage.function is transforms.proximal_l1 or stage.wraps:  # the learning rate there is that of another stage
+        return False
+    return bool({"learning_rate", "max_learning_rate"} & set(stage.parameters))
 
 
 def _scales(stage: Stage) -> bool:
-    name = getattr(stage.function, "__name__", "")
-    return stage.function not in NOT_SCALING and name.startswith("scale_by_")
+    """Whether it forgets the scale of the gradient."""
+    return _is_scale_by(stage) and stage.function not in (*RATES, *FACTORS)
+
+
+def _is_scale_by(stage: Stage) -> bool:
+    return getattr(stage.function, "__name__", "").startswith("scale_by_")

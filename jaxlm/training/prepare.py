@@ -12,8 +12,7 @@ from jaxlm import config, data
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import chain, review
-from jaxlm.optim.parts import freeze
-from jaxlm.optim.stages import stages, walk
+from jaxlm.optim.stages import stages
 from jaxlm.training import initial, processes
 
 
@@ -68,9 +67,7 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
         raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
-    found_stages = list(walk(stages(cfg.optimizer.to_dict())))
-    groups = [group for stage in found_stages for group in stage.groups.values()]
-    frozen = any(stage.function is freeze for stage in found_stages) or any(not group.stages for group in groups)
+    frozen = any(way.frozen for way in review.ways(stages(cfg.optimizer.to_dict()), params))
     if cfg.model.lora.rank and not frozen:
         said.append(
             "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"

@@ -1,10 +1,14 @@
+import functools
+
 import jax
+import optax
 import pytest
 
 from jaxlm import config, optim, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import review
+from jaxlm.optim.stages import stages
 from tests.optim.small import DEFAULT, PARAMS
 from tests.tiny import resolved
 
@@ -43,7 +47,7 @@ def test_explain_goes_through_partitions():
     }
     explained = optim.explain(spec, PARAMS)
     assert explained["h/attn/kernel"] == (("clip_by_global_norm", "sgd"), 0.0, 1.0, 4 * 24)
-    assert explained["wte/embedding"] == (("clip_by_global_norm",), 0.0, 1.0, 0)
+    assert explained["wte/embedding"] == (("clip_by_global_norm",), 0.0, 0.0, 0)
     assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 2 * 4 * 4)
 
 
@@ -86,6 +90,19 @@ RATE = {"peak": 1e-3, "schedule": "warmup_cosine"}
 TABLES = {"add_decayed_weights": DECAY, "scale_by_learning_rate": RATE, "clip_by_global_norm": {"max_norm": 1.0}}
 
 
+FLAT = {"peak": 1e-3}
+
+
+def max_norm(value):
+    return {"clip_by_global_norm": {"max_norm": value}}
+
+
+SEARCH = {
+    "scale_by_backtracking_linesearch": {"max_backtracking_steps": 3},
+    "scale_by_zoom_linesearch": {"max_linesearch_steps": 3},
+}
+
+
 def found(*names, **tables):
     return {finding.rule for finding in optim.check({"chain": names, **TABLES, **tables}, PARAMS)}
 
@@ -105,6 +122,35 @@ def found(*names, **tables):
         {"chain": ("scale_by_adam", "scale"), "scale": {"step_size": -0.1}},
         {**DEFAULT, "chain": (*DEFAULT["chain"], "proximal_l1"), "proximal_l1": {"l1": 1e-4}},
         {"chain": ("muon",), "muon": {"peak": 1e-3, "weight_decay": 0.1, "adam_weight_decay": 0.1}},
+        {"chain": ("skip_nonfinite", "freeze", "adam"), "freeze": {"where": "embeddings"}, "adam": {"peak": 1e-3}},
+        {
+            "chain": ("lookahead", "clip_by_global_norm", "partition"),
+            "clip_by_global_norm": {"max_norm": 1.0},
+            "partition": {"a": {"where": "kernels", "chain": ("adam",)}, "b": {"where": "rest", "chain": ()}},
+            "adam": {"peak": 1e-3},
+        },
+        {  # groups of what `freeze` leaves
+            "chain": ("freeze", "partition"),
+            "freeze": {"where": "embeddings"},
+            "partition": {"a": {"where": "kernels", "chain": ("sgd",)}, "b": {"where": "norms|biases", "chain": ()}},
+            "sgd": {"peak": 1e-3},
+        },
+        {
+            "chain": ("partition",),
+            "partition": {
+                "a": {"where": "kernels", "chain": ("inside",)},
+                "b": {"where": "rest", "chain": ("adam",)},
+            },
+            "inside": {"transform": "partition", "c": {"where": "attn", "chain": ("sgd",)}},
+            "adam": {"peak": 1e-3},
+            "sgd": {"peak": 1e-2},
+        },
+        {"chain": ("sgd", "scale_by_backtracking_linesearch"), "sgd": {"peak": 1.0}, **SEARCH},
+        {"chain": ("scale_by_lbfgs", "scale", "scale_by_zoom_linesearch"), "scale": {"step_size": -1.0}, **SEARCH},
+        {"chain": ("sgd", "scale_by_polyak"), "sgd": {"peak": 1.0}},
+        {"chain": ("scale_by_rprop", "scale"), "scale_by_rprop": {"learning_rate": 0.1}, "scale": {"step_size": -1.0}},
+        {**DEFAULT, "chain": (*DEFAULT["chain"], "scale_by_layer"), "scale_by_layer": {"decay": 0.9}},
+        {**DEFAULT, "chain": (*DEFAULT["chain"], "proximal_l1", "ema_of_params"), "proximal_l1": {"l1": 1e-4}},
         {  # each group by itself is sound, one after the other they are not
             "chain": ("partition",),
             "partition": {
@@ -145,6 +191,18 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("Muon on embeddings", ("contrib.scale_by_muon", "scale_by_learning_rate"), {}),
         ("Muon on embeddings", ("m",), {"m": {"transform": "contrib.muon", "weight_decay": 0.0, **RATE}}),
         ("schedule-free with a schedule", ("schedule_free_adamw",), {"schedule_free_adamw": RATE}),
+        ("no learning rate", ("sgd",), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
+        ("no learning rate", ("scale_by_rprop",), {"scale_by_rprop": {"learning_rate": 0.1}}),
+        ("scaling after the learning rate", ("scale_by_learning_rate", "scale_by_adam"), {}),
+        ("cautious after the learning rate", ("scale_by_adam", "scale_by_learning_rate", "cautious"), {}),
+        ("decay after the learning rate", ("sgd", "add_decayed_weights"), {"sgd": {"learning_rate": 0.1}}),
+        ("a number of the wrong sign", ("sgd",), {"sgd": {"learning_rate": -0.1}}),
+        ("a number of the wrong sign", ("clip_by_global_norm", "sgd"), {"sgd": RATE, **max_norm(-1)}),
+        ("a number of the wrong sign", ("clip_by_global_norm", "sgd"), {"sgd": RATE, **max_norm(0.0)}),
+        ("not the applied update", ("scale_by_adam", "ema_of_params", "scale_by_learning_rate"), {}),
+        ("not the applied update", ("lookahead", "sgd", "ema_of_params"), {"sgd": RATE}),
+        ("not the applied update", ("mechanize", "sgd", "ema_of_params"), {"sgd": RATE}),
+        ("not the applied update", ("schedule_free", "sgd", "proximal_l1"), {"sgd": FLAT, "proximal_l1": {"l1": 0.1}}),
     ],
 )
 def test_what_is_almost_surely_wrong_is_found(rule, names, tables):
@@ -156,6 +214,50 @@ def test_what_is_almost_surely_wrong_is_found(rule, names, tables):
 def test_a_users_own_transform_may_hold_the_learning_rate(module):
     module("jaxlm_test_mine", "def mine():\n    return optax.scale(-0.1)\n")
     assert found("jaxlm_test_mine:mine") == set()
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        optax.adamw(1e-3),
+        optax.chain(optax.clip(1.0), optax.sgd(0.1)),
+        optax.inject_hyperparams(optax.sgd)(learning_rate=0.1),
+        optax.apply_if_finite(optax.sgd(0.1), 3),
+        optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation(),
+    ],
+    ids=["adamw", "chain", "inject_hyperparams", "apply_if_finite", "MultiSteps"],
+)
+def test_a_made_transform_may_hold_the_learning_rate(transform):
+    assert found("mine", mine={"transform": transform}) == set()
+    assert found("mine", mine={"transform": transform, "where": "kernels"}) == {"no learning rate"}
+
+
+def test_a_partial_of_a_wrapper_is_a_stage():
+    patient = functools.partial(optax.apply_if_finite, max_consecutive_errors=3)
+    assert found("patient", "sgd", patient={"transform": patient}, sgd=RATE) == set()
+    assert optim.explain({"chain": ("patient", "sgd"), "patient": {"transform": patient}, "sgd": RATE}, PARAMS)
+
+
+def test_a_group_sees_its_part_of_the_parameters_only():
+    spec = {
+        "chain": ("partition",),
+        "partition": {"a": {"where": "kernels", "chain": ("sgd",)}, "b": {"where": "rest", "chain": ()}},
+        "sgd": {"peak": 1e-3, "where": "embeddings"},
+    }
+    with pytest.raises(ConfigError, match="where='embeddings' matches no parameter"):
+        optim.check(spec, PARAMS)
+
+
+def test_what_is_wrong_with_two_groups_is_told_of_each():
+    groups = {"a": {"where": "kernels", "chain": ("scale_by_adam",)}, "b": {"where": "rest", "chain": ("trace",)}}
+    spec = {"chain": ("partition",), "partition": groups, "trace": {"decay": 0.9}}
+    assert {finding.stage for finding in optim.check(spec, PARAMS)} == {"scale_by_adam", "trace"}
+
+
+def test_frozen_parameters_are_told():
+    spec = {"chain": ("skip_nonfinite", "freeze", "sgd"), "freeze": {"where": "embeddings"}, "sgd": RATE}
+    assert [way.path for way in review.ways(stages(spec), PARAMS) if way.frozen] == ["wte/embedding"]
+    assert optim.explain(spec, PARAMS)["wte/embedding"].multiplier == 0
 
 
 def test_a_look_at_a_spec_takes_no_model():
