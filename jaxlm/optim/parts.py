@@ -114,6 +114,15 @@ def is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
 
 
+def part_of(whole: PyTree, part: PyTree) -> PyTree:
+    """`whole`, without what is masked in `part` and the layers before those it has."""
+
+    def cut(own: Any, other: jax.Array) -> Any:
+        return own if is_masked(own) else other if own.shape == other.shape else other[-len(own) :]
+
+    return jax.tree.map(cut, part, whole, is_leaf=is_masked)
+
+
 def filled(part: PyTree, whole: PyTree) -> PyTree:
     """`part`, with what is masked in it, the layers before those it has, and all dtypes, from `whole`."""
 

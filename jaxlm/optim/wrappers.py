@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim.parts import filled, is_masked
+from jaxlm.optim.parts import filled, part_of
 
 PyTree = Any
 
@@ -66,7 +66,7 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """Where any number of the gradient, or of inner's update, is NaN or infinite, the step changes nothing but a count.
 
     Neither parameters nor inner's state change. `optax.apply_if_finite` gives in after a number of such steps; this
-    never does: watch `skipped`.
+    never does: watch `skipped`. (In a run that is `optim/skipped`: its step by itself leaves out what is not finite.)
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -140,7 +140,7 @@ def skip_spikes(
 def schedule_free(
     inner: optax.GradientTransformation,
     learning_rate: optax.ScalarOrSchedule,
-    b1: ArrayLike = 0.9,
+    b1: jax.Array | float = 0.9,
     weight_lr_power: ArrayLike = 2.0,
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free averaging (Defazio et al. 2024, arXiv:2405.15682): `optax.contrib.schedule_free` around a chain.
@@ -151,7 +151,12 @@ def schedule_free(
     The parameters are y, where gradients are taken; x is what to evaluate, see `evaluation_params`. `inner` has no
     momentum (Adam with b1 = 0, or scale_by_rms) and ends with the same learning rate, with warmup but no decay. One
     number per parameter, and the inner state.
+
+    Args:
+      b1: above 0: with 0 there is no x in y, where it is read from.
     """
+    if not isinstance(b1, jax.core.Tracer) and not 0 < b1 <= 1:
+        raise ConfigError(f"schedule_free: b1={b1}; expected above 0, such as 0.9, and 1 at most")
     return optax.contrib.schedule_free(inner, learning_rate, b1, weight_lr_power)
 
 
@@ -233,14 +238,12 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
     """What to evaluate, by the name to report it under: "" for what the optimizer means as its result, and more.
 
     "" is schedule-free's average x where there is one, else `params`; "ema" is the average of `ema_of_params`. Both
-    are found at any depth of the state; what they don't cover, since they stand behind a mask, is as in `params`.
+    are found at any depth of the state; what they don't cover, since they see a part only, is as in `params`.
     """
     out = {"": params}
     for state in _states(opt_state, optax.contrib.ScheduleFreeState):
-        b1 = state.b1
-        x = jax.tree.map(
-            lambda z, y, b1=b1: z if is_masked(z) else (y - (1 - b1) * z) / b1, state.z, params, is_leaf=is_masked
-        )
+        y, b1 = part_of(params, state.z), state.b1
+        x = jax.tree.map(lambda y, z, b1=b1: (y - (1 - b1) * z) / b1, y, state.z)
         out[""] = filled(x, out[""])
     for state in _states(opt_state, EmaOfParamsState):
         out["ema"] = filled(state.average, out.get("ema", out[""]))

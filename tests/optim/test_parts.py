@@ -85,6 +85,33 @@ def test_last_layers_within_freeze_and_around_an_average():
         assert (own[1] != now[1]).any() and (own[1] != before[1]).any()
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_last_layers_around_schedule_free(count):
+    """Of three layers the last are averaged as if they were all, and the others stand still."""
+
+    def three(x):
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: jnp.concatenate([leaf, leaf[:1] + 1]) if tree.of_layers(path) else leaf, x
+        )
+
+    def trained(transform, params):
+        state = transform.init(params)
+        for scale in (1.0, 0.5, 2.0):
+            gradients = jax.tree.map(lambda p, scale=scale: scale * jnp.cos(p), params)
+            updates, state = transform.update(gradients, state, params)
+            params = optax.apply_updates(params, updates)
+        return wrappers.evaluation_params(state, params)[""]
+
+    def last(params):
+        return params | {"h": jax.tree.map(lambda x: x[-count:], params["h"])}
+
+    params, inner = three(PARAMS), wrappers.schedule_free(optax.sgd(0.1), 0.1)
+    found = trained(parts.train_last_layers(inner, count), params)
+    assert_close(last(found), trained(inner, last(params)))
+    for own, before in zip(jax.tree.leaves(found["h"]), jax.tree.leaves(params["h"]), strict=True):
+        np.testing.assert_array_equal(own[:-count], before[:-count])
+
+
 def test_inside_of_last_layers_value_fn_is_a_function_of_them():
     def value_fn(params):
         return sum(jnp.sum(jnp.cos(x)) for x in jax.tree.leaves(params))

@@ -218,6 +218,11 @@ def test_schedule_free_is_its_formula_and_evaluates_the_average():
     assert_close(evaluated[""], theirs, rtol=0, atol=1e-6)
 
 
+def test_schedule_free_refuses_a_mean_that_leaves_the_average_out():
+    with pytest.raises(ConfigError, match=r"schedule_free: b1=0.0; expected above 0"):
+        wrappers.schedule_free(optax.sgd(0.1), 0.1, b1=0.0)
+
+
 def mechanic(gradients, params, weight_decay, eps, s_init, num_betas):
     """Parameters after each step of Mechanic around SGD with a rate of 1, all of them as one vector."""
     start, p = params, params
