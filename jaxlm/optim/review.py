@@ -57,12 +57,13 @@ class Finding(NamedTuple):
 # Explain
 
 
-def explain(spec: Spec, params: PyTree, steps: int = 1) -> dict[str, Touched]:
+def explain(spec: Spec, params: PyTree, steps: int = 1_000_000) -> dict[str, Touched]:
     """{path: what touches it} for each parameter. Nothing is allocated.
 
     Args:
       spec: with its numbers in it, as in a config.
       params: arrays or their shapes.
+      steps: the length of the run; by default one in which all lengths in a spec have room.
 
     Raises:
       ConfigError: see `stages.stages`; a mask that matches nothing, a partition that does not cover the parameters.

@@ -316,8 +316,10 @@ def _boundaries(given: Any, steps: int) -> tuple[Any, ...]:
         _check("boundaries", place, 0, math.inf, "fractions of the run below 1, or whole steps", whole=True)
     if not any(isinstance(place, jax.core.Tracer) for place in places):
         in_steps = [place * steps if place < 1 else place for place in places]
-        if any(a >= b for a, b in zip([0, *in_steps], in_steps)):
-            raise errors.ConfigError(f"the schedule's boundaries are {given!r}; expected above 0 and increasing")
+        if any(a >= b for a, b in zip([0, *in_steps], [*in_steps, steps])):
+            raise errors.ConfigError(
+                f"the schedule's boundaries are {given!r}; expected above 0, increasing, before the run's end, {steps}"
+            )
     return places
 
 

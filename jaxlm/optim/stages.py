@@ -205,6 +205,10 @@ def _check_arguments(stage: Stage, follows: bool) -> None:
     if stage.groups:
         return
     name, arguments, parameters = stage.name, stage.arguments, dict(stage.parameters)
+    if "learning_rate" in parameters and {"learning_rate", "peak"} <= set(arguments):
+        raise ConfigError(
+            f"optimizer.{name} has a 'learning_rate' and a 'peak', which are two names for one number; leave one out"
+        )
     if stage.wraps and stage.where is not None and "where" not in parameters:
         raise ConfigError(
             f"optimizer.{name}.where={stage.where!r}: a wrapper holds all stages after it, and without them the other "

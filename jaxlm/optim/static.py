@@ -26,7 +26,7 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
       params: arrays or their shapes.
 
     Raises:
-      ConfigError: a stage fails with constants, too.
+      ConfigError: a stage fails with constants, too, or refuses a number.
     """
     names = {stage.name for stage in walk(stages(spec))}
     numbers = {
@@ -49,6 +49,7 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
         return None
 
     if fails(numbers) is None:
+        chain.build(spec, None, steps)  # no function says of a traced number that it is out of range
         return frozenset()
     error = fails({})
     if error is not None:

@@ -51,6 +51,11 @@ def test_explain_goes_through_partitions():
     assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 2 * 4 * 4)
 
 
+def test_explain_takes_lengths_in_steps():
+    rate = {"peak": 1e-3, "schedule": "join", "boundaries": 400}
+    assert optim.explain({**DEFAULT, "scale_by_learning_rate": rate}, PARAMS)
+
+
 def test_explain_takes_a_factor_that_follows_a_schedule_at_its_peak():
     factor = {"step_size": {"peak": 0.5, "schedule": "linear"}}
     spec = optim.insert_after(DEFAULT, "scale_by_learning_rate", "scale", **factor)

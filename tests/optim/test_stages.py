@@ -36,6 +36,10 @@ from jaxlm.optim.stages import stages
             {"chain": ("lookahead", "sgd"), "lookahead": {"where": "kernels"}, "sgd": {"learning_rate": 0.1}},
             "optimizer.lookahead.where='kernels': a wrapper holds all stages after it",
         ),
+        (
+            {"chain": ("adamw",), "adamw": {"peak": 1e-3, "learning_rate": 0.5}},
+            "optimizer.adamw has a 'learning_rate' and a 'peak'",
+        ),
         ({"chain": ("scale",)}, "lacks its argument 'step_size': set optimizer.scale.step_size"),
         (
             {"chain": ("scale_by_learning_rate",)},

@@ -18,6 +18,12 @@ def test_aliases_take_all_their_numbers_traced(name):
     assert static_arguments({"chain": ("all_in_one",), "all_in_one": table}, PARAMS, STEPS) == frozenset()
 
 
+def test_a_number_that_its_function_refuses_is_refused_before_anything_is_traced():
+    late = {**DEFAULT["scale_by_learning_rate"], "final": 1.5}
+    with pytest.raises(ConfigError, match="final is 1.5; expected from 0 to 1"):
+        static_arguments({**DEFAULT, "scale_by_learning_rate": late}, PARAMS, STEPS)
+
+
 PICKY = """
 def picky(strength, threshold, rates=None):
     if threshold > 0.5:  # Python control flow: a traced number has no truth
