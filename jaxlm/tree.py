@@ -32,7 +32,25 @@ def path_of(key_path: tuple[Any, ...]) -> str:
 
 def of_layers(key_path: tuple[Any, ...]) -> bool:
     """Whether a parameter, or optimizer state of its shape, is stacked by layer: [L, ...]."""
-    return re.search(r"(^|/)h/", path_of(key_path)) is not None
+    return _is_of_layers(path_of(key_path))
+
+
+def num_layers(tree: PyTree) -> int:
+    """L; 0 where nothing is stacked by layer."""
+    flat = jax.tree_util.tree_leaves_with_path(tree)
+    return max((leaf.shape[0] for key_path, leaf in flat if of_layers(key_path)), default=0)
+
+
+def below_head(path: str, layers: int) -> tuple[int, ...]:
+    """How far below the head a parameter stands, or one of low rank beside it: layers (L, ..., 1), an embedding
+    (L + 1,), all else (0,)."""
+    if _is_of_layers(path):
+        return tuple(range(layers, 0, -1))
+    return (layers + 1,) if re.search(r"(^|/)w[tp]e/embedding(/|$)", path) else (0,)
+
+
+def _is_of_layers(path: str) -> bool:
+    return re.search(r"(^|/)h/", path) is not None
 
 
 def paths(tree: PyTree) -> list[str]:

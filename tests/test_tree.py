@@ -31,6 +31,13 @@ def test_what_is_stacked_by_layer_is_told_by_its_path():
     assert found == {"opt": {"mu": {"h": {"x": True}, "wte": {"h": False}}}, "h": {"y": True}}
 
 
+def test_the_embeddings_are_farthest_below_the_head():
+    assert tree.num_layers({"wte": jnp.ones(9), "h": {"a": jnp.ones((3, 2))}}) == 3 and tree.num_layers({}) == 0
+    assert tree.below_head("h/attn/kernel", 3) == tree.below_head("lora/h/attn/kernel/a", 3) == (3, 2, 1)
+    assert tree.below_head("wte/embedding", 3) == tree.below_head("lora/wpe/embedding/b", 3) == (4,)
+    assert tree.below_head("ln_f/bias", 3) == tree.below_head("lm_head/kernel", 3) == (0,)
+
+
 def test_groups_part_gpt2():
     groups = [chosen(name) for name in tree.GROUPS if name != "all"]
     assert sum(map(len, groups)) == len(set.union(*groups)), "a parameter is in two groups"

@@ -57,8 +57,7 @@ def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.
         return jax.tree_util.tree_map_with_path(cut, x)
 
     def checked(params: PyTree) -> int:
-        flat = jax.tree_util.tree_leaves_with_path(params)
-        layers = max((leaf.shape[0] for key_path, leaf in flat if tree.of_layers(key_path)), default=0)
+        layers = tree.num_layers(params)
         if not layers:
             raise ConfigError("train_last_layers: there are no layers (h/...) here")
         if not 0 < count <= layers:

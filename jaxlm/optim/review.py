@@ -42,7 +42,8 @@ class Touched(NamedTuple):
 
     stages: tuple[str, ...]  # those that touch it, in the chain's order
     decay: float  # weight decay, before it is multiplied by the learning rate
-    multiplier: float  # its learning rate over the chain's first one, both at their peaks
+    multiplier: float  # its learning rate over the chain's first one, both at their peaks; that of its last layer
+    first_layer: float  # the same of its first layer, where layers have rates of their own
     state_bytes: int  # of the optimizer's state, its own part
 
 
@@ -68,18 +69,19 @@ def explain(spec: Spec, params: PyTree, steps: int = 1_000_000) -> dict[str, Tou
     Raises:
       ConfigError: see `stages.stages`; a mask that matches nothing, a partition that does not cover the parameters.
     """
-    found = ways(stages(spec), params)
+    found, layers = ways(stages(spec), params), tree.num_layers(params)
     sizes = _state_bytes(spec, params, steps)
     first = next((rate for stage in walk(stages(spec)) if (rate := _peak(stage))), None)
 
     def touched(way: Way) -> Touched:
         rate = next((own for stage in way.stages if (own := _peak(stage, way.path))), None)
         multiplier = 0.0 if way.frozen else rate / first if rate and first else float(bool(way.stages))
+        first_layer = last_layer = multiplier
         for stage in way.stages:
-            if stage.function is optax.scale:
-                multiplier *= _argument(stage, "step_size") or 0.0
+            factors = _factors(stage, way.path, layers)
+            first_layer, last_layer = first_layer * factors[0], last_layer * factors[-1]
         decay = sum(_decay(stage, way.path) for stage in way.stages)
-        return Touched(tuple(stage.name for stage in way.stages), decay, multiplier, sizes[way.path])
+        return Touched(tuple(stage.name for stage in way.stages), decay, last_layer, first_layer, sizes[way.path])
 
     return {way.path: touched(way) for way in found}
 
@@ -160,6 +162,18 @@ def _peak(stage: Stage, path: str = "") -> float | None:
         rate = _argument(stage, "adam_learning_rate") or rate
     rate = rate["peak"] if isinstance(rate, dict) else rate
     return rate if isinstance(rate, (int, float)) else None  # no number: a schedule of Python's
+
+
+def _factors(stage: Stage, path: str, layers: int) -> list[float]:
+    """What a stage multiplies the learning rate by, in each layer or in all that there is."""
+    below = tree.below_head(path, layers)
+    if stage.function is optax.scale:
+        return [_argument(stage, "step_size") or 0.0]
+    if stage.function is transforms.scale_by_layer:
+        return [(_argument(stage, "decay") or 0.0) ** power for power in below]
+    if stage.function is transforms.train_last_layers and len(below) > 1:
+        return [float(power <= stage.arguments["count"]) for power in below]
+    return [1.0]
 
 
 def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:

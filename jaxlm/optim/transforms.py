@@ -6,7 +6,6 @@ one named `inner`, the transform of all stages after it.
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 import jax
@@ -148,19 +147,18 @@ def scale_by_layer(decay: ArrayLike) -> optax.GradientTransformation:
         updates: PyTree, state: optax.OptState, params: PyTree | None = None, *, layers: int = 0, **extra: Any
     ) -> tuple[PyTree, optax.OptState]:
         del params, extra
-        flat = jax.tree_util.tree_leaves_with_path(updates)
-        layers = layers or next((leaf.shape[0] for key_path, leaf in flat if tree.of_layers(key_path)), 0)
+        layers = layers or tree.num_layers(updates)
 
         def scaled(key_path: tuple[Any, ...], u: jax.Array) -> jax.Array:
-            power: Any
+            power: Any = tree.below_head(tree.path_of(key_path), layers)
             if tree.of_layers(key_path):
-                power = jnp.arange(len(u), 0, -1).reshape(-1, *[1] * (u.ndim - 1))  # the last layers, if not all
-            elif re.search(tree.GROUPS["embeddings"], tree.path_of(key_path)):
-                if not layers:
-                    raise ConfigError("scale_by_layer sees embeddings but no layers (h/...); widen its 'where'")
-                power = layers + 1
-            else:
+                power = jnp.array(power[-len(u) :]).reshape(-1, *[1] * (u.ndim - 1))  # the last layers, if not all
+            elif power == (0,):
                 return u
+            elif not layers:
+                raise ConfigError("scale_by_layer sees embeddings but no layers (h/...); widen its 'where'")
+            else:
+                (power,) = power
             return (u * jnp.asarray(decay, jnp.float32) ** power).astype(u.dtype)
 
         return jax.tree_util.tree_map_with_path(scaled, updates), state

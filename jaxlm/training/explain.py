@@ -47,18 +47,19 @@ def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
 
 def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
     """One line a parameter: path, shape, size, the numbers of the stages that touch it, its weight decay, its learning
-    rate over the chain's, and its bytes of optimizer state."""
+    rate over the chain's (from the first layer to the last), and its bytes of optimizer state."""
     spec = cfg.optimizer.to_dict()
     touched = optim.explain(spec, params, cfg.steps)
     number = {stage.name: str(i) for i, stage in enumerate(walk(stages(spec)), 1)}
     lies = jax.tree.leaves(parallel.shardings(params, devices.imagined(cfg)))
     rows: list[tuple[str, ...]] = [("path", "shape", "size", "stages", "decay", "rate", "state", "divided")]
     for path, leaf, sharding in zip(tree.paths(params), jax.tree.leaves(params), lies, strict=True):
-        by, decay, multiplier, state = touched[path]
+        by, decay, last, first, state = touched[path]
         numbers = " ".join(number[name] for name in by)
         shape = str(list(leaf.shape))
         over = ", ".join(axes if isinstance(axes, str) else "+".join(axes or "-") for axes in sharding.spec)
-        rows.append((path, shape, f"{leaf.size:,}", numbers, f"{decay:g}", f"x{multiplier:g}", f"{state:,} B", over))
+        rate = f"x{last:g}" if first == last else f"x{first:g} to x{last:g}"
+        rows.append((path, shape, f"{leaf.size:,}", numbers, f"{decay:g}", rate, f"{state:,} B", over))
     rows.append(("total", "", f"{tree.size(params):,}", "", "", "", "", ""))
     if not any(row[-1] for row in rows[1:]):  # all lie whole on each device
         rows = [row[:-1] for row in rows]

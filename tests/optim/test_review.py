@@ -1,13 +1,15 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
 from jaxlm import config, optim, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
-from jaxlm.optim import review
+from jaxlm.optim import chain, review
 from jaxlm.optim.stages import stages
 from tests.optim.small import DEFAULT, PARAMS
 from tests.tiny import resolved
@@ -46,9 +48,9 @@ def test_explain_goes_through_partitions():
         "adamw": {"peak": 0.25, "weight_decay": 0.0},
     }
     explained = optim.explain(spec, PARAMS)
-    assert explained["h/attn/kernel"] == (("clip_by_global_norm", "sgd"), 0.0, 1.0, 4 * 24)
-    assert explained["wte/embedding"] == (("clip_by_global_norm",), 0.0, 0.0, 0)
-    assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 2 * 4 * 4)
+    assert explained["h/attn/kernel"] == (("clip_by_global_norm", "sgd"), 0.0, 1.0, 1.0, 4 * 24)
+    assert explained["wte/embedding"] == (("clip_by_global_norm",), 0.0, 0.0, 0.0, 0)
+    assert explained["h/ln_1/scale"] == (("clip_by_global_norm", "adamw"), 0.0, 0.5, 0.5, 2 * 4 * 4)
 
 
 def test_explain_takes_lengths_in_steps():
@@ -60,6 +62,20 @@ def test_explain_takes_a_factor_that_follows_a_schedule_at_its_peak():
     factor = {"step_size": {"peak": 0.5, "schedule": "linear"}}
     spec = optim.insert_after(DEFAULT, "scale_by_learning_rate", "scale", **factor)
     assert {touched.multiplier for touched in optim.explain(spec, PARAMS).values()} == {0.5}
+
+
+def test_explain_tells_the_rates_of_layers_as_they_are():
+    spec = {"chain": ("scale_by_layer", "sgd"), "scale_by_layer": {"decay": 0.5}, "sgd": {"peak": 0.1}}
+    model = jax.eval_shape(gpt2.build(resolved(model__num_layers=3).model).init, jax.random.key(0))
+    ones = jax.tree.map(lambda x: jnp.ones(x.shape), model)
+    updates = chain.build(spec, None, 10).update(ones, chain.build(spec, None, 10).init(ones), ones)[0]
+    explained = optim.explain(spec, model)
+    for path, update in zip(tree.paths(updates), jax.tree.leaves(updates), strict=True):
+        first, last = (float(update[i].ravel()[0]) / -0.1 for i in (0, -1))
+        np.testing.assert_allclose((explained[path].first_layer, explained[path].multiplier), (first, last), rtol=1e-6)
+    last = {**spec, "chain": ("train_last_layers", "scale_by_layer", "sgd"), "train_last_layers": {"count": 2}}
+    kernel = optim.explain(last, model)["h/mlp/c_fc/kernel"]
+    assert (kernel.first_layer, kernel.multiplier) == (0, 0.5)
 
 
 @pytest.mark.parametrize("rate", [0.25, {"peak": 0.25, "schedule": "linear"}])

@@ -144,9 +144,10 @@ def test_scale_by_layer_decays_from_the_head_down_to_the_embeddings():
 
 
 def test_scale_by_layer_scales_low_rank_products_with_their_layers():
-    thin = {"lora": {"h": {"a": jnp.ones((2, 3))}}}
+    thin = {"lora": {"h": {"a": jnp.ones((2, 3))}, "wte": {"embedding": {"a": jnp.ones((2, 3))}}}}
     updates, _ = transforms.scale_by_layer(0.5).update(thin, optax.EmptyState())
     np.testing.assert_allclose(updates["lora"]["h"]["a"][:, 0], [0.25, 0.5])
+    np.testing.assert_allclose(updates["lora"]["wte"]["embedding"]["a"], 0.125)
 
 
 def test_scale_by_layer_wants_to_see_how_many_layers_there_are():
