@@ -218,7 +218,7 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
     """The chain and the tables of its stages. Tables of the defaults that the chain doesn't name are left out."""
     if not isinstance(section, (Mapping, ConfigDict)) or "chain" not in section:
         raise ConfigError("config field 'optimizer.chain' is missing: a tuple of stage names")
-    chain = stage_names("optimizer.chain", checked("optimizer.chain", _plain(section["chain"]), ()))
+    chain = stage_names("optimizer.chain", checked("optimizer.chain", plain(section["chain"]), ()))
     groups = ((path, value) for path, value in items(section, "optimizer.") if path.count(".") == 3)
     used = {*chain, *(name for path, value in groups if path.endswith(".chain") for name in stage_names(path, value))}
     out: dict[str, Any] = {"chain": chain}
@@ -228,7 +228,7 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
                 raise ConfigError(
                     f"optimizer.{stage} is {table!r}; expected a table of arguments, such as {{'b1': 0.9}}"
                 )
-            out[stage] = _plain(table)
+            out[stage] = plain(table)
             for path, value in items(out[stage], f"optimizer.{stage}."):
                 storable(path, value)
                 finite(path, value)
@@ -253,12 +253,12 @@ def _separate(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Nested mappings as plain dicts, lists as tuples."""
     if isinstance(value, (Mapping, ConfigDict)):
-        return {key: _plain(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return tuple(_plain(item) for item in value)
+        return tuple(plain(item) for item in value)
     return value
 
 
@@ -326,8 +326,8 @@ def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str
             return {key: named(item, f"{path}.{key}") for key, item in value.items()}
         return _name(value) if is_object(path, value) else value
 
-    plain = named(_plain(cfg), "")
-    return json.dumps(plain if secrets else redact.fields(plain), indent=2)
+    out = named(plain(cfg), "")
+    return json.dumps(out if secrets else redact.fields(out), indent=2)
 
 
 def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
@@ -353,7 +353,7 @@ def from_json(text: str) -> FrozenConfigDict:
         raise DataError(f"not a config: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")
-    return resolve(ConfigDict(_completed(_plain(raw), default())))
+    return resolve(ConfigDict(_completed(plain(raw), default())))
 
 
 def _completed(given: Any, usual: ConfigDict) -> Any:

@@ -4,8 +4,8 @@ spec = optim.replace(spec, "scale_by_adam", "scale_by_lion", b1=0.9)
 transform = optim.build(spec, None, steps=1000)  # an Optax chain
 """
 
-from jaxlm.optim.chain import (
-    build,
+from jaxlm.optim.chain import build
+from jaxlm.optim.edits import (
     diff,
     drop,
     from_json,

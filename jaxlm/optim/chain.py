@@ -1,14 +1,11 @@
 """The optimizer is data: an ordered tuple of stage names and a table of arguments each, made into an Optax chain.
 
-What names and tables mean is `jaxlm.optim.stages`' story. The functions at the end edit a spec: each returns a new one.
+What names and tables mean is `jaxlm.optim.stages`' story.
 """
 
 from __future__ import annotations
 
-import difflib
 import inspect
-import itertools
-import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
@@ -17,10 +14,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm import tree
-from jaxlm.errors import ConfigError, nearest
+from jaxlm.errors import ConfigError
 from jaxlm.optim import scheduled
 from jaxlm.optim.parts import of_part
-from jaxlm.optim.stages import REST, TABLES, Group, Spec, Stage, is_scheduled, names, stages, walk
+from jaxlm.optim.stages import REST, Group, Spec, Stage, is_scheduled, stages, walk
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
@@ -209,127 +206,9 @@ def learning_rates(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, co
     return out
 
 
-def updates_before(opt_state: PyTree, steps: jax.Array) -> jax.Array:
+def schedule_count(opt_state: PyTree, steps: jax.Array) -> jax.Array:
     """int32[]: the count at which schedules stand: less than the completed steps where some were skipped, which keep
     the optimizer's state as it was."""
     kind = optax.ScaleByScheduleState
     nodes = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, kind))
     return next((node.count for node in nodes if isinstance(node, kind)), steps)
-
-
-def learning_rate(spec: Spec, hparams: Mapping[str, Any] | None, steps: int, count: jax.Array) -> jax.Array | None:
-    """The learning rate of the first stage that has one, at a step, float32[]; None where no stage has."""
-    return next(iter(learning_rates(spec, hparams, steps, count).values()), None)
-
-
-# Edits. A spec is a plain mapping: these return plain dicts, and leave their argument alone.
-
-
-def replace(spec: Spec, stage: str, by: str, **arguments: Any) -> dict[str, Any]:
-    """`by`, with its own arguments, in the place of a stage."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], by, *chain[i + 1 :]), {by: arguments})
-
-
-def insert_before(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
-    """A new stage right before another."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], new, *chain[i:]), {new: arguments})
-
-
-def insert_after(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
-    """A new stage right after another."""
-    return _edited(spec, stage, lambda chain, i: (*chain[: i + 1], new, *chain[i + 1 :]), {new: arguments})
-
-
-def drop(spec: Spec, stage: str) -> dict[str, Any]:
-    """The spec without a stage."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], *chain[i + 1 :]), {})
-
-
-def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:
-    """The spec with some arguments of a stage set, the others as they were."""
-    table = dict(_plain(spec).get(stage) or {})
-    return _edited(spec, stage, lambda chain, i: chain, {stage: table | arguments})
-
-
-def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
-    """{"without NAME": the spec without it} for each stage but those that set a learning rate: an ablation's arms."""
-    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
-    return {f"without {name}": drop(spec, name) for name in free}
-
-
-def _edited(
-    spec: Spec, stage: str, edit: Callable[[tuple[str, ...], int], tuple[str, ...]], tables: dict[str, Any]
-) -> dict[str, Any]:
-    out = _plain(spec)
-    chain = tuple(out["chain"])
-    if stage not in chain:
-        raise ConfigError(f"no stage {stage!r} in optimizer.chain: {nearest(stage, chain)}")
-    out["chain"] = edit(chain, chain.index(stage))
-    if len(set(out["chain"])) < len(out["chain"]):
-        raise ConfigError(f"{next(iter(tables))!r} is in optimizer.chain already; name one freely, with a 'transform'")
-    out |= {name: table for name, table in tables.items() if table or name in out}
-    for name in set(names(spec)) - set(names(out)):  # with the stages of a partition's groups
-        out.pop(name, None)
-    stages(out)
-    return out
-
-
-def _plain(spec: Spec) -> dict[str, Any]:
-    """Tables as dicts, lists as tuples; what the chain's functions are is left as it is."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, TABLES):
-            return {key: plain(item) for key, item in value.items()}
-        return tuple(map(plain, value)) if type(value) in (list, tuple) else value
-
-    return plain(spec)
-
-
-def to_json(spec: Spec) -> str:
-    """A spec as JSON; `from_json` gives it back equal.
-
-    Raises:
-      ConfigError: a stage is a Python object, which JSON can't hold.
-    """
-
-    def refuse(value: Any) -> Any:
-        raise ConfigError(
-            f"an optimizer stage is a Python object, {value!r}, which JSON can't hold; name it module:function"
-        )
-
-    return json.dumps(_plain(spec), indent=2, default=refuse)
-
-
-def from_json(text: str) -> dict[str, Any]:
-    """The spec that `to_json` wrote."""
-    return _plain(json.loads(text))
-
-
-def lines(spec: Spec, numbered: bool = False, exact: bool = False) -> list[str]:
-    """One line a stage, name(argument=value, ...), and one for each group of a partition before its own.
-
-    Args:
-      exact: Python objects that aren't the same read differently, by their places in memory.
-    """
-    numbers = itertools.count(1)
-
-    def line(stage: Stage, depth: int) -> list[str]:
-        shown = dict(stage.arguments) | ({"where": stage.where} if stage.where else {})
-        transform = (dict(spec.get(stage.name) or {})).get("transform")
-        if transform is not None and not isinstance(transform, str):
-            transform = repr(getattr(transform, "update", transform)) if exact else "Python"
-        head = f"{stage.name}: {transform}" if transform else stage.name
-        number = f"{next(numbers)}. " if numbered else ""
-        out = ["  " * depth + f"{number}{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
-        for name, group in stage.groups.items():
-            out.append("  " * (depth + 1) + f"{name}, where={group.where!r}" + ("" if group.stages else ": frozen"))
-            out += [text for inner in group.stages for text in line(inner, depth + 2)]
-        return out
-
-    return [text for stage in stages(spec) for text in line(stage, 0)]
-
-
-def diff(old: Spec, new: Spec) -> str:
-    """How two specs differ, a line a stage: "- " gone, "+ " new, "  " in both; "" where they are equal."""
-    a, b = lines(old, exact=True), lines(new, exact=True)
-    return "" if a == b else "\n".join(line for line in difflib.ndiff(a, b) if not line.startswith("?"))

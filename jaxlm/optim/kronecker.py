@@ -64,7 +64,7 @@ def scale_by_soap(
 
     def update(updates: PyTree, state: KroneckerState, params: PyTree | None = None) -> tuple[PyTree, KroneckerState]:
         del params
-        count, gradients = state.step, _float32(updates)
+        count, gradients = state.step, tree.float32(updates)
         started = count > 0
 
         def average(decay: ArrayLike, old: jax.Array, new: jax.Array) -> jax.Array:
@@ -114,7 +114,7 @@ def scale_by_shampoo(
 
     def update(updates: PyTree, state: KroneckerState, params: PyTree | None = None) -> tuple[PyTree, KroneckerState]:
         del params
-        count, gradients = optax.safe_increment(state.step), _float32(updates)
+        count, gradients = optax.safe_increment(state.step), tree.float32(updates)
 
         def step(m: jax.Array, v: jax.Array, root: Sides) -> jax.Array:
             m_hat, v_hat = (x / (1 - b**count) for x, b in ((m, b1), (v, b2)))
@@ -154,10 +154,6 @@ def _init(max_precond_dim: int) -> Callable[[PyTree], KroneckerState]:
         return KroneckerState(jnp.zeros([], jnp.int32), mu, nu, factors, bases)
 
     return init
-
-
-def _float32(updates: PyTree) -> PyTree:
-    return jax.tree.map(lambda u: u.astype(jnp.float32), updates)
 
 
 def _like(out: PyTree, updates: PyTree) -> PyTree:

@@ -53,7 +53,7 @@ def cosine(steps: int, *, warmup: Number = 0.0, final: Number = 0.0) -> Shape:
     return _decay(steps, warmup, final, _half_cosine)
 
 
-warmup_linear, warmup_cosine = linear, cosine  # older names for the same: every shape has a warmup
+warmup_linear, warmup_cosine = linear, cosine  # also called so elsewhere: here every shape has a warmup
 
 
 def polynomial(steps: int, *, warmup: Number = 0.0, final: Number = 0.0, power: Number = 2.0) -> Shape:

@@ -250,7 +250,7 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
     return out
 
 
-def means_another(opt_state: optax.OptState) -> bool:
+def has_average(opt_state: optax.OptState) -> bool:
     """Whether the optimizer means something else than the parameters as its result: "" of `evaluation_params`."""
     return bool(_states(opt_state, optax.contrib.ScheduleFreeState))
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, optim, redact, tree
-from jaxlm.optim import chain
+from jaxlm.optim import chain, edits
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves, flops
 from jaxlm.telemetry.text import aligned
@@ -69,7 +69,7 @@ def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
 def optimizer(cfg: FrozenConfigDict, params: step.PyTree) -> str:
     """The chain in order, with arguments, and what is doubtful in it."""
     spec = cfg.optimizer.to_dict()
-    out = [f"  {line}" for line in chain.lines(spec, numbered=True)]
+    out = [f"  {line}" for line in edits.lines(spec, numbered=True)]
     out += [f"  doubt: {stage}: {reason}" for _, stage, reason in optim.check(spec, params)]
     return "\n".join(out)
 

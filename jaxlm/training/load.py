@@ -16,7 +16,7 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
 from jaxlm.model import gpt2, huggingface, huggingface_config
-from jaxlm.optim.wrappers import evaluation_params, means_another
+from jaxlm.optim.wrappers import evaluation_params, has_average
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import PyTree, State
@@ -159,7 +159,7 @@ def _averaging(cfg: FrozenConfigDict) -> State | None:
         like: Any = step.shapes(cfg)
     except ConfigError:  # a function of a notebook, which JSON can't hold
         return None
-    if not means_another(like.opt_state):
+    if not has_average(like.opt_state):
         return None
     first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), like)

@@ -154,8 +154,8 @@ def build(
         }
         if structure.groups:
             metrics |= _by_group(params, grads, updates)
-        updates_before = chain.updates_before(state.opt_state, state.step)
-        rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, updates_before)
+        count = chain.schedule_count(state.opt_state, state.step)
+        rates = chain.learning_rates(spec, hparams.optimizer, structure.steps, count)
         for i, (stage, rate) in enumerate(rates.items()):
             metrics[f"optim/learning_rate/{stage}" if i else "optim/learning_rate"] = rate
         return State(state.step + 1, params, opt_state, state.key), metrics

@@ -33,6 +33,16 @@ def test_an_optimizer_is_a_spec_or_a_function_of_the_bases():
     assert unclipped.optimizer.scale_by_adam.to_dict() == tiny().optimizer.scale_by_adam.to_dict()
 
 
+def test_an_optimizer_without_each_of_its_stages_is_a_study():
+    without = optim.leave_one_out(tiny().optimizer.to_dict())
+    ablation = small(variants={"full": {}} | without, baseline="full")
+    chain = tuple(tiny().optimizer.chain)
+    assert [study.arm(ablation, variant).optimizer.chain for variant in ablation.variants] == [
+        chain,
+        *(tuple(name for name in chain if variant != f"without {name}") for variant in without),
+    ]
+
+
 def test_later_overrides_go_on_top():
     sgd = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
     variant = {"optimizer": sgd, PEAK: 0.2}

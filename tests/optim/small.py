@@ -15,6 +15,17 @@ KERNELS = {
     "wte": {"embedding": False},
 }
 
+GROUPS = {
+    "chain": ("partition",),
+    "partition": {
+        "matrices": {"where": "kernels", "chain": ("sgd",)},
+        "table": {"where": "^wte", "chain": ()},
+        "others": {"where": "rest", "chain": ("scale_by_lion", "rate")},
+    },
+    "sgd": {"learning_rate": 0.5},
+    "rate": {"transform": "scale_by_learning_rate", "peak": 0.25},
+}
+
 
 def tensors(seed, scale=1.0):
     """A tree of arrays named like the parameters of a one-layer GPT-2."""

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxlm import optim
 from jaxlm.model import losses
 from jaxlm.optim import chain, transforms
 from tests.optim.small import DEFAULT, GRADIENTS, KERNELS, PARAMS, STEPS, split
@@ -38,8 +39,8 @@ def after(spec, **penalties):
 SGD = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": RATE}}
 ADAM = {**SGD, "chain": ("scale_by_adam", "scale_by_learning_rate"), "scale_by_adam": {"eps": 0.0}}
 DECAY = {"weight_decay": STRENGTH, "where": "kernels"}
-ADAMW = {**chain.insert_after(ADAM, "scale_by_adam", "add_decayed_weights", **DECAY)}
-L2_ADAM = {**chain.insert_before(ADAM, "scale_by_adam", "l2", transform="add_decayed_weights", **DECAY)}
+ADAMW = {**optim.insert_after(ADAM, "scale_by_adam", "add_decayed_weights", **DECAY)}
+L2_ADAM = {**optim.insert_before(ADAM, "scale_by_adam", "l2", transform="add_decayed_weights", **DECAY)}
 
 
 def shrinking(pull):
@@ -54,7 +55,7 @@ def test_adamw_shrinks_by_the_weight_beside_adams_sign():
 
 def test_l2_in_the_loss_under_sgd_is_weight_decay():
     np.testing.assert_allclose(after(SGD, l2=STRENGTH), shrinking(C), rtol=1e-4)
-    decayed = chain.insert_before(SGD, "scale_by_learning_rate", "add_decayed_weights", **DECAY)
+    decayed = optim.insert_before(SGD, "scale_by_learning_rate", "add_decayed_weights", **DECAY)
     np.testing.assert_allclose(after(decayed), shrinking(C), rtol=1e-4)
 
 
@@ -70,13 +71,13 @@ def test_l1_in_the_loss_pulls_by_a_constant():
 def test_l1_under_adam_is_lost_where_the_gradient_is_larger_and_proximal_l1_is_not():
     assert np.array_equal(np.sign(C + STRENGTH * np.sign(W)), np.sign(C))  # so Adam sees no difference
     np.testing.assert_allclose(after(ADAM, l1=STRENGTH), W - T * RATE * np.sign(C), rtol=1e-4)
-    proximal = chain.insert_after(ADAM, "scale_by_learning_rate", "proximal_l1", l1=STRENGTH)
+    proximal = optim.insert_after(ADAM, "scale_by_learning_rate", "proximal_l1", l1=STRENGTH)
     moved = W - T * RATE * np.sign(C)
     np.testing.assert_allclose(after(proximal), moved - T * RATE * STRENGTH * np.sign(W), rtol=1e-4)
 
 
 def test_proximal_l1_makes_exact_zeros():
-    proximal = chain.insert_after(SGD, "scale_by_learning_rate", "proximal_l1", l1=10.0)
+    proximal = optim.insert_after(SGD, "scale_by_learning_rate", "proximal_l1", l1=10.0)
     assert not after(proximal).any()
 
 

@@ -1,0 +1,113 @@
+"""Edits of a spec, and specs as text. Each edit returns a new spec, of plain dicts, and leaves its argument alone."""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import json
+from collections.abc import Callable
+from typing import Any
+
+from jaxlm.config import plain
+from jaxlm.errors import ConfigError, nearest
+from jaxlm.optim.stages import Spec, Stage, names, stages, walk
+
+
+def replace(spec: Spec, stage: str, by: str, **arguments: Any) -> dict[str, Any]:
+    """`by`, with its own arguments, in the place of a stage."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], by, *chain[i + 1 :]), {by: arguments})
+
+
+def insert_before(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+    """A new stage right before another."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], new, *chain[i:]), {new: arguments})
+
+
+def insert_after(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+    """A new stage right after another."""
+    return _edited(spec, stage, lambda chain, i: (*chain[: i + 1], new, *chain[i + 1 :]), {new: arguments})
+
+
+def drop(spec: Spec, stage: str) -> dict[str, Any]:
+    """The spec without a stage."""
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], *chain[i + 1 :]), {})
+
+
+def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:
+    """The spec with some arguments of a stage set, the others as they were."""
+    table = dict(plain(spec).get(stage) or {})
+    return _edited(spec, stage, lambda chain, i: chain, {stage: table | arguments})
+
+
+def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
+    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage but those that set a
+    learning rate."""
+    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
+    return {f"without {name}": {"optimizer": drop(spec, name)} for name in free}
+
+
+def _edited(
+    spec: Spec, stage: str, edit: Callable[[tuple[str, ...], int], tuple[str, ...]], tables: dict[str, Any]
+) -> dict[str, Any]:
+    out = plain(spec)
+    chain = tuple(out["chain"])
+    if stage not in chain:
+        raise ConfigError(f"no stage {stage!r} in optimizer.chain: {nearest(stage, chain)}")
+    out["chain"] = edit(chain, chain.index(stage))
+    if len(set(out["chain"])) < len(out["chain"]):
+        raise ConfigError(f"{next(iter(tables))!r} is in optimizer.chain already; name one freely, with a 'transform'")
+    out |= {name: table for name, table in tables.items() if table or name in out}
+    for name in set(names(spec)) - set(names(out)):  # with the stages of a partition's groups
+        out.pop(name, None)
+    stages(out)
+    return out
+
+
+def to_json(spec: Spec) -> str:
+    """A spec as JSON; `from_json` gives it back equal.
+
+    Raises:
+      ConfigError: a stage is a Python object, which JSON can't hold.
+    """
+
+    def refuse(value: Any) -> Any:
+        raise ConfigError(
+            f"an optimizer stage is a Python object, {value!r}, which JSON can't hold; name it module:function"
+        )
+
+    return json.dumps(plain(spec), indent=2, default=refuse)
+
+
+def from_json(text: str) -> dict[str, Any]:
+    """The spec that `to_json` wrote."""
+    return plain(json.loads(text))
+
+
+def lines(spec: Spec, numbered: bool = False, exact: bool = False) -> list[str]:
+    """One line a stage, name(argument=value, ...), and one for each group of a partition before its own.
+
+    Args:
+      exact: Python objects that aren't the same read differently, by their places in memory.
+    """
+    numbers = itertools.count(1)
+
+    def line(stage: Stage, depth: int) -> list[str]:
+        shown = dict(stage.arguments) | ({"where": stage.where} if stage.where else {})
+        transform = (dict(spec.get(stage.name) or {})).get("transform")
+        if transform is not None and not isinstance(transform, str):
+            transform = repr(getattr(transform, "update", transform)) if exact else "Python"
+        head = f"{stage.name}: {transform}" if transform else stage.name
+        number = f"{next(numbers)}. " if numbered else ""
+        out = ["  " * depth + f"{number}{head}({', '.join(f'{key}={value!r}' for key, value in shown.items())})"]
+        for name, group in stage.groups.items():
+            out.append("  " * (depth + 1) + f"{name}, where={group.where!r}" + ("" if group.stages else ": frozen"))
+            out += [text for inner in group.stages for text in line(inner, depth + 2)]
+        return out
+
+    return [text for stage in stages(spec) for text in line(stage, 0)]
+
+
+def diff(old: Spec, new: Spec) -> str:
+    """How two specs differ, a line a stage: "- " gone, "+ " new, "  " in both; "" where they are equal."""
+    a, b = lines(old, exact=True), lines(new, exact=True)
+    return "" if a == b else "\n".join(line for line in difflib.ndiff(a, b) if not line.startswith("?"))

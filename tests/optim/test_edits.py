@@ -1,0 +1,96 @@
+import optax
+import pytest
+
+from jaxlm.errors import ConfigError
+from jaxlm.optim import edits
+from tests.optim.small import DEFAULT, GROUPS, assert_same_bits, update
+
+
+def test_a_function_or_a_transform_may_stand_in_a_spec():
+    half = edits.replace(DEFAULT, "scale_by_adam", "mine", transform=optax.scale(0.5))
+    also = edits.replace(DEFAULT, "scale_by_adam", "mine", transform=optax.scale, step_size=0.5)
+    named = edits.replace(DEFAULT, "scale_by_adam", "mine", transform="scale", step_size=0.5)
+    assert_same_bits(update(half), update(named))
+    assert_same_bits(update(also), update(named))
+    with pytest.raises(ConfigError, match="an optimizer stage is a Python object"):
+        edits.to_json(half)
+
+
+def test_edits_give_new_specs_and_leave_the_old_one_alone():
+    before = edits.to_json(DEFAULT)
+    lion = edits.replace(DEFAULT, "scale_by_adam", "scale_by_lion", b1=0.9)
+    assert lion["chain"] == ("clip_by_global_norm", "scale_by_lion", "add_decayed_weights", "scale_by_learning_rate")
+    assert lion["scale_by_lion"] == {"b1": 0.9} and "scale_by_adam" not in lion
+    first = edits.insert_before(DEFAULT, "scale_by_adam", "scale", step_size=2.0)
+    assert first["chain"][1:3] == ("scale", "scale_by_adam") and first["scale"] == {"step_size": 2.0}
+    after = edits.insert_after(DEFAULT, "scale_by_adam", "scale", step_size=2.0)
+    assert after["chain"][1:3] == ("scale_by_adam", "scale")
+    assert edits.drop(DEFAULT, "clip_by_global_norm")["chain"] == DEFAULT["chain"][1:]
+    warm = edits.with_args(DEFAULT, "scale_by_adam", b1=0.8)
+    assert warm["scale_by_adam"] == {**DEFAULT["scale_by_adam"], "b1": 0.8}
+    assert edits.to_json(DEFAULT) == before
+
+
+def test_replacing_and_putting_back_is_the_same_spec():
+    lion = edits.replace(DEFAULT, "scale_by_adam", "scale_by_lion")
+    assert edits.replace(lion, "scale_by_lion", "scale_by_adam", **DEFAULT["scale_by_adam"]) == DEFAULT
+    assert edits.drop(edits.insert_after(DEFAULT, "scale_by_adam", "zero_nans"), "zero_nans") == DEFAULT
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda spec: edits.drop(spec, "scale_by_adma"), "no stage 'scale_by_adma' in optimizer.chain: did you mean"),
+        (lambda spec: edits.replace(spec, "scale_by_adam", "scale_by_lino"), "did you mean 'scale_by_lion'"),
+        (lambda spec: edits.insert_after(spec, "scale_by_adam", "scale_by_adam"), "is in optimizer.chain already"),
+        (lambda spec: edits.with_args(spec, "scale_by_adam", beta=0.1), "takes no argument 'beta'"),
+        (lambda spec: edits.insert_after(spec, "scale_by_adam", "scale"), "lacks its argument 'step_size'"),
+    ],
+)
+def test_an_edit_that_makes_no_spec_is_refused(edit, said):
+    with pytest.raises(ConfigError, match=said):
+        edit(DEFAULT)
+
+
+def test_leave_one_out_leaves_the_learning_rate():
+    arms = edits.leave_one_out(DEFAULT)
+    assert list(arms) == ["without clip_by_global_norm", "without scale_by_adam", "without add_decayed_weights"]
+    for name, overrides in arms.items():
+        left = set(DEFAULT["chain"]) - set(overrides["optimizer"]["chain"])
+        assert left == {name.removeprefix("without ")}
+
+
+def test_a_partition_goes_with_the_tables_of_its_stages():
+    spec = edits.insert_before(GROUPS, "partition", "zero_nans")
+    assert edits.replace(spec, "partition", "adamw", peak=0.1) == {
+        "chain": ("zero_nans", "adamw"),
+        "adamw": {"peak": 0.1},
+    }
+    assert edits.drop(spec, "partition") == {"chain": ("zero_nans",)}
+    one = {"all": {"where": "all", "chain": ("sgd",)}}
+    assert edits.replace(spec, "partition", "one", transform="partition", **one)["sgd"] == GROUPS["sgd"]
+
+
+def test_leave_one_out_leaves_a_partition_that_sets_learning_rates():
+    assert list(edits.leave_one_out(edits.insert_before(GROUPS, "partition", "zero_nans"))) == ["without zero_nans"]
+
+
+@pytest.mark.parametrize("spec", [DEFAULT, GROUPS], ids=["default", "partition"])
+def test_json_gives_a_spec_back_equal(spec):
+    assert edits.from_json(edits.to_json(spec)) == spec
+
+
+def test_a_diff_names_what_differs():
+    assert edits.diff(DEFAULT, DEFAULT) == ""
+    lion = edits.replace(DEFAULT, "scale_by_adam", "scale_by_lion", b1=0.9)
+    changed = [line for line in edits.diff(DEFAULT, lion).splitlines() if line[0] in "+-"]
+    assert changed == ["- scale_by_adam(b1=0.9, b2=0.95, eps=1e-08)", "+ scale_by_lion(b1=0.9)"]
+    assert "matrices, where='kernels'" in edits.diff(DEFAULT, GROUPS)
+
+
+@pytest.mark.parametrize("make", [lambda: lambda: optax.scale(0.5), lambda: optax.scale(0.5)])
+def test_a_diff_tells_two_python_objects_apart(make):
+    a, b = (edits.insert_after(DEFAULT, "scale_by_adam", "mine", transform=transform) for transform in (make(), make()))
+    assert edits.diff(a, dict(a)) == ""
+    assert [line[:7] for line in edits.diff(a, b).splitlines() if line[0] in "+-"] == ["- mine:", "+ mine:"]
+    assert "mine: Python()" in edits.lines(a)
