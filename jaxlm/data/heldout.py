@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from array import array
@@ -11,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxlm.data.forms import Document
-from jaxlm.data.sources import Source
+from jaxlm.data.sources import Source, changed
 from jaxlm.errors import ConfigError, DataError
 
 
@@ -54,16 +55,20 @@ def split(source: Source, share: float) -> tuple[Source, Source]:
     _, first, group = np.unique(np.array(texts), return_index=True, return_inverse=True)
     if len(first) == 1:
         raise DataError(
-            f'all {len(sizes)} documents of {source.name} are equal: nothing to hold out; set data.validation=""'
+            f'all {len(sizes)} documents of {source.spec} are equal: nothing to hold out; set data.validation=""'
         )
     leads, group = np.unique(first[group], return_inverse=True)  # the first of those that are equal, in their order
     held = _held_out(np.array(names)[leads], np.bincount(group, sizes).astype(np.int64), share)[group]
 
     def part(side: str, chosen: np.ndarray) -> Source:
         def read() -> Iterator[Document]:
-            return (document for document, take in zip(source.read(), chosen, strict=True) if take)
+            for document, take in itertools.zip_longest(source.read(), chosen):
+                if document is None or take is None:
+                    raise changed(source.spec)
+                if take:
+                    yield document
 
-        return Source(source.name, _side(source, share, side), int(sizes[chosen].sum()), read)
+        return Source(source.spec, _side(source, share, side), int(sizes[chosen].sum()), read)
 
     return part("train", ~held), part("held out", held)
 
@@ -89,10 +94,10 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
 def _split_text(source: Source, share: float) -> tuple[Source, Source]:
     only = next(source.read())
     if only.completion is not None:
-        raise DataError(f'{source.name} is one pair: nothing to hold out; set data.validation=""')
+        raise DataError(f'{source.spec} is one pair: nothing to hold out; set data.validation=""')
     length = len(only.text)
     if length < 2:
-        raise DataError(f'{source.name} is one character long: nothing to hold out; set data.validation=""')
+        raise DataError(f'{source.spec} is one character long: nothing to hold out; set data.validation=""')
     cut = min(max(round(length * (1 - share)), 1), length - 1)
 
     def part(side: str, chosen: slice) -> Source:
@@ -100,7 +105,7 @@ def _split_text(source: Source, share: float) -> tuple[Source, Source]:
             return (Document(f"{only.name}[{side}]", only.text[chosen]) for only in source.read())
 
         num_bytes = source.num_bytes * len(range(length)[chosen]) // length
-        return Source(source.name, _side(source, share, side), num_bytes, read)
+        return Source(source.spec, _side(source, share, side), num_bytes, read)
 
     return part("train", slice(None, cut)), part("held out", slice(cut, None))
 

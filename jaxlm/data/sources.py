@@ -37,7 +37,7 @@ _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
 class Source(NamedTuple):
-    name: str  # for messages
+    spec: str  # as given, of the whole where this is a part; opens it again
     fingerprint: str  # sha256 of names, sizes and contents
     num_bytes: int  # about what `read` gives, for a progress bar; 0 where unknown
     read: Callable[[], Iterator[Document]]  # from the start at each call, in a fixed order; DataError if there is none
@@ -95,6 +95,11 @@ def missing(path: str | Path) -> DataError:
     close = difflib.get_close_matches(path.name, siblings, n=1)
     hint = f"; did you mean {path.parent / close[0]}?" if close else ""
     return DataError(f"no such file or folder: {given}{hint}")
+
+
+def changed(spec: str) -> DataError:
+    """The error for a source that is another now than when it was opened."""
+    return DataError(f"{spec} has changed while it was read; run again when it is complete")
 
 
 # Files

@@ -151,9 +151,9 @@ def _if_unchanged(chunks: Iterator[Chunk], section: Section, *read: Source) -> I
     """`chunks`, and an error at their end where a source is no more what the key of the cache says."""
     yield from chunks
     for source in read:
-        now = sources.open_source(source.name, form=forms.of(section), errors=section.errors)
+        now = sources.open_source(source.spec, form=forms.of(section), errors=section.errors)
         if now.fingerprint != source.fingerprint:
-            raise DataError(f"{source.name} has changed while it was read; run again when it is complete")
+            raise sources.changed(source.spec)
 
 
 def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:

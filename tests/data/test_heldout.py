@@ -81,3 +81,12 @@ def test_tail_of_a_single_document_is_held_out() -> None:
     assert [[d.text for d in part.read()] for part in heldout.split(source({"a.txt": "ab"}), 0.05)] == [["a"], ["b"]]
     with pytest.raises(DataError, match="nothing to hold out"):
         heldout.split(source({"a.txt": "a"}), 0.05)
+
+
+@pytest.mark.parametrize("then", [4, 6])
+def test_a_source_that_grows_or_shrinks_as_it_is_read_is_told(then: int) -> None:
+    counts = iter([5, then])
+    growing = Source("a source", "", 0, lambda: (Document(str(i), f"text {i}") for i in range(next(counts))))
+    train, _ = heldout.split(growing, 0.2)
+    with pytest.raises(DataError, match="^a source has changed while it was read; run again when it is complete$"):
+        list(train.read())

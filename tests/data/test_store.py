@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxlm import data, files
-from jaxlm.data import store, tokenfile, tokenizer_specs, tokenizers
+from jaxlm.data import heldout, store, tokenfile, tokenizer_specs, tokenizers
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 
@@ -178,6 +178,25 @@ def test_failure_leaves_nothing_behind(section, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="line 2"):
         data.open(section(path))
     assert list(entries(tmp_path)[0].iterdir()) == []
+
+
+@pytest.mark.parametrize("tokenizer", ["bytes", "chars", "bpe:300"])
+def test_a_table_that_grows_as_it_is_read_is_told(
+    section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokenizer: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(f'{{"text": "row {i}"}}\n' for i in range(50)))
+    split = heldout.split
+
+    def before_a_write(*args):
+        sides = split(*args)
+        with path.open("a") as file:
+            file.write('{"text": "written meanwhile"}\n')
+        return sides
+
+    monkeypatch.setattr(heldout, "split", before_a_write)
+    with pytest.raises(DataError, match="^/.*a.jsonl has changed while it was read; run again when it is complete$"):
+        data.open(section(path, validation="20%", tokenizer=tokenizer))
 
 
 @pytest.mark.parametrize("validation", ["20%", "other.txt"])
