@@ -57,7 +57,7 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
     Raises:
       DataError: an id outside of the vocabulary, no ids at all, or a file that can't be written.
     """
-    path = Path(path)
+    path = expanded(path)
     if path.suffix != ".bin":
         raise DataError(f"token file {path} must be named NAME.bin")
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxlm import hub
-from jaxlm.data import sources
+from jaxlm.data import readers, sources
 from jaxlm.data.library import load, panics, trial
 from jaxlm.data.tokenizers import (
     CODE_POINTS,
@@ -63,7 +63,8 @@ def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
         return _bpe(_bpe_size(spec), corpus)
     path = expanded(spec)
     if path.is_dir():
-        return _from_file(path / "tokenizer.json") if (path / "tokenizer.json").is_file() else _from_transformers(spec)
+        whole = path / "tokenizer.json"
+        return _from_file(whole) if whole.is_file() else _from_transformers(str(path))
     if path.is_file():
         return _from_file(path)
     if spec.startswith(("/", ".", "~")) or path.suffix == ".json" or spec.count("/") > 1:
@@ -228,7 +229,5 @@ def _json(live: tokenizers.Tokenizer) -> str:
 
 
 def _read(path: Path) -> bytes:
-    try:
+    with readers.reading(path):
         return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror}") from error

@@ -270,6 +270,12 @@ def test_write_and_open(token_file: data.TokenFile) -> None:
     assert meta["num_tokens"] == 1190 and meta["dtype"] == "uint16"
 
 
+def test_a_token_file_may_lie_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    file = data.write_tokens("~/a.bin", [np.array([1, 2])], Bytes())
+    assert file.path == tmp_path / "a.bin" and data.open_tokens("~/a.bin").sha256 == file.sha256
+
+
 def test_end_of_text_is_added_once(tmp_path: Path) -> None:
     file = data.write_tokens(tmp_path / "a.bin", [np.array([1, 2, 256]), np.array([3]), np.array([])], Bytes())
     assert file.tokens.tolist() == [1, 2, 256, 3, 256, 256] and file.num_documents == 3

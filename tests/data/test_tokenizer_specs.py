@@ -68,12 +68,16 @@ def test_file_and_folder(bpe: Tokenizer, tmp_path: Path) -> None:
         assert tokenizer.fingerprint == bpe.fingerprint
 
 
-def test_folder_in_the_older_layout(bpe: Tokenizer, tmp_path: Path) -> None:
+@pytest.mark.parametrize("spec", ["{}/tok", "~/tok"])
+def test_folder_in_the_older_layout(bpe: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / "tok"
+    folder.mkdir()
     model = json.loads(bpe.to_json())["tokenizer"]["model"]
-    (tmp_path / "vocab.json").write_text(json.dumps(model["vocab"]))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"]))
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
-    tokenizer = build(str(tmp_path))
+    (folder / "vocab.json").write_text(json.dumps(model["vocab"]))
+    (folder / "merges.txt").write_text("#version: 0.2\n" + "".join(" ".join(pair) + "\n" for pair in model["merges"]))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
+    tokenizer = build(spec.format(tmp_path))
     assert tokenizer.end_of_text == bpe.end_of_text
     np.testing.assert_array_equal(tokenizer.encode(CORPUS[1]), bpe.encode(CORPUS[1]))
 
