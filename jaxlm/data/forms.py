@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from jaxlm.data.section import Section
@@ -48,26 +48,37 @@ def pairs(prompt: str, completion: str) -> Form:
       ConfigError: no template, or one of a completion that reads no column.
     """
     templates = {"data.prompt": prompt, "data.completion": completion}
-    columns = {column: field for field, template in templates.items() for column in names(template, field)}
-    if not names(completion, "data.completion"):
+    parts = {field: parsed(template, field) for field, template in templates.items()}
+    columns = {column: field for field, template in parts.items() for _, column in template if column is not None}
+    if "data.completion" not in columns.values():
         raise ConfigError(f"data.completion={completion!r} names no column; write such as 'data.completion={{label}}'")
 
     def documents(name: str, where: str, row: Mapping[str, str]) -> Iterator[Document]:
-        answer = completion.format_map(row)
+        answer = filled(parts["data.completion"], row)
         if not answer.strip():
             raise DataError(f"{where}: the completion is empty, by data.completion={completion!r}")
-        yield Document(name, prompt.format_map(row), answer)
+        yield Document(name, filled(parts["data.prompt"], row), answer)
 
     return Form(columns, documents, True, ["pairs", prompt, completion])
 
 
-def names(template: str, field: str) -> list[str]:
-    """The columns that a template names. `field`, of the config, is for the error."""
+Template = Sequence[tuple[str, str | None]]  # text, and the column that follows it, if one does
+
+
+def parsed(template: str, field: str) -> Template:
+    """A template in parts; all that stands in braces is a column's name. `field`, of the config, is for the error."""
     try:
         parts = list(string.Formatter().parse(template))
     except ValueError as error:
         raise ConfigError(f"{field}={template!r} is no template: {error}; a brace itself is {{{{ or }}}}") from error
     for _, name, form, conversion in parts:
-        if name is not None and (form or conversion or not name.isidentifier()):
-            raise ConfigError(f"{field}={template!r} is no template: expected names of columns in braces, as {{text}}")
-    return [name for _, name, _, _ in parts if name is not None]
+        if name is not None and (form or conversion or not name):
+            raise ConfigError(
+                f"{field}={template!r} is no template: expected names of columns in braces, as {{text}}, none of them "
+                "with : or !"
+            )
+    return [(text, name) for text, name, _, _ in parts]
+
+
+def filled(template: Template, row: Mapping[str, str]) -> str:
+    return "".join(text + ("" if column is None else row[column]) for text, column in template)

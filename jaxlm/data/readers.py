@@ -9,11 +9,14 @@ from __future__ import annotations
 import codecs
 import contextlib
 import csv
+import functools
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxlm.data.forms import Document, Form
 from jaxlm.errors import DataError, nearest
@@ -68,8 +71,7 @@ def _jsonl(file: File, form: Form, errors: str) -> Iterator[Document]:
             wanted = ", ".join(map(repr, form.columns))
             raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with the text in {wanted}")
         check_columns(where, form, row)
-        values = {column: string(row[column], where, column, errors) for column in form.columns}
-        yield from form.documents(f"{file.name}:{number}", where, values)
+        yield from form.documents(f"{file.name}:{number}", where, texts(row, where, form, errors))
 
 
 def _csv(file: File, form: Form, errors: str) -> Iterator[Document]:
@@ -98,23 +100,23 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
     try:
         with reading(file.path), pq.ParquetFile(file.path) as table:
             check_columns(str(file.path), form, table.schema_arrow.names)
-            kinds = {}
+            casts = {}
             for column in form.columns:
                 kind = table.schema_arrow.field(column).type
-                kind = kinds[column] = kind.value_type if pa.types.is_dictionary(kind) else kind
-                if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-                    raise DataError(f"{file.path}: column {column!r} is {kind}; expected string")
+                kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+                text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+                if not (text or (form.pairs and pa.types.is_integer(kind))):
+                    raise DataError(f"{file.path}: column {column!r} is {kind}; expected {_expected(form)}")
+                # As bytes, since Arrow doesn't check that its strings are UTF-8.
+                casts[column] = (kind, pa.large_binary()) if text else (kind,)
             number = 0
             for batch in table.iter_batches(columns=list(form.columns)):
-                # As bytes, since Arrow doesn't check that its strings are UTF-8.
-                parts = [batch.column(name).cast(kind).cast(pa.large_binary()) for name, kind in kinds.items()]
+                parts = [functools.reduce(pa.Array.cast, kinds, batch.column(name)) for name, kinds in casts.items()]
                 for row in zip(*parts, strict=True):
-                    where, values = f"{file.path}, row {number}", {}
-                    for column, value in zip(kinds, row, strict=True):
-                        raw = value.as_py()
-                        text = raw if raw is None else _decode(raw, where, errors)
-                        values[column] = string(text, where, column, errors)
-                    yield from form.documents(f"{file.name}:{number}", where, values)
+                    where = f"{file.path}, row {number}"
+                    cells = zip(casts, (cell.as_py() for cell in row), strict=True)
+                    given = {name: _decode(x, where, errors) if isinstance(x, bytes) else x for name, x in cells}
+                    yield from form.documents(f"{file.name}:{number}", where, texts(given, where, form, errors))
                     number += 1
     except pa.ArrowException as error:
         raise DataError(f"{file.path}: not Parquet: {str(error).splitlines()[0]}") from error
@@ -127,10 +129,18 @@ _READERS: dict[str, Callable[[File, Form, str], Iterator[Document]]] = {
 }
 
 
-def string(value: Any, where: str, column: str, errors: str) -> str:
-    """`value`, if it is text that has a UTF-8 form. JSON can spell half a surrogate pair, which has none."""
+def texts(row: Mapping[str, Any], where: str, form: Form, errors: str) -> dict[str, str]:
+    """The text in each of a form's columns: a string, or, in a template, an integer such as a label. (Other numbers
+    can be spelled in several ways.)"""
+    return {column: _text_of(row[column], where, column, form, errors) for column in form.columns}
+
+
+def _text_of(value: Any, where: str, column: str, form: Form, errors: str) -> str:
+    """JSON can spell half a surrogate pair, which has no UTF-8 form."""
+    if form.pairs and isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return str(value)
     if not isinstance(value, str):
-        raise DataError(f"{where}: {column!r} is {type(value).__name__}; expected a string")
+        raise DataError(f"{where}: {column!r} is {type(value).__name__}; expected {_expected(form)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
@@ -141,6 +151,10 @@ def string(value: Any, where: str, column: str, errors: str) -> str:
             ) from error
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     return value
+
+
+def _expected(form: Form) -> str:
+    return "a string or an integer" if form.pairs else "a string"
 
 
 def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:

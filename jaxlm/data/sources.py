@@ -186,9 +186,8 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
         for rows in dataset.select_columns(list(form.columns)).iter(batch_size=1000):
             for row in zip(*(rows[column] for column in form.columns), strict=True):
                 where = f"{spec}, row {number}"
-                cells = zip(form.columns, row, strict=True)
-                values = {column: readers.string(cell, where, column, errors) for column, cell in cells}
-                yield from form.documents(str(number), where, values)
+                given = dict(zip(form.columns, row, strict=True))
+                yield from form.documents(str(number), where, readers.texts(given, where, form, errors))
                 number += 1
 
     # The library's fingerprint comes from the hashes of the files in the hub, not from where they are cached.
@@ -213,7 +212,7 @@ def _function_source(spec: str, form: Form, errors: str) -> Source:
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")
             readers.check_columns(where, form, row)
-            yield str(number), where, {name: readers.string(row[name], where, name, errors) for name in form.columns}
+            yield str(number), where, readers.texts(row, where, form, errors)
 
     def read() -> Iterator[Document]:
         for row in rows():

@@ -47,7 +47,7 @@ def test_a_prompt_may_be_empty_and_braces_are_doubled(tmp_path):
         ("{text!r}", "{label}", "data.prompt='{text!r}' is no template: expected names of columns in braces"),
         ("{text:>9}", "{label}", "expected names of columns in braces, as {text}"),
         ("{}", "{label}", "expected names of columns in braces, as {text}"),
-        ("{a.b}", "{label}", "expected names of columns in braces, as {text}"),
+        ("{a: b}", "{label}", "expected names of columns in braces, as {text}, none of them with : or !"),
         ("{text}", "yes", "data.completion='yes' names no column; write such as 'data.completion={label}'"),
     ],
 )
@@ -55,6 +55,30 @@ def test_what_is_no_template(prompt, completion, told):
     with pytest.raises(ConfigError) as error:
         forms.pairs(prompt, completion)
     assert told in str(error.value)
+
+
+@pytest.mark.parametrize("column", ["review text", "answers.text", "0", "class", "a[0]"])
+def test_a_column_may_have_any_name_without_braces_colon_and_exclamation_mark(tmp_path, column):
+    (tmp_path / "a.csv").write_text(f"{column},label\ngood film,pos\n")
+    pq.write_table(pa.table({column: ["good film"], "label": ["pos"]}), tmp_path / "a.parquet")
+    for name in ("a.csv", "a.parquet"):
+        source = open_source(str(tmp_path / name), form=forms.pairs(f"{{{column}}}:", "{label}{label}"))
+        assert [(document.text, document.completion) for document in source.read()] == [("good film:", "pospos")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "function"])
+def test_an_integer_in_a_template_is_its_digits(tmp_path, monkeypatch, kind):
+    rows = [{"text": "good film", "label": 1}, {"text": "bad film", "label": -20}]
+    if kind == "function":
+        code = f"import numpy as np\ndef rows(): return [row | {{'label': np.int64(row['label'])}} for row in {rows}]"
+        (tmp_path / "rows_of_ints.py").write_text(code)
+        monkeypatch.syspath_prepend(tmp_path)
+        spec = "rows_of_ints:rows"
+    else:
+        spec = str(written(tmp_path, kind, rows))
+    assert [document.completion for document in open_source(spec, form=FORM).read()] == [" 1", " -20"]
+    with pytest.raises(DataError, match="'label' is int(64)?; expected a string$"):
+        list(open_source(spec, form=forms.text("label")).read())
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
@@ -72,8 +96,10 @@ def test_rows_that_are_no_pairs(tmp_path):
     def read(row):
         return list(open_source(str(written(tmp_path, "jsonl", [ROWS[0], row])), form=FORM).read())
 
-    with pytest.raises(DataError, match="rows.jsonl, line 2: 'label' is int; expected a string"):
-        read({"text": "a", "label": 1})
+    for value in (1.0, True, None):  # these are spelled in more ways than one, or none
+        what = type(value).__name__
+        with pytest.raises(DataError, match=f"rows.jsonl, line 2: 'label' is {what}; expected a string or an integer"):
+            read({"text": "a", "label": value})
     with pytest.raises(DataError, match="rows.jsonl, line 2: the completion is empty, by data.completion=' {label}'"):
         read({"text": "a", "label": " "})
     (tmp_path / "a.txt").write_text("plain")

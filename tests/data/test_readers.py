@@ -46,7 +46,9 @@ def test_csv(tmp_path: Path) -> None:
     assert texts(path) == [*TEXTS, long]
 
 
-@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+@pytest.mark.parametrize(
+    "kind", [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int32(), pa.string())]
+)
 def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"body": pa.array(TEXTS).cast(kind), "n": [1, 2, 3]}), tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", text_field="body") == TEXTS
@@ -160,8 +162,12 @@ def test_bad_csv(tmp_path: Path, content: str, message: str) -> None:
 def test_bad_parquet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"text": [1, 2], "body": ["a", None]}), path)
-    with pytest.raises(DataError, match="column 'text' is int64; expected string"):
+    with pytest.raises(DataError, match="column 'text' is int64; expected a string"):
         texts(path)
+    pairs = forms.pairs("{body}", "{score}")
+    pq.write_table(pa.table({"body": ["a"], "score": [0.5]}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match="column 'score' is double; expected a string or an integer"):
+        list(readers.read(readers.File("b", tmp_path / "b.parquet"), pairs, "strict"))
     with pytest.raises(DataError, match="row 1: 'body' is NoneType"):
         texts(path, text_field="body")
     with pytest.raises(DataError, match="no column 'none', which data.text_field names; known: body, text"):

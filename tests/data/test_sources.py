@@ -132,6 +132,9 @@ def test_hub_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_hub(monkeypatch, ["a", None], seen)
     with pytest.raises(DataError, match="row 1: 'text' is NoneType; expected a string"):
         texts("hf://owner/name")
+    fake_hub(monkeypatch, [0, 1], seen)  # as those of a ClassLabel come
+    source = sources.open_source("hf://owner/name", form=forms.pairs("", "{text}"))
+    assert [document.completion for document in source.read()] == ["0", "1"]
 
 
 def test_hub_dataset_without_library_or_network(monkeypatch: pytest.MonkeyPatch) -> None:
