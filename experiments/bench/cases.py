@@ -74,11 +74,11 @@ def batches(case: Case) -> data.Batches:
     something to learn; of Zipf-distributed ids for a large one, which needs a tokenizer that is not at hand."""
     if case.vocab_size > 256:
         ids = np.random.default_rng(0).zipf(1.2, 2**22) % case.vocab_size
-        return data.Batches(ids.astype(np.uint16), case.batch_size, case.context_length, seed=0)
+        return data.Batches(data.Windows(ids.astype(np.uint16), case.context_length), case.batch_size, seed=0)
     text = bytearray()
     for document in data.open_source("stdlib").read():
         text += document.text.encode()
         if len(text) >= _TEXT:
             break
     tokens = np.frombuffer(text, np.uint8).astype(np.uint16) % case.vocab_size
-    return data.Batches(tokens, case.batch_size, case.context_length, seed=0)
+    return data.Batches(data.Windows(tokens, case.context_length), case.batch_size, seed=0)

@@ -87,7 +87,7 @@ def _batches(rounds: int, count: int) -> list[Row]:
         path = Path(folder) / "tokens.bin"
         ids = np.random.default_rng(0).integers(0, 256, 2**24, dtype=np.uint16)
         file = data.write_tokens(path, [ids], tokenizers.Bytes())
-        batches = data.Batches(file.tokens, B, T, seed=0)
+        batches = data.Batches(data.Windows(file.tokens, T), B, seed=0)
         position = itertools.count()
         sides: dict[str, Callable[[], object]] = {"jaxlm": lambda: [batches[next(position)] for _ in range(count)]}
         peer = ""

@@ -1,6 +1,6 @@
 """Data: text in, token files, batch n. `open(cfg.data)` gives the tokenizer and the splits, `training` the batches."""
 
-from jaxlm.data.batches import Batch, Batches, evaluation, prefetch
+from jaxlm.data.batches import Batch, Batches, Windows, evaluation, prefetch
 from jaxlm.data.examples import HeldOut, held_out, training
 from jaxlm.data.forms import Document
 from jaxlm.data.sources import Source, open_source
@@ -17,6 +17,7 @@ __all__ = [
     "Source",
     "TokenFile",
     "Tokenizer",
+    "Windows",
     "evaluation",
     "held_out",
     "open",

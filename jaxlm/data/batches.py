@@ -45,22 +45,17 @@ class Batches:
     """Batches without end: `batches[n]` for n = 0, 1, ...
 
     Args:
-      rows: of an epoch; or tokens [N] of an integer type, such as those of a token file, for `Windows` of them.
+      rows: of an epoch.
       batch_size: B.
-      context_length: T.
-      seed: of the order, and of the windows' cuts.
-
-    Raises:
-      DataError: fewer than T + 1 tokens.
+      seed: of the order, and of what differs from epoch to epoch in the rows, such as where windows are cut.
     """
 
-    def __init__(self, rows: np.ndarray | Rows, batch_size: int, context_length: int, seed: int) -> None:
-        self._rows = Windows(rows, context_length) if isinstance(rows, np.ndarray) else rows
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+        self._rows = rows
         self._seed_key = _mix(np.array([seed % 2**64], np.uint64))
         self.batch_size = batch_size
-        self.context_length = context_length
-        self.num_windows = len(self._rows)
-        """W: rows in an epoch."""
+        self.num_rows = len(rows)
+        """In an epoch."""
 
     def __getitem__(self, n: int) -> Batch:
         return self.rows(n * self.batch_size, self.batch_size)
@@ -77,13 +72,16 @@ class Batches:
         """
         if first < 0:
             raise IndexError(f"sequence {first}: they count from 0")
-        sequences, size = np.arange(first, first + count, dtype=np.uint64), np.uint64(self.num_windows)
+        sequences, size = np.arange(first, first + count, dtype=np.uint64), np.uint64(self.num_rows)
         keys = _mix(self._seed_key + sequences // size * np.uint64(_GOLDEN))
-        return self._rows.take(permutation(sequences % size, self.num_windows, keys), keys)
+        return self._rows.take(permutation(sequences % size, self.num_rows, keys), keys)
 
 
 class Windows:
-    """Windows of tokens [N] that lie on a circle, turned in each epoch.
+    """Windows of tokens that lie on a circle, turned in each epoch.
+
+    Args:
+      tokens: [N] of an integer type, such as those of a token file.
 
     Raises:
       DataError: fewer than T + 1 tokens.

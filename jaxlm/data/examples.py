@@ -57,7 +57,7 @@ def training(section: Section, data: Data, context_length: int, seed: int) -> tu
         said = str(rows)
     if section.token_dropout:
         rows = Noised(rows, data.train.tokens, section.token_dropout)
-    return Batches(rows, section.batch_size, context_length, seed), said
+    return Batches(rows, section.batch_size, seed), said
 
 
 def held_out(

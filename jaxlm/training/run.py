@@ -189,10 +189,10 @@ class Run:
             devices=lambda: devices / max(1, runs()),
             energy=self._energy,
         )
-        epochs = cfg.steps * cfg.data.batch_size / self._batches.num_windows
+        epochs = cfg.steps * cfg.data.batch_size / self._batches.num_rows
         resumed = f"; resumed at step {self.done}" if self.done else ""
         self.say(
-            f"{tree.size(self.state.params):,} parameters, {self._batches.num_windows * T:,} training tokens, "
+            f"{tree.size(self.state.params):,} parameters, {self._batches.num_rows * T:,} training tokens, "
             f"{cfg.data.batch_size * T:,} tokens a step, {epochs:.2g} epochs, {where}{resumed}"
         )
         if self._note:

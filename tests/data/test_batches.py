@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import Batches, evaluation, prefetch
+from jaxlm.data import Batches, Windows, evaluation, prefetch
 from jaxlm.data.batches import _mix, permutation
 from jaxlm.errors import ConfigError, DataError
 
@@ -56,18 +56,18 @@ def test_permutation_has_no_runs() -> None:
 
 
 def windows_of_epoch(batches: Batches, epoch: int) -> np.ndarray:
-    return batches.rows(epoch * batches.num_windows, batches.num_windows)["targets"]
+    return batches.rows(epoch * batches.num_rows, batches.num_rows)["targets"]
 
 
 @settings(max_examples=50)
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(0, 2**32 - 1), st.integers(0, 3))
 def test_each_window_comes_once_an_epoch(size: int, length: int, seed: int, epoch: int) -> None:
     length = min(length, size - 1)
-    batches = Batches(np.arange(size, dtype=np.uint16), 4, length, seed)
+    batches = Batches(Windows(np.arange(size, dtype=np.uint16), length), 4, seed)
     targets = windows_of_epoch(batches, epoch)
     assert targets.shape == (size // length, length)
     assert len(np.unique(targets)) == targets.size, "no token is a target twice"
-    inputs = batches.rows(epoch * batches.num_windows, batches.num_windows)["inputs"]
+    inputs = batches.rows(epoch * batches.num_rows, batches.num_rows)["inputs"]
     np.testing.assert_array_equal((inputs + 1) % size, targets)
 
 
@@ -75,22 +75,22 @@ def test_each_window_comes_once_an_epoch(size: int, length: int, seed: int, epoc
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30), st.integers(0, 100), st.integers(0, 30))
 def test_rows_do_not_depend_on_the_batch_size(seed: int, batch_size: int, first: int, count: int) -> None:
     tokens = np.arange(500, dtype=np.uint16) * 7
-    one = Batches(tokens, 1, 16, seed)
-    rows = Batches(tokens, batch_size, 16, seed).rows(first, count)
+    one = Batches(Windows(tokens, 16), 1, seed)
+    rows = Batches(Windows(tokens, 16), batch_size, seed).rows(first, count)
     for name in ("inputs", "targets", "weights"):
         singles = [one[n][name] for n in range(first, first + count)]
         np.testing.assert_array_equal(rows[name], np.concatenate([np.empty((0, 16)), *singles]))
 
 
 def test_batch_n_is_rows_from_n_times_batch_size() -> None:
-    batches = Batches(np.arange(500), 6, 16, seed=3)
+    batches = Batches(Windows(np.arange(500), 16), 6, seed=3)
     np.testing.assert_array_equal(batches[5]["inputs"], batches.rows(30, 6)["inputs"])
     with pytest.raises(IndexError, match="count from 0"):
         batches[-1]
 
 
 def test_types_and_shapes() -> None:
-    batch = Batches(np.arange(100, dtype=np.uint16), 3, 8, seed=0)[0]
+    batch = Batches(Windows(np.arange(100, dtype=np.uint16), 8), 3, seed=0)[0]
     assert {name: (a.dtype, a.shape) for name, a in batch.items()} == {
         "inputs": (np.int32, (3, 8)),
         "targets": (np.int32, (3, 8)),
@@ -101,7 +101,7 @@ def test_types_and_shapes() -> None:
 
 def test_order_is_of_seed_and_epoch() -> None:
     def epoch(seed: int, n: int) -> list[list[int]]:
-        return windows_of_epoch(Batches(np.arange(1000), 4, 10, seed), n).tolist()
+        return windows_of_epoch(Batches(Windows(np.arange(1000), 10), 4, seed), n).tolist()
 
     assert epoch(0, 0) == epoch(0, 0)
     assert epoch(0, 0) != epoch(1, 0) and epoch(0, 0) != epoch(0, 1)
@@ -111,13 +111,13 @@ def test_order_is_of_seed_and_epoch() -> None:
 
 def test_batches_are_the_same_for_ever() -> None:
     """Golden values, as of the permutation: they hold the epoch's shift and keys too. Don't update them."""
-    batches = Batches(np.arange(1000), 4, 10, seed=42)
+    batches = Batches(Windows(np.arange(1000), 10), 4, seed=42)
     assert [batches[n]["inputs"][:, 0].tolist() for n in (0, 25, 10**9)] == GOLDEN_STARTS
 
 
 def test_one_window_and_windows_over_the_seam() -> None:
-    batches = Batches(np.arange(11), 2, 10, seed=0)
-    assert batches.num_windows == 1
+    batches = Batches(Windows(np.arange(11), 10), 2, seed=0)
+    assert batches.num_rows == 1
     starts = [int(row[0]) for n in range(50) for row in batches[n]["inputs"]]
     assert len(set(starts)) == 11, "each epoch of one window starts elsewhere"
     for row in batches.rows(0, 50)["targets"]:
@@ -128,8 +128,8 @@ def test_too_short_a_text() -> None:
     with pytest.raises(
         DataError, match="text of 10 tokens is shorter than one window of 11; lower model.context_length"
     ):
-        Batches(np.arange(10), 1, 10, 0)
-    Batches(np.arange(11), 1, 10, 0)
+        Windows(np.arange(10), 10)
+    assert len(Windows(np.arange(11), 10)) == 1
 
 
 # Evaluation

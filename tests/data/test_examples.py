@@ -110,7 +110,7 @@ def test_an_epoch_has_every_pair_once_in_an_order_of_its_own(opened, pack):
     pairs = [(f"{i}", "c" * (i % 5 + 1)) for i in range(37)]
     section, found = opened(pairs, pack=pack)
     batches, said = data.training(section, found, 16, seed=3)
-    size = batches.num_windows
+    size = batches.num_rows
     assert said.startswith("37 pairs in ")
     epochs = [rows_of(batches.rows(epoch * size, size)) for epoch in range(2)]
     expected = sorted([*ids(p), *ids(c), END] for p, c in pairs)
@@ -179,7 +179,7 @@ def test_first_fit_is_its_definition(sizes):
 def epochs(section, found, T, count=3):
     """The batches of so many epochs of training."""
     batches, _ = data.training(section, found, T, seed=0)
-    return [batches.rows(epoch * batches.num_windows, batches.num_windows) for epoch in range(count)]
+    return [batches.rows(epoch * batches.num_rows, batches.num_rows) for epoch in range(count)]
 
 
 @pytest.mark.parametrize("pack", [False, True])

@@ -26,14 +26,14 @@ def path(tmp_path: Path) -> Path:
 
 
 def batches(path: Path) -> data.Batches:
-    return data.Batches(data.open_tokens(path).tokens, 4, 32, seed=0)
+    return data.Batches(data.Windows(data.open_tokens(path).tokens, 32), 4, seed=0)
 
 
 # Changed since it was opened
 
 
 @pytest.mark.parametrize("left", [0, 50_000])
-@pytest.mark.parametrize("reader", ["Batches(tokens, 4, 32, 0)", "evaluation(tokens, 4, 32)"])
+@pytest.mark.parametrize("reader", ["data.Batches(data.Windows(tokens, 32), 4, 0)", "data.evaluation(tokens, 4, 32)"])
 def test_truncated_between_two_batches(path: Path, left: int, reader: str) -> None:
     """In a process of its own, which a SIGBUS would end."""
     code = (
@@ -41,7 +41,7 @@ def test_truncated_between_two_batches(path: Path, left: int, reader: str) -> No
         "from jaxlm import data, errors\n"
         "tokens = data.open_tokens(sys.argv[1]).tokens\n"
         "def door():\n"
-        f"    with data.prefetch(data.{reader}.__getitem__, 0, 300, depth=1) as batches:\n"
+        f"    with data.prefetch({reader}.__getitem__, 0, 300, depth=1) as batches:\n"
         "        next(batches)\n"
         f"        os.truncate(sys.argv[1], {left})\n"
         "        list(batches)\n"
@@ -117,7 +117,7 @@ def test_an_id_that_cannot_be_is_named(section, path: Path, position: int, monke
     message = f"my.bin is damaged: token id 60000 at position {position}; expected none above 256"
     opened = batches(path)
     with pytest.raises(DataError, match=message):
-        for n in range(2 * opened.num_windows // opened.batch_size):  # an epoch leaves a few tokens out
+        for n in range(2 * opened.num_rows // opened.batch_size):  # an epoch leaves a few tokens out
             opened[n]
     with pytest.raises(DataError, match=message):
         list(data.evaluation(data.open_tokens(path).tokens, 4, 32))
@@ -130,4 +130,4 @@ def test_an_id_that_cannot_be_is_named(section, path: Path, position: int, monke
 def test_the_highest_id_is_none_of_those(path: Path) -> None:
     assert data.open_tokens(path).tokens.max() == data.open_tokens(path).max_id == 256
     opened = batches(path)
-    opened.rows(0, opened.num_windows)
+    opened.rows(0, opened.num_rows)
