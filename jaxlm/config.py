@@ -278,7 +278,7 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
         if old is None and not path.startswith("optimizer."):
             raise ConfigError(f"unknown config field {path!r}: {nearest(path, known)}")
         if isinstance(value, str) and not isinstance(old, str):
-            value = _literal(path, value, old)
+            value = _literal(value, old)
         if old is not None:
             out_value = float(value) if type(old) is float and type(value) is int else value
             # warmup=0.02 or =100, mu_dtype=None or "bfloat16": the optimizer's own checks know what an argument takes
@@ -300,7 +300,7 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
     return out
 
 
-def _literal(path: str, text: str, old: Any) -> Any:
+def _literal(text: str, old: Any) -> Any:
     if isinstance(old, bool) and text.lower() in ("true", "false"):
         return text.lower() == "true"
     try:
@@ -390,19 +390,16 @@ def split(cfg: FrozenConfigDict, static: frozenset[str] = frozenset()) -> tuple[
     def mark(value: float) -> Any:
         return TRACED if value else 0.0
 
-    def number(value: float) -> np.float32:
-        return np.float32(value)
-
     def part(table: Mapping[str, Any], prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
         shape: dict[str, Any] = {}
         numbers: dict[str, Any] = {}
         for key, value in table.items():
-            if isinstance(value, (Mapping, ConfigDict, FrozenConfigDict)):
+            if isinstance(value, (Mapping, ConfigDict)):
                 shape[key], inner = part(value, f"{prefix}{key}.")
                 if inner:
                     numbers[key] = inner
             elif type(value) is float and prefix + key not in static:
-                shape[key], numbers[key] = TRACED, number(value)
+                shape[key], numbers[key] = TRACED, np.float32(value)
             else:
                 shape[key] = value
         return shape, numbers
@@ -417,8 +414,8 @@ def split(cfg: FrozenConfigDict, static: frozenset[str] = frozenset()) -> tuple[
         "optimizer": optimizer,
     }
     hparams = Hparams(
-        dropout=number(cfg.model.dropout),
-        loss={key: number(value) for key, value in cfg.loss.items()},
+        dropout=np.float32(cfg.model.dropout),
+        loss={key: np.float32(value) for key, value in cfg.loss.items()},
         optimizer=optimizer_numbers,
     )
     return FrozenConfigDict(structure), hparams
