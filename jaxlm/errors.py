@@ -38,13 +38,17 @@ class DataError(JaxlmError):
     exit_code = 4
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that is likely meant, if one is near."""
+    return next(iter(difflib.get_close_matches(name, sorted(known), n=1)), None)
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the nearest known one, or all of them."""
+    """The end of a message about an unknown name: the closest known one, or all of them."""
     names = sorted(known)
-    match = difflib.get_close_matches(name, names, n=1, cutoff=0.6)
-    if match:
-        return f"did you mean {match[0]!r}?"
-    return "known: " + ", ".join(names)
+    if (match := closest(name, names)) is not None:
+        return f"did you mean {match!r}?"
+    return f"known: {', '.join(names)}" if names else "there are none"
 
 
 def exit_code(door: Callable[[], int]) -> int:

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
-from jaxlm.errors import ConfigError, nearest
+from jaxlm.errors import ConfigError, closest, nearest
 
 
 def find(kind: str, name: str, *modules: types.ModuleType) -> Callable[..., Any]:
@@ -28,8 +28,9 @@ def find(kind: str, name: str, *modules: types.ModuleType) -> Callable[..., Any]
         if name in _functions(module):
             return getattr(module, name)
     known = {function for module in modules for function in _functions(module)}
-    hint = nearest(name, known)
-    if not hint.startswith("did you mean"):
+    if match := closest(name, known):
+        hint = f"did you mean {match!r}?"
+    else:
         hint = "see " + ", ".join(module.__name__ for module in modules) + ", or name a package.module:function"
     raise ConfigError(f"unknown {kind} {name!r}: {hint}")
 

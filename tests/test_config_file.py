@@ -34,6 +34,8 @@ def test_a_missing_config_file_names_the_nearest(tmp_path):
 def test_a_missing_config_folder_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="no config file"):
         config_file.load(str(tmp_path / "nowhere" / "x.py"))
+    with pytest.raises(ConfigError, match="no config file '.*/x.py': there are none$"):
+        config_file.load(str(tmp_path / "x.py"))
 
 
 def test_what_is_no_python_file_is_refused(tmp_path):

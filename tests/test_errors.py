@@ -1,6 +1,6 @@
 import pytest
 
-from jaxlm.errors import ConfigError, DataError, DivergedError, JaxlmError, exit_code, nearest
+from jaxlm.errors import ConfigError, DataError, DivergedError, JaxlmError, closest, exit_code, nearest
 
 
 def fail(error):
@@ -48,3 +48,9 @@ def test_the_nearest_name_is_offered():
 
 def test_all_names_are_offered_where_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "known: a, b"
+    assert nearest("zzz", []) == "there are none"
+
+
+def test_the_closest_name_is_one_that_is_near():
+    assert closest("setps", ["seed", "steps", "stage"]) == "steps"
+    assert closest("zzz", ["b", "a"]) is None and closest("zzz", []) is None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.data.forms import Document, Form
-from jaxlm.errors import DataError, nearest
+from jaxlm.errors import DataError, closest
 
 _BYTE_ORDER_MARK = codecs.BOM_UTF8.decode()
 
@@ -162,10 +162,11 @@ def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
     columns = sorted(columns)
     for column, field in form.columns.items():
         if column not in columns:
-            hint = nearest(column, columns)
-            if not hint.startswith("known"):
-                hint += f" known: {', '.join(columns)}"
-            raise DataError(f"{where}: no column {column!r}, which {field} names; {hint}")
+            match = closest(column, columns)
+            hint = f"did you mean {match!r}? " if match else ""
+            raise DataError(
+                f"{where}: no column {column!r}, which {field} names; {hint}known: {', '.join(columns) or 'none'}"
+            )
 
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:

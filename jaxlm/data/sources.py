@@ -5,7 +5,6 @@ A document is one text file, or one row: of a .jsonl, .csv or .parquet file, a h
 
 from __future__ import annotations
 
-import difflib
 import glob
 import hashlib
 import json
@@ -20,7 +19,7 @@ from jaxlm import hub, lookup
 from jaxlm.data import forms, readers
 from jaxlm.data.forms import Document, Form
 from jaxlm.data.readers import File
-from jaxlm.errors import DataError
+from jaxlm.errors import DataError, closest
 from jaxlm.files import expanded
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
@@ -92,8 +91,8 @@ def missing(path: str | Path) -> DataError:
         siblings = []
     if path.parent == Path("."):
         siblings.append("stdlib")
-    close = difflib.get_close_matches(path.name, siblings, n=1)
-    hint = f"; did you mean {path.parent / close[0]}?" if close else ""
+    close = closest(path.name, siblings)
+    hint = f"; did you mean {path.parent / close}?" if close else ""
     return DataError(f"no such file or folder: {given}{hint}")
 
 
