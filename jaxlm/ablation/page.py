@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.ablation import drawn
+from jaxlm.ablation import plot_data
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.tables import Table
 
@@ -39,17 +39,17 @@ def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, 
         loader=jinja2.FileSystemLoader(here.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     figures = {"forest": _forest(findings, places), "curves": _curves(findings, places)}
-    tuned = drawn.sensitivities(findings)
+    tuned = plot_data.sensitivities(findings)
     for i, axis in enumerate(tuned):
         figures[f"sensitivity-{i}"] = _sensitivity(findings, axis, tuned[axis], places)
     return environment.get_template("page.html").render(
         findings=findings,
         tables=tables,
         words=words,
-        looks=drawn.looks(findings),
+        looks=plot_data.looks(findings),
         figures=_json(figures),
         axes=[(name, axis["title"]) for name, axis in figures["curves"]["axes"].items()],
-        shown=list(drawn.bands(findings)),
+        shown=list(plot_data.bands(findings)),
         tuned={axis: list(found) for axis, found in tuned.items()},
         css=here.with_suffix(".css").read_text(encoding="utf-8"),
         js=here.with_suffix(".js").read_text(encoding="utf-8"),
@@ -58,8 +58,8 @@ def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, 
 
 
 def _forest(findings: Findings, places: int) -> dict[str, Any]:
-    shown, data, labels = drawn.looks(findings), [], []
-    low, high = drawn.difference_limits(findings)
+    shown, data, labels = plot_data.looks(findings), [], []
+    low, high = plot_data.difference_limits(findings)
     for row, one in enumerate(findings.comparisons):
         color, (left, right) = shown[one.variant].color, one.interval
         mean = f"{one.mean:+.{places}f}"
@@ -67,17 +67,17 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
         interval = "" if math.isnan(left) else f" [{left:+.{places}f}, {right:+.{places}f}]"
         data.append(
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}
-            | {"name": _text(drawn.cut(one.variant)), "marker": {"color": color, "size": 10}}
+            | {"name": _text(plot_data.cut(one.variant)), "marker": {"color": color, "size": 10}}
             | {"error_x": bar | {"visible": bool(interval), "thickness": 2, "width": 5}}
             | {"hovertemplate": f"{mean}{interval}<br>{one.verdict}"}
         )
-        label = f"{drawn.cut(one.variant, 24)} · {drawn.remark(findings, one, places)}"
+        label = f"{plot_data.cut(one.variant, 24)} · {plot_data.remark(findings, one, places)}"
         place = {"xref": "paper", "x": 0, "xanchor": "left", "y": row - 0.36, "showarrow": False}
         labels.append(place | {"text": _text(label)})
     floor = findings.noise.floor if findings.noise else 0.0
     behind = {"y0": 0, "y1": 1, "yref": "paper", "layer": "between"}
-    grey = {"type": "rect", "x0": -floor, "x1": floor, "fillcolor": drawn.FLOOR, "line": {"width": 0}}
-    zero = {"type": "line", "x0": 0, "x1": 0, "line": {"color": drawn.GREY, "width": 2}}
+    grey = {"type": "rect", "x0": -floor, "x1": floor, "fillcolor": plot_data.FLOOR, "line": {"width": 0}}
+    zero = {"type": "line", "x0": 0, "x1": 0, "line": {"color": plot_data.GREY, "width": 2}}
     layout = _layout(f"{_text(findings.metric)}: variant minus baseline", "")
     layout["xaxis"] |= {"range": [low, high]}
     layout["yaxis"] |= {"range": [len(data) - 0.4, -0.75], "visible": False, "fixedrange": True}
@@ -88,8 +88,8 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
 
 def _curves(findings: Findings, places: int) -> dict[str, Any]:
     """With `axes`: of each x axis its title and the x of every trace, which page.js puts in."""
-    found, shown, data = drawn.bands(findings), drawn.looks(findings), []
-    unit, seconds = drawn.time_unit(found)
+    found, shown, data = plot_data.bands(findings), plot_data.looks(findings), []
+    unit, seconds = plot_data.time_unit(found)
     axes: dict[str, dict[str, Any]] = {
         "tokens": {"title": "training tokens", "tick": "~s", "hover": ",.0f", "x": []},
         "flops": {"title": "training FLOPs", "tick": ".1~e", "hover": ".3~e", "x": []},
@@ -113,7 +113,7 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
             | {
                 "y": band.mean,
                 "mode": "lines",
-                "name": _text(drawn.cut(variant)),
+                "name": _text(plot_data.cut(variant)),
                 "customdata": band.deviation,
             }
             | {"line": {"color": color, "dash": _dash(dash) if band.finished else _DOTTED, "width": 2}}
@@ -122,24 +122,26 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
         if training := np.isfinite(band.training).any():
             data.append(
                 group
-                | {"y": band.training, "mode": "lines", "name": _text(f"{drawn.cut(variant)}, training")}
+                | {"y": band.training, "mode": "lines", "name": _text(f"{plot_data.cut(variant)}, training")}
                 | {"line": {"color": color, "dash": "dash", "width": 1}, "hovertemplate": f"%{{y:.{places}f}}"}
             )
         for name, x in (("tokens", band.tokens), ("flops", band.flops), ("time", band.seconds / seconds)):
             if name in axes:
                 axes[name]["x"] += [x[around], x, *([x] if training else [])]
     layout = _layout("", findings.metric)
-    layout["yaxis"]["range"] = drawn.band_limits(found)
+    layout["yaxis"]["range"] = plot_data.band_limits(found)
     return {"data": data, "layout": layout | {"hovermode": "x unified", "hoverdistance": -1}, "axes": axes}
 
 
-def _sensitivity(findings: Findings, axis: str, found: Mapping[str, drawn.Sensitivity], places: int) -> dict[str, Any]:
-    shown, data = drawn.looks(findings), []
-    heights = drawn.edge_heights(findings, found)
+def _sensitivity(
+    findings: Findings, axis: str, found: Mapping[str, plot_data.Sensitivity], places: int
+) -> dict[str, Any]:
+    shown, data = plot_data.looks(findings), []
+    heights = plot_data.edge_heights(findings, found)
     for variant, one in found.items():
         color, dash = shown[variant]
         group = {"type": "scatter", "legendgroup": variant, "showlegend": False}
-        group |= {"name": _text(drawn.cut(variant))}
+        group |= {"name": _text(plot_data.cut(variant))}
         fills = [color if good else "#ffffff" for good in one.good]
         mark = {"size": 9, "color": fills, "line": {"color": color, "width": 2}}
         data.append(
@@ -155,10 +157,10 @@ def _sensitivity(findings: Findings, axis: str, found: Mapping[str, drawn.Sensit
                 | {"hovertemplate": "diverged from %{x:.6~g}"}
             )
     layout = _layout(_text(axis), findings.metric)
-    layout["xaxis"] |= {"type": drawn.scale(found)}
-    if ticks := drawn.tried(found):
+    layout["xaxis"] |= {"type": plot_data.scale(found)}
+    if ticks := plot_data.tried(found):
         layout["xaxis"] |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
-    layout["yaxis"] |= {"range": drawn.sensitivity_limits(found, findings.lower_is_better)}
+    layout["yaxis"] |= {"range": plot_data.sensitivity_limits(found, findings.lower_is_better)}
     return {"data": data, "layout": layout | {"hovermode": "closest"}}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxlm.ablation import drawn
+from jaxlm.ablation import plot_data
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.tables import places
 from jaxlm.telemetry import curves
@@ -24,28 +24,28 @@ def _ranking(findings: Findings, folder: Path) -> Path | None:
     figure = curves.new_figure(1.1 + 0.45 * len(findings.comparisons))
     if figure is None or not findings.comparisons:
         return None
-    axes, shown = figure.subplots(), drawn.looks(findings)
+    axes, shown = figure.subplots(), plot_data.looks(findings)
     if findings.noise:
-        axes.axvspan(-findings.noise.floor, findings.noise.floor, color=drawn.FLOOR, zorder=0)
-    axes.axvline(0, color=drawn.GREY, linewidth=1.2, zorder=1)
+        axes.axvspan(-findings.noise.floor, findings.noise.floor, color=plot_data.FLOOR, zorder=0)
+    axes.axvline(0, color=plot_data.GREY, linewidth=1.2, zorder=1)
     for row, one in enumerate(findings.comparisons):
         color = shown[one.variant].color
         axes.plot(one.interval, [row, row], color=color, linewidth=2)
         axes.plot([one.mean], [row], color=color, marker="o", markersize=7)
-        remark = drawn.remark(findings, one, places(findings))
+        remark = plot_data.remark(findings, one, places(findings))
         axes.annotate(remark, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize="small")
-    axes.set_yticks(range(len(findings.comparisons)), [drawn.cut(one.variant) for one in findings.comparisons])
+    axes.set_yticks(range(len(findings.comparisons)), [plot_data.cut(one.variant) for one in findings.comparisons])
     axes.set_ylim(len(findings.comparisons) - 0.4, -0.6)
     axes.set_xlabel(f"{findings.metric}: variant minus baseline; grey: noise floor", parse_math=False)
     curves.frame(axes)
-    axes.set_xlim(drawn.difference_limits(findings))
+    axes.set_xlim(plot_data.difference_limits(findings))
     for label in axes.get_yticklabels():
         label.set_parse_math(False)
     return curves.save(figure, folder / "ranking.png")
 
 
 def _curves(findings: Findings, folder: Path) -> Path | None:
-    found, shown = drawn.bands(findings), drawn.looks(findings)
+    found, shown = plot_data.bands(findings), plot_data.looks(findings)
     figure = curves.new_figure(5)
     if figure is None or not found:
         return None
@@ -63,19 +63,19 @@ def _curves(findings: Findings, folder: Path) -> Path | None:
     axes.set_ylabel(findings.metric, parse_math=False)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     curves.frame(axes)
-    axes.set_ylim(drawn.band_limits(found))
+    axes.set_ylim(plot_data.band_limits(found))
     _legend(axes, list(found), findings)
     return curves.save(figure, folder / "curves.png")
 
 
 def _sensitivity(findings: Findings, folder: Path) -> Path | None:
-    tuned, shown = drawn.sensitivities(findings), drawn.looks(findings)
+    tuned, shown = plot_data.sensitivities(findings), plot_data.looks(findings)
     figure = curves.new_figure(0.6 + 4 * len(tuned))
     if figure is None or not tuned:
         return None
     panels = figure.subplots(len(tuned), 1, squeeze=False)[:, 0]
     for axes, (axis, found) in zip(panels, tuned.items()):
-        heights = drawn.edge_heights(findings, found)
+        heights = plot_data.edge_heights(findings, found)
         for variant, one in found.items():
             color, dash = shown[variant]
             axes.plot(one.values, one.metric, color=color, linestyle=_style(dash), linewidth=1.8)
@@ -83,13 +83,13 @@ def _sensitivity(findings: Findings, folder: Path) -> Path | None:
                 mask = one.good == filled
                 axes.plot(one.values[mask], one.metric[mask], "o", color=color, mfc=color if filled else "white")
             axes.plot([one.edge], [heights[variant]], "x", color=color, mew=2)
-        axes.set_xscale(drawn.scale(found))
+        axes.set_xscale(plot_data.scale(found))
         axes.set_xlabel(axis, parse_math=False)
         axes.set_ylabel(findings.metric, parse_math=False)
         curves.frame(axes)
         axes.margins(x=0.05)
-        axes.set_ylim(drawn.sensitivity_limits(found, findings.lower_is_better))
-        if ticks := drawn.tried(found):
+        axes.set_ylim(plot_data.sensitivity_limits(found, findings.lower_is_better))
+        if ticks := plot_data.tried(found):
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
     _legend(panels[-1], list(dict.fromkeys(variant for found in tuned.values() for variant in found)), findings)
@@ -100,9 +100,9 @@ def _legend(axes: Axes, variants: list[str], findings: Findings) -> None:
     """Below the figure, where it hides nothing."""
     from matplotlib.lines import Line2D
 
-    looks = map(drawn.looks(findings).__getitem__, variants)
+    looks = map(plot_data.looks(findings).__getitem__, variants)
     lines = [Line2D([], [], color=color, linestyle=_style(dash), linewidth=1.8) for color, dash in looks]
-    names = [drawn.cut(one, 26) for one in variants]
+    names = [plot_data.cut(one, 26) for one in variants]
     legend = axes.figure.legend(lines, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
     for text in legend.get_texts():
         text.set_parse_math(False)

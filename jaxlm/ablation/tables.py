@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation import drawn, stats
+from jaxlm.ablation import plot_data, stats
 from jaxlm.ablation.findings import Findings
 
 _NOTES = (
@@ -126,11 +126,11 @@ def _ranking(findings: Findings, places: int) -> Table:
     sign = 1 if findings.lower_is_better else -1
     ranks, rows = {}, []
     for variant in findings.variants:
-        trials = drawn.compared(findings, variant)
-        values = [one.value for one in trials if drawn.finished(one)]
+        trials = plot_data.compared(findings, variant)
+        values = [one.value for one in trials if plot_data.finished(one)]
         mean = ranks[variant] = float(np.mean(values)) if values else math.nan
         spread = f" ± {np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
-        lost = sum(map(drawn.diverged, trials))
+        lost = sum(map(plot_data.diverged, trials))
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
@@ -139,7 +139,7 @@ def _ranking(findings: Findings, places: int) -> Table:
             p = _p(one.p_corrected)
         row = [_word(variant), _word(one.verdict if one else "baseline")]
         row += [Cell(f"{mean:.{places}f}{spread}" if values else "–", mean), difference, interval, p]
-        gaps = [one.gap for one in trials if drawn.finished(one)]
+        gaps = [one.gap for one in trials if plot_data.finished(one)]
         rows.append(
             [*row, _number(float(np.mean(gaps)) if gaps else math.nan, f"+.{places}f"), Cell(seeds, float(len(values)))]
         )
@@ -153,7 +153,7 @@ def _ranking(findings: Findings, places: int) -> Table:
 
 def _tuning(findings: Findings, places: int) -> Table:
     rows = []
-    for axis, found in drawn.sensitivities(findings).items():
+    for axis, found in plot_data.sensitivities(findings).items():
         for variant, one in found.items():
             best, value, good = math.nan, math.nan, "none finished on every seed"
             if one.whole.any():
@@ -227,7 +227,7 @@ def _statistics(findings: Findings, places: int) -> Table:
 
 
 def _trials(findings: Findings, places: int) -> Table:
-    baseline = {one.seed: one.value for one in drawn.compared(findings, findings.baseline)}
+    baseline = {one.seed: one.value for one in plot_data.compared(findings, findings.baseline)}
     rows = []
     for one in findings.outcomes:
         alone = one.tuning or one.variant == findings.baseline

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxlm import hub
 from jaxlm.data import readers, sources
-from jaxlm.data.library import load, panics, trial
+from jaxlm.data.tokenizer_trial import load, panics, trial
 from jaxlm.data.tokenizers import (
     CODE_POINTS,
     END_OF_TEXT,

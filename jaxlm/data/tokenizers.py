@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from jaxlm.data.library import load, panics, trial
+from jaxlm.data.tokenizer_trial import load, panics, trial
 from jaxlm.errors import DataError
 
 if TYPE_CHECKING:

@@ -37,7 +37,7 @@ _SAMPLES = (
 
 _CHILD = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from jaxlm.data import library; sys.exit(library.use(json.load(sys.stdin), int(sys.argv[2])))"
+    "from jaxlm.data import tokenizer_trial as t; sys.exit(t.use(json.load(sys.stdin), int(sys.argv[2])))"
 )
 # One thread, since each reserves address space.
 _CHILD_ENV = {"RAYON_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1", "RUST_BACKTRACE": "0"}

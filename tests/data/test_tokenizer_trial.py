@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 
 from jaxlm import data, files
-from jaxlm.data import library, tokenizer_specs
+from jaxlm.data import tokenizer_specs, tokenizer_trial
 from jaxlm.data.tokenizers import END_OF_TEXT, Bytes, from_json
 from jaxlm.errors import DataError
 
@@ -45,9 +45,9 @@ BAD = [
 
 @pytest.mark.parametrize(("text", "message"), BAD, ids=["bomb", "endless", "panic", "huge"])
 def test_crafted_file(text: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(library, "_MEMORY", 2**29)
+    monkeypatch.setattr(tokenizer_trial, "_MEMORY", 2**29)
     if text == ENDLESS:
-        monkeypatch.setattr(library, "_SECONDS", 2.0)
+        monkeypatch.setattr(tokenizer_trial, "_SECONDS", 2.0)
     (tmp_path / "tokenizer.json").write_text(text)
     with pytest.raises(DataError, match=message) as caught:
         tokenizer_specs.build(str(tmp_path))
@@ -84,27 +84,27 @@ def test_crafted_tokenizer_of_the_hub(tmp_path: Path) -> None:
 
 
 def test_a_good_file_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library.trial(crafted(), "x")
+    tokenizer_trial.trial(crafted(), "x")
     assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 1
     with monkeypatch.context() as patch:
         patch.setattr(subprocess, "run", lambda *args, **kwargs: pytest.fail("tried again"))
-        library.trial(crafted(), "x")
-    monkeypatch.setattr(library, "__version__", "another")
-    library.trial(crafted(), "x")
+        tokenizer_trial.trial(crafted(), "x")
+    monkeypatch.setattr(tokenizer_trial, "__version__", "another")
+    tokenizer_trial.trial(crafted(), "x")
     assert len(list((tmp_path / "cache" / "tokenizers").iterdir())) == 2
 
 
 def test_words_that_a_tokenizer_does_not_know_are_no_fault() -> None:
-    library.trial(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>")).to_str(), "x")
+    tokenizer_trial.trial(tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0}, unk_token="<unk>")).to_str(), "x")
 
 
 def test_without_a_cache_or_another_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("not a folder")
     monkeypatch.setenv("JAXLM_CACHE", str(tmp_path / "file"))
-    library.trial(crafted(), "x")
+    tokenizer_trial.trial(crafted(), "x")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "none"))
     with pytest.raises(DataError, match="x: can't start another process to try it in: No such file or directory"):
-        library.trial(crafted(), "x")
+        tokenizer_trial.trial(crafted(), "x")
 
 
 # Panics that a trial did not meet
@@ -114,7 +114,7 @@ def test_panic_of_the_library_is_a_data_error(monkeypatch: pytest.MonkeyPatch) -
     class PanicException(BaseException):
         pass
 
-    with pytest.raises(DataError, match="^x: index out of bounds$"), library.panics("x"):
+    with pytest.raises(DataError, match="^x: index out of bounds$"), tokenizer_trial.panics("x"):
         raise PanicException("index out of bounds\nnote: run with backtrace")
-    with pytest.raises(KeyboardInterrupt), library.panics("x"):
+    with pytest.raises(KeyboardInterrupt), tokenizer_trial.panics("x"):
         raise KeyboardInterrupt
