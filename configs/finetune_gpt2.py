@@ -1,4 +1,4 @@
-"""GPT-2 from the Hugging Face hub, trained on on a text of yours: the classic recipe, for one GPU.
+"""GPT-2 from the Hugging Face hub, trained on a text of yours: the classic recipe, for one GPU.
 
     python -m jaxlm.main --config=configs/finetune_gpt2.py --config.data.source=book.txt --config.steps=300
     python -m jaxlm.main --config=configs/finetune_gpt2.py:gpt2-medium --config.data.source=book.txt

@@ -111,7 +111,7 @@ def default() -> ConfigDict:
     c.eval.every = 200  # steps between evaluations, and one at the end; 0: never
     c.eval.batches = 20  # batches of validation data each time; 0: the whole split
     # On held-out pairs: "generate", "classify", "classify_by_length", "choice", or a package.module:function;
-    # "perplexity" and what goes with it is told in any case.
+    # "perplexity" is always reported.
     c.eval.tasks = ()
 
     c.checkpoint = ConfigDict()

@@ -1,7 +1,7 @@
 """What can go wrong for a user's reason: one exception per exit code, and the words for it.
 
-Exit codes of every door: 0 done or stopped early, 2 bad config, 3 diverged, 4 data or I/O,
-75 preempted (run again to resume), 130 interrupted.
+Exit codes of every door: 0 done or stopped early, 1 --verify_resume found a difference, 2 bad config, 3 diverged,
+4 data or I/O, 75 preempted (run again to resume), 130 interrupted.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.training.load import load
 
     request = generation.Request(**{name: getattr(args, name) for name in generation.Request._fields})
-    generation.check(request)
+    generation.check(request, prefix="--")
     prompts = [("--prompt", text) for text in args.prompt] + (lines(args.prompts) if args.prompts else [])
     single = len(prompts) * args.num_samples == 1 and not args.json
     check(args, len(prompts), single)

@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="train STEPS steps (20) straight, and again with kills on the way, and compare all bits; no workdir",
     )
     parser.add_argument("--coordinator_address", help="HOST:PORT of process 0, where several processes train together")
-    parser.add_argument("--num_processes", type=int, help="so many; under Slurm and Open MPI the launcher tells")
-    parser.add_argument("--process_id", type=int, help="of this one, from 0")
+    parser.add_argument("--num_processes", type=int, help="how many there are; Slurm and Open MPI say so themselves")
+    parser.add_argument("--process_id", type=int, help="the number of this one, from 0")
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:

@@ -1,4 +1,7 @@
-"""Secrets out of what is written down: configs, logs, model cards. Nothing here raises, and twice is as once."""
+"""Takes secrets out of what is written down: configs, logs, model cards.
+
+Nothing here raises, and applying it twice changes nothing.
+"""
 
 from __future__ import annotations
 

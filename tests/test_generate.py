@@ -145,7 +145,7 @@ def test_one_text_streams_to_a_terminal_only(trained, monkeypatch):
         (["--prompt=a", "--top_p=0"], 2, "--top_p is 0.0"),
         (["--prompt=a", "--top_k=-1"], 2, "--top_k is -1"),
         (["--prompt=a", "--repetition_penalty=0"], 2, "--repetition_penalty is 0.0"),
-        (["--prompt=a", "--max_tokens=0"], 2, "--max_tokens is 0"),
+        (["--prompt=a", "--max_tokens=0"], 2, "error: --max_tokens is 0; expected at least 1"),
         (["--prompt=a", "--num_samples=0"], 2, "--num_samples is 0"),
         (["--prompt=a", "--seed=4294967295", "--num_samples=2"], 2, "--seed is 4294967295"),
         (["--prompt=a", "--stop="], 2, "--stop is ['']"),

@@ -19,7 +19,7 @@ from jaxlm.model.gpt2 import PyTree
 from jaxlm.telemetry.writers import json_line
 
 ALWAYS = ("eval/loss", "eval/perplexity", "eval/bits_per_byte", "eval/accuracy", "eval/gap", "eval/word_perplexity")
-"""Metrics that are told in training, or by `evaluate`, whatever the tasks."""
+"""Metrics that training or `evaluate` reports whatever the tasks are."""
 
 
 def find(name: str) -> Callable[[Subject], Result]:

@@ -40,8 +40,8 @@ class Sample(NamedTuple):
     seed: int
 
 
-def check(request: Request) -> None:
-    """Raises ConfigError where a number makes no sense."""
+def check(request: Request, prefix: str = "") -> None:
+    """Raises ConfigError where a number makes no sense; `prefix` goes before its name, as "--" where it was a flag."""
     r = request
     rules = {
         "max_tokens": (r.max_tokens >= 1, "at least 1"),
@@ -56,7 +56,7 @@ def check(request: Request) -> None:
     }
     for name, (kept, expected) in rules.items():
         if not kept:
-            raise ConfigError(f"--{name} is {getattr(r, name)}; expected {expected}")
+            raise ConfigError(f"{prefix}{name} is {getattr(r, name)}; expected {expected}")
 
 
 def samples(
