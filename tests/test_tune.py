@@ -43,6 +43,39 @@ def test_mistakes(config, tmp_path, capsys, flag, told):
     assert told in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("what", "flag"),
+    [("throughput", "--peaks=3"), ("throughput", "--field=seed"), ("lr", "--again"), ("lr", "--second")],
+)
+def test_a_flag_of_the_other_command_is_unknown(config, tmp_path, capsys, what, flag):
+    assert tune.main([what, f"--config={config}", f"--workdir={tmp_path / 'run'}", flag]) == 2
+    assert f"unknown flag '{flag}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("what", "its", "others"),
+    [
+        ("lr", ("--config", "--workdir", "--peaks", "--field"), "--again"),
+        ("throughput", ("--config", "--again"), "--low"),
+    ],
+)
+def test_each_command_explains_its_own_flags(capsys, what, its, others):
+    with pytest.raises(SystemExit, match="0"):
+        tune.main([what, "--help"])
+    told = capsys.readouterr().out
+    assert all(f"  {flag} " in told for flag in its) and others not in told
+    with pytest.raises(SystemExit, match="0"):
+        tune.main(["--help"])
+    assert what in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("flags", [[], ["width"]])
+def test_which_command_must_be_said(capsys, flags):
+    with pytest.raises(SystemExit, match="2"):
+        tune.main(flags)
+    assert "lr" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_throughput_from_the_command_line(config, tmp_path, capsys, monkeypatch):
     flags = ["throughput", f"--config={config}", f"--workdir={tmp_path}", "--config.data.batch_size=1"]
