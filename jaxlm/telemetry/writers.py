@@ -1,16 +1,17 @@
 """Where metrics go: metrics.jsonl (the record), TensorBoard, Weights & Biases.
 
 A resumed run has each step once: what an earlier process wrote after the checkpoint is dropped, since it comes again.
+In W&B, which drops nothing, it is there twice.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import secrets
-import sys
+import socket
+import struct
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ _NON_FINITE = ("nan", "inf", "-inf")
 
 
 class Writer(Protocol):
-    """One place where metrics go. May raise; `Writers` deals with it."""
+    """One place where metrics go. May raise, an OSError where the next row may do better; `Writers` deals with it."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None: ...
 
@@ -33,10 +34,15 @@ class Writer(Protocol):
 
 
 class Writers:
-    """Several writers as one. A writer that raises is switched off with a warning; it never ends the run."""
+    """Several writers as one, of which none ends the run: one that fails is told of, and switched off if for good.
 
-    def __init__(self, writers: Mapping[str, Writer]):
-        self._writers = dict(writers)
+    Args:
+      say: takes a line for people.
+    """
+
+    def __init__(self, writers: Mapping[str, Writer], say: Callable[[str], None]):
+        self._writers, self._say = dict(writers), say
+        self._behind: set[str] = set()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes scalars of completed step `step`; steps never decrease, and may repeat (train and eval rows)."""
@@ -44,11 +50,19 @@ class Writers:
         for name, writer in list(self._writers.items()):
             try:
                 writer.write(step, numbers)
+            except OSError as error:  # such as a full disk, which may have room again
+                if name not in self._behind:
+                    self._say(_warning(name, f"can't write step {step}, and tries again with each row to come", error))
+                self._behind.add(name)
             except Exception as error:
                 del self._writers[name]
-                _warn(name, f"is off from step {step}", error)
+                self._say(_warning(name, f"is off from step {step}", error))
                 with contextlib.suppress(Exception):
                     writer.close()
+            else:
+                if name in self._behind:
+                    self._say(f"writer {name!r} writes again, from step {step}")
+                self._behind.discard(name)
 
     def close(self) -> None:
         """Flushes and closes all; a second call does nothing."""
@@ -57,7 +71,7 @@ class Writers:
             try:
                 writer.close()
             except Exception as error:
-                _warn(name, "did not close well", error)
+                self._say(_warning(name, "did not close well, and its last rows may be lost", error))
 
     def __enter__(self) -> Writers:
         return self
@@ -66,7 +80,9 @@ class Writers:
         self.close()
 
 
-def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any], resume_step: int) -> Writers:
+def open_writers(
+    names: Sequence[str], workdir: Path, config: Mapping[str, Any], resume_step: int, say: Callable[[str], None]
+) -> Writers:
     """Opens writers by name: "jsonl", "tensorboard", "wandb". For one process of the run only.
 
     Args:
@@ -74,6 +90,7 @@ def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any],
       config: the resolved config, shown with the run where a writer can, less its secrets.
       resume_step: completed steps of the checkpoint that the run continues from, 0 for none. Rows of later steps are
         dropped, or hidden where they can't be.
+      say: takes a line for people.
 
     Raises:
       ConfigError: an unknown name, wandb is not installed, or it is not logged in.
@@ -92,11 +109,11 @@ def open_writers(names: Sequence[str], workdir: Path, config: Mapping[str, Any],
         try:
             opened[name] = kinds[name](workdir, config, resume_step)
         except (JaxlmError, OSError):
-            Writers(opened).close()
+            Writers(opened, say).close()
             raise
         except Exception as error:  # such as a server that is down, which must not keep a run from resuming
-            _warn(name, "is off", error)
-    return Writers(opened)
+            say(_warning(name, "is off", error))
+    return Writers(opened, say)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -127,39 +144,70 @@ def json_line(value: Any) -> str:
     return json.dumps(written(value), allow_nan=False) + "\n"
 
 
+class _Appended:
+    """A file that only grows, at once with each write. What a full disk keeps out comes before what is written next:
+    so it may end in half a row for a while, and never holds one in its middle."""
+
+    def __init__(self, path: Path):
+        self._file, self._waiting = path.open("ab", buffering=0), b""
+
+    def write(self, data: bytes) -> None:
+        self._waiting += data
+        while self._waiting:
+            self._waiting = self._waiting[self._file.write(self._waiting) :]
+
+    def close(self) -> None:
+        with self._file:
+            self.write(b"")
+
+
 class _Jsonl:
-    """Rows `{"step": 10, "time": <unix seconds>, "train/loss": ...}`, flushed one by one."""
+    """Rows `{"step": 10, "time": <unix seconds>, "train/loss": ...}`."""
 
     def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
         path = workdir / METRICS
         if path.exists():
             _drop_after(resume_step, path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = _Appended(path)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json_line({"step": step, "time": round(time.time(), 3), **metrics}))
-        self._file.flush()
+        self._file.write(json_line({"step": step, "time": round(time.time(), 3), **metrics}).encode())
 
     def close(self) -> None:
         self._file.close()
 
 
 class _TensorBoard:
-    def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
-        from tensorboardX import SummaryWriter
+    """An event file for each process. tensorboardX writes one in a thread, which dies of a full disk, and then waits
+    for it without end: from it we take what an event is."""
 
-        # It warns of a nan without saying where; the training loop says it better.
-        logging.getLogger("tensorboardX.x2num").setLevel(logging.ERROR)
-        # Event files only grow; a purge step tells TensorBoard which of the earlier events to hide. Also from step 0:
-        # the run may have been killed before its first checkpoint.
-        self._writer = SummaryWriter(str(workdir), purge_step=resume_step + 1, flush_secs=10)
+    def __init__(self, workdir: Path, config: Mapping[str, Any], resume_step: int):
+        from tensorboardX.proto.event_pb2 import SessionLog
+
+        # TensorBoard reads the files in the order of their names.
+        self._file = _Appended(workdir / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}")
+        self._add(file_version="brain.Event:2")
+        # Event files only grow; this event tells TensorBoard which of the earlier ones to hide. Also from step 0: the
+        # run may have been killed before its first checkpoint.
+        self._add(step=resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.summary_pb2 import Summary
+
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in metrics.items()]
+        self._add(step=step, summary=Summary(value=values))
+
+    def _add(self, **fields: Any) -> None:
+        """A record: the length of an event, the event, and a checksum of each."""
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.record_writer import masked_crc32c
+
+        event = Event(wall_time=time.time(), **fields).SerializeToString()
+        parts = [struct.pack("<Q", len(event)), event]
+        self._file.write(b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in parts))
 
     def close(self) -> None:
-        self._writer.close()
+        self._file.close()
 
 
 class _Wandb:
@@ -187,11 +235,12 @@ class _Wandb:
         except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
             hint = "run `wandb login`, set WANDB_MODE=offline, or take 'wandb' out of log.writers"
             raise ConfigError(f"wandb does not start: {error}; {hint}") from error
+        # Its own count of steps only grows, and a run that goes back to a checkpoint has other numbers from there.
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        # Steps up to where an earlier process came can't be logged again; the numbers would be the same.
-        if step >= self._run.step:
-            self._run.log(dict(metrics), step=step)
+        self._run.log({**metrics, "step": step})
 
     def close(self) -> None:
         self._run.finish()
@@ -222,6 +271,6 @@ def _drop_after(step: int, path: Path) -> None:
             file.write(new)
 
 
-def _warn(name: str, what: str, error: Exception) -> None:
+def _warning(name: str, what: str, error: Exception) -> str:
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    print(f"warning: writer {name!r} {what}: {reason}", file=sys.stderr)
+    return f"warning: writer {name!r} {what}: {reason}"

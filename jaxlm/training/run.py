@@ -128,7 +128,7 @@ class Run:
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
-        self.writers = Writers({})
+        self.writers = Writers({}, self.say)
         self._position = position.Position(0, opened.train.sha256)
         self.state: State | None
         if (latest := checkpoints.whole()) is not None:
@@ -173,7 +173,8 @@ class Run:
         assert self.state is not None
         cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
         self.writers.close()
-        self.writers = open_writers(cfg.log.writers if processes.first() else (), self.workdir, cfg, self.done)
+        names = cfg.log.writers if processes.first() else ()
+        self.writers = open_writers(names, self.workdir, cfg, self.done, self.say)
         self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             self.writers,
