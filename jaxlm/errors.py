@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable
 PREEMPTED = 75
 INTERRUPTED = 130
 
+MOST_NAMES = 20  # in a message
+
 
 class JaxlmError(Exception):
     """A mistake or mishap that the user can mend; its message says how."""
@@ -44,11 +46,12 @@ def closest(name: str, known: Iterable[str]) -> str | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the closest known one, or all of them."""
+    """The end of a message about an unknown name: the closest known one, or all of them, of many the first."""
     names = sorted(known)
     if (match := closest(name, names)) is not None:
         return f"did you mean {match!r}?"
-    return f"known: {', '.join(names)}" if names else "there are none"
+    more = f", ... ({len(names):,} in all)" if len(names) > MOST_NAMES else ""
+    return f"known: {', '.join(names[:MOST_NAMES])}{more}" if names else "there are none"
 
 
 def exit_code(door: Callable[[], int]) -> int:

@@ -54,3 +54,9 @@ def test_all_names_are_offered_where_none_is_near():
 def test_the_closest_name_is_one_that_is_near():
     assert closest("setps", ["seed", "steps", "stage"]) == "steps"
     assert closest("zzz", ["b", "a"]) is None and closest("zzz", []) is None
+
+
+def test_of_many_names_the_first_are_offered():
+    names = [f"name{i:05}" for i in range(14683)]
+    assert nearest("zzz", names[:20]) == "known: " + ", ".join(names[:20])
+    assert nearest("zzz", names) == "known: " + ", ".join(names[:20]) + ", ... (14,683 in all)"

@@ -141,7 +141,10 @@ def run(
     known = TaskManager(include_defaults=bool(shipped))
     for name in shipped:
         if name not in known.all_tasks:
-            raise ConfigError(f"the harness has no task {name!r}: {nearest(name, known.all_tasks)}")
+            hint = nearest(name, known.all_tasks)
+            if not hint.startswith("did you mean"):
+                hint = f"`lm_eval ls tasks` lists its {len(known.all_tasks):,}"
+            raise ConfigError(f"the harness has no task {name!r}: {hint}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it is about
             found = lm_eval.simple_evaluate(

@@ -1,6 +1,7 @@
 """Beside lm_eval's own `hf` model on the exported checkpoint: the same requests, the same answers; and local tasks."""
 
 import json
+import re
 import sys
 import types
 import warnings
@@ -208,6 +209,8 @@ def test_text_and_tasks_of_the_harness_together(trained, tasks, capsys):
 def test_no_such_task_names_the_nearest(trained, capsys):
     assert evaluate.main([f"--checkpoint={trained}", "--harness=hellaswog"]) == 2
     assert "the harness has no task 'hellaswog': did you mean 'hellaswag'?" in capsys.readouterr().err
+    assert evaluate.main([f"--checkpoint={trained}", "--harness=zzzzzzzz"]) == 2
+    assert re.search(r"has no task 'zzzzzzzz': `lm_eval ls tasks` lists its [\d,]+\n$", capsys.readouterr().err)
 
 
 @pytest.mark.filterwarnings("ignore")  # of lm_eval and datasets
