@@ -42,7 +42,7 @@ def test_the_whole_held_out_split_token_by_token(trained, capsys):
     assert found["eval/loss"] == pytest.approx(total / count, rel=1e-5)
     assert found["eval/accuracy"] == pytest.approx(correct / count, rel=1e-5)
     assert found["eval/perplexity"] == pytest.approx(np.exp(total / count), rel=1e-4)
-    bits = total / count / np.log(2) * len(tokens) / split.num_bytes
+    bits = total / np.log(2) / split.num_bytes
     assert found["eval/bits_per_byte"] == pytest.approx(bits, rel=1e-5)
 
 

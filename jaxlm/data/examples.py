@@ -35,7 +35,7 @@ from jaxlm.errors import DataError
 
 class HeldOut(NamedTuple):
     batches: Sequence[Batch]
-    bytes_per_token: float  # UTF-8 bytes of the tokens that are predicted, over their number
+    bytes_per_token: float  # UTF-8 bytes of running text, or of the tokens that are predicted, over the latter's number
 
 
 def running(section: Section) -> bool:
@@ -69,7 +69,8 @@ def held_out(
       DataError: as `training`.
     """
     if running(section):
-        return HeldOut(evaluation(file.tokens, batch_size, context_length, limit), file.num_bytes / file.num_tokens)
+        batches = evaluation(file.tokens, batch_size, context_length, limit)
+        return HeldOut(batches, file.num_bytes / (file.num_tokens - 1))  # nothing is before the first
     rows = Examples(section, tokenizer, file, context_length)
 
     def batch(n: int) -> Batch:

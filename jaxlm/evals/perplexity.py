@@ -65,7 +65,7 @@ def metrics(sums: TokenSums, bytes_per_token: float) -> dict[str, float]:
     """What the sums of one model mean.
 
     Args:
-      bytes_per_token: UTF-8 bytes of text over tokens in the split. Bits per byte are the nats per token over
+      bytes_per_token: UTF-8 bytes of text over predicted tokens. Bits per byte are the nats per token over
         ln 2 and this: they compare across tokenizers, which perplexity does not.
 
     Returns:

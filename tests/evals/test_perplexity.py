@@ -169,7 +169,7 @@ def test_sliding_windows_are_a_loop_by_hand(model, split, stride):
             "eval/loss": nll.mean(),
             "eval/perplexity": np.exp(nll.mean()),
             "eval/word_perplexity": np.exp(nll.sum() / words),
-            "eval/bits_per_byte": nll.mean() / np.log(2) * len(split.tokens) / found["bytes"],
+            "eval/bits_per_byte": nll.sum() / np.log(2) / found["bytes"],
             "eval/accuracy": correct.mean(),
             **{name: found[name] for name in ("tokens", "words", "bytes")},
         },
@@ -208,3 +208,13 @@ def test_a_text_without_words_has_no_word_perplexity(model, tmp_path):
     blank = write_tokens(tmp_path / "t.bin", [tokenizer.encode("\n \n")], tokenizer)
     found = evaluate_split(*model, tokenizer, blank, config.default().data, batch_size=3, context_length=T)
     assert found["words"] == 0 and "eval/word_perplexity" not in found
+
+
+def test_of_a_few_words_too_bits_are_all_nats_over_all_bytes(model, tmp_path):
+    """As nats are over all words. The first token, which nothing predicts, was once counted as a predicted one."""
+    tokenizer = tokenizer_specs.build("bytes")
+    short = write_tokens(tmp_path / "t.bin", [tokenizer.encode("ab")], tokenizer)
+    found = evaluate_split(*model, tokenizer, short, config.default().data, batch_size=3, context_length=T)
+    assert found["tokens"] == found["bytes"] == 2
+    assert found["eval/bits_per_byte"] == pytest.approx(found["eval/loss"] * 2 / np.log(2) / 2)
+    assert found["eval/word_perplexity"] == pytest.approx(np.exp(found["eval/loss"] * 2))
