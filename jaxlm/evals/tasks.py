@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ class Subject(NamedTuple):
     """What an evaluation is given."""
 
     model: Model
-    params: PyTree
+    params: PyTree  # None where it is to be seen only whether it can be asked: see `asking.check`
     tokenizer: Tokenizer
     split: TokenFile
     context_length: int
@@ -44,12 +44,90 @@ class Result(NamedTuple):
     text: str = ""  # what of it is worth a look, in lines
 
 
+# What tasks make of pairs, before they need a model.
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+def _pairs(subject: Subject) -> list[Pair]:
+    """(prompt, completion) of the pairs, as ids, without those that `too_long` leaves out: how many is said on stderr,
+    where there are parameters.
+
+    Raises:
+      DataError: none is left, or one is too long where that is an error.
+    """
+    pairs = examples.pairs(subject.tokenizer, subject.split)
+    if subject.too_long == "error":
+        for _, completion in pairs:
+            likelihoods.room(completion, subject.context_length)
+        return pairs
+    kept = [(prompt, completion) for prompt, completion in pairs if len(completion) < subject.context_length]
+    if len(kept) < len(pairs):
+        said = f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs have a completion that fills the context"
+        if not kept:
+            raise DataError(f"{said} of {subject.context_length:,} tokens; none is left to ask for")
+        if subject.params is not None:
+            print(f"{said} of {subject.context_length:,} tokens: left out of tasks", file=sys.stderr)
+    return kept
+
+
+def _labelled(subject: Subject) -> tuple[list[Pair], list[str], list[str]]:
+    """The pairs, the label of each, and all labels.
+
+    Raises:
+      DataError: as `_pairs`; or there are too few labels, or too many.
+    """
+    pairs = _pairs(subject)
+    texts = [subject.tokenizer.decode(completion) for _, completion in pairs]
+    labels = sorted(set(texts))
+    if len(labels) == 1:
+        raise DataError(f"all {len(pairs)} completions are {labels[0]!r}; one class tells nothing")
+    if len(labels) > MOST_LABELS:
+        raise DataError(
+            f"{len(labels)} different completions, and at most {MOST_LABELS} are taken for labels; "
+            "the task 'generate' compares what is written"
+        )
+    return pairs, texts, labels
+
+
+def _choosable(subject: Subject) -> tuple[list[Pair], list[str], dict[str, np.ndarray]]:
+    """The pairs, the text of each completion, and the ids of all texts.
+
+    Raises:
+      DataError: as `_pairs`; or there are too few to choose among.
+    """
+    pairs = _pairs(subject)
+    texts = [subject.tokenizer.decode(completion) for _, completion in pairs]
+    known = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
+    if len(known) < CHOICES:
+        raise DataError(f"{len(known)} different completions; expected at least {CHOICES}, to choose among")
+    return pairs, texts, known
+
+
+Task = Callable[[Subject], Result]
+
+
+def _of(made: Callable[[Subject], Any]) -> Callable[[Task], Task]:
+    """Of a task on pairs: its attribute `of_pairs` is what it makes of them, which `asking.check` tries before anything
+    is computed."""
+
+    def mark(task: Task) -> Task:
+        vars(task)["of_pairs"] = made
+        return task
+
+    return mark
+
+
+# The tasks
+
+
 def perplexity(subject: Subject) -> Result:
     """Loss, perplexity, bits per byte and accuracy. They are told of every split, so the name adds nothing to them: see
     `evals.perplexity`."""
     return Result({}, {})
 
 
+@_of(_pairs)
 def generate(subject: Subject) -> Result:
     """Greedy answers: exact_match, f1 (SQuAD's), and by sacrebleu bleu and chrf, where it is installed. A prompt that
     leaves no room for its own completion is cut on the left."""
@@ -87,24 +165,23 @@ def generate(subject: Subject) -> Result:
     return _result("generate", found, details, text)
 
 
+@_of(_labelled)
 def classify(subject: Subject) -> Result:
     """The most probable label, end of text included: accuracy, macro_f1; the confusion matrix is in the details."""
     return _classified("classify", subject, by_length=False)
 
 
+@_of(_labelled)
 def classify_by_length(subject: Subject) -> Result:
     """As `classify`, by the log-likelihood over the number of the label's tokens."""
     return _classified("classify_by_length", subject, by_length=True)
 
 
+@_of(_choosable)
 def choice(subject: Subject) -> Result:
     """The completion among 4, the others being those of other pairs, that is most probable (accuracy) or most probable
     by its number of tokens (accuracy_by_length). Chance is a quarter."""
-    tokenizer, pairs = subject.tokenizer, _pairs(subject)
-    texts = [tokenizer.decode(completion) for _, completion in pairs]
-    known = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
-    if len(known) < CHOICES:
-        raise DataError(f"choice: {len(known)} different completions; expected at least {CHOICES}, to choose among")
+    pairs, texts, known = _choosable(subject)
     rng, all_of_them = np.random.default_rng(0), list(known)
     right = rng.integers(CHOICES, size=len(pairs))  # where it stands: the first of equals is taken
     rows = []
@@ -126,24 +203,6 @@ def choice(subject: Subject) -> Result:
     )
 
 
-def _pairs(subject: Subject) -> list[tuple[np.ndarray, np.ndarray]]:
-    """(prompt, completion) of the pairs, as ids, without those that `too_long` leaves out: how many is said on stderr.
-
-    Raises:
-      DataError: none is left.
-    """
-    pairs = examples.pairs(subject.tokenizer, subject.split)
-    if subject.too_long == "error":
-        return pairs
-    kept = [(prompt, completion) for prompt, completion in pairs if len(completion) < subject.context_length]
-    if len(kept) < len(pairs):
-        said = f"{len(pairs) - len(kept):,} of {len(pairs):,} pairs have a completion that fills the context"
-        if not kept:
-            raise DataError(f"{said} of {subject.context_length:,} tokens; none is left to ask for")
-        print(f"{said} of {subject.context_length:,} tokens: left out of tasks", file=sys.stderr)
-    return kept
-
-
 def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
     """float64[rows] of (prompt, completion): see `likelihoods.of_completions`."""
     return likelihoods.of_completions(
@@ -158,16 +217,7 @@ def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]
 
 
 def _classified(name: str, subject: Subject, by_length: bool) -> Result:
-    tokenizer, pairs = subject.tokenizer, _pairs(subject)
-    texts = [tokenizer.decode(completion) for _, completion in pairs]
-    labels = sorted(set(texts))
-    if len(labels) == 1:
-        raise DataError(f"{name}: all {len(pairs)} completions are {labels[0]!r}; one class tells nothing")
-    if len(labels) > MOST_LABELS:
-        raise DataError(
-            f"{name}: {len(labels)} different completions, and at most {MOST_LABELS} are taken for labels; "
-            "--task=generate compares what is written"
-        )
+    pairs, texts, labels = _labelled(subject)
     ids = {text: completion for text, (_, completion) in zip(texts, pairs, strict=True)}
     rows = [(prompt, ids[label]) for prompt, _ in pairs for label in labels]
     found = _likelihoods(subject, rows).reshape(len(pairs), len(labels))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
+from jaxlm.evals import asking
 from jaxlm.model import gpt2
 from jaxlm.optim import chain, review
 from jaxlm.optim.stages import stages
@@ -36,6 +37,7 @@ def prepare(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
         processes.agree("versions", processes.versions())
         processes.agree("a config", config.flat(json.loads(config.to_json(cfg))))
     chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
+    asking.check_config(cfg)  # so may this
     source, section = None, cfg.data
     if cfg.init_from and workdir is not None and (known := initial.taken_over(cfg, workdir)):
         cfg, section = known, config.override(known, {"data.tokenizer": str(workdir)}).data
@@ -53,6 +55,8 @@ def prepare(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
             f"set model.vocab_size={needed}"
         )
     resolved = config.resolve(config.override(cfg, {"model.vocab_size": given or needed}))
+    if opened.validation is not None:
+        asking.check(cfg.eval.tasks, asking.subject(resolved, opened.tokenizer, opened.validation))
     return Prepared(resolved, opened, source)
 
 

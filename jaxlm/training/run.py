@@ -124,7 +124,9 @@ class Run:
                 names = jax.eval_shape(evaluation_params, steps.like.opt_state, steps.like.params)
                 ones = TokenSums(*np.ones(len(TokenSums._fields)))
                 position.check(cfg, self._meaning(dict.fromkeys(names, ones)) | {"eval/gap": 0.0})
-        self._ask = asking.asker(cfg, opened.tokenizer, opened.validation) if cfg.eval.tasks else None
+        self._ask = None
+        if opened.validation is not None and cfg.eval.tasks:
+            self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
@@ -257,7 +259,14 @@ class Run:
             metrics = self.metrics = self._meaning(evaluate())
             if self._ask:
                 asked = state()
-                metrics |= self._ask(parallel.here(evaluation_params(asked.opt_state, asked.params)[""]))
+                params = parallel.here(evaluation_params(asked.opt_state, asked.params)[""])
+                try:
+                    metrics |= self._ask(params, metrics)
+                except Exception:  # what a task can't do is no reason to lose the steps
+                    self.recorder.write(done, metrics)
+                    if save:
+                        self._save(asked, {}, final=True)
+                    raise
             if (mean := self.recorder.mean_loss()) is not None:
                 metrics["eval/gap"] = metrics["eval/loss"] - mean
             self.recorder.write(done, metrics)
@@ -270,20 +279,24 @@ class Run:
             save, stop = True, "interrupted" if caught == signal.SIGINT else "preempted"
             self.say(f"{caught.name} at step {done}: saving; run the same command again to go on")
         if save or ((stop or last) and (cfg.checkpoint.every or self._checkpoints.steps())):
-            self._saving(self._checkpoints.wait)
-            recorder = self.recorder
-            now = self._position._replace(
-                sequences=self._sequences(done),
-                losses=recorder.losses,
-                skipped=recorder.skipped,
-                recent=recorder.recent,
-                joules=self._energy.total(),
-            )
-            save_now = functools.partial(self._checkpoints.save, state(), now._asdict(), cfg, metrics)
-            self._saving(save_now, final=last or bool(stop))
-            self.status("running")
+            self._save(state(), metrics, final=last or bool(stop))
         if stop or last:
             self.ended = stop or "done"
+
+    def _save(self, state: State, metrics: dict[str, float], final: bool) -> None:
+        """Of a state at `done`, and the metrics of its evaluation, if there was one."""
+        self._saving(self._checkpoints.wait)
+        recorder = self.recorder
+        now = self._position._replace(
+            sequences=self._sequences(self.done),
+            losses=recorder.losses,
+            skipped=recorder.skipped,
+            recent=recorder.recent,
+            joules=self._energy.total(),
+        )
+        save_now = functools.partial(self._checkpoints.save, state, now._asdict(), self.cfg, metrics)
+        self._saving(save_now, final=final)
+        self.status("running")
 
     def left_behind(self) -> None:
         """It has ended, and runs beside it go on: what they use is not its own."""

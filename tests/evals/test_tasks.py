@@ -13,7 +13,8 @@ from jaxlm.data import examples
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import asking, generation, likelihoods, tasks
 from jaxlm.model import gpt2
-from tests.tiny import resolved, tiny
+from tests.runs import checkpoints, rows
+from tests.tiny import assert_same_bits, resolved, tiny
 
 T = 32
 FIELDS = {"data__format": "pairs", "model__context_length": T, "data__validation": ""}
@@ -119,9 +120,9 @@ def test_length_counts_where_it_is_asked_for(subject):
 
 
 def test_what_has_no_classes(subject):
-    with pytest.raises(DataError, match="classify: all 2 completions are 'yes'; one class tells nothing"):
+    with pytest.raises(DataError, match="all 2 completions are 'yes'; one class tells nothing"):
         tasks.classify(subject([("a", "yes"), ("b", "yes")]))
-    with pytest.raises(DataError, match="classify: 101 different completions, and at most 100 are taken for labels"):
+    with pytest.raises(DataError, match="101 different completions, and at most 100 are taken for labels"):
         tasks.classify(subject([("a", f"{i}") for i in range(101)]))
 
 
@@ -133,7 +134,7 @@ def test_choice_is_among_the_completions_of_others(subject):
     assert 1 / 6 <= found.metrics["choice/accuracy"] < 1 / 2
     lengths = [("x:", "a"), ("x:", "bbbb"), ("x:", "cccccc"), ("x:", "dddddddd")]
     assert tasks.choice(subject(lengths, rigged({}))).metrics["choice/accuracy"] == 0.25
-    with pytest.raises(DataError, match="choice: 3 different completions; expected at least 4"):
+    with pytest.raises(DataError, match="3 different completions; expected at least 4"):
         tasks.choice(subject(lengths[:3], rigged({})))
 
 
@@ -227,6 +228,34 @@ def test_a_task_may_give_numbers_of_numpy_and_jax(tmp_path, monkeypatch):
         asking.find("scalars:many")(None)
 
 
+def test_what_a_task_gives_is_of_python_s_own_kinds(tmp_path, monkeypatch):
+    """NumPy's numbers once were a traceback, after all was done."""
+    (tmp_path / "kinds.py").write_text(
+        "import jax.numpy as jnp\nimport numpy as np\nfrom jaxlm.evals.tasks import Result\n"
+        "def good(s):\n"
+        "    details = {'n': np.int64(3), np.int64(4): [np.arange(3), {'x': jnp.float32(0.5)}], 't': (np.nan, None)}\n"
+        "    return Result({'a': 1.0}, {'a': (np.float32(0), jnp.float32(2))}, details)\n"
+        "def no_text(s):\n    return Result({'a': 1.0}, {}, None, None)\n"
+        "def no_intervals(s):\n    return Result({'a': 1.0}, None)\n"
+        "def no_json(s):\n    return Result({'a': 1.0}, {}, {'it': object()})\n"
+        "def one_end(s):\n    return Result({'a': 1.0}, {'a': 3})\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    found = {"kinds:good": asking.find("kinds:good")(None)}
+    said = json.loads(asking.report({}, found, as_json=True))
+    assert said["intervals"] == {"eval/a": [0.0, 2.0]}
+    assert said["details"]["kinds:good"] == {"n": 3, "4": [[0, 1, 2], {"x": 0.5}], "t": ["nan", None]}
+    assert asking.report({}, found, as_json=False).split() == ["eval/a", "1.0000", "[0.0000,", "2.0000]"]
+    for name, message in {
+        "no_text": "task 'kinds:no_text' gives NoneType as its text; expected lines, or ''",
+        "no_intervals": "task 'kinds:no_intervals' gives NoneType as its intervals; expected a dict",
+        "no_json": "task 'kinds:no_json' gives details that JSON can't hold: .*object",
+        "one_end": r"task 'kinds:one_end' gives 3 as the interval of 'a'; expected two numbers, \(low, high\)",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            asking.find(f"kinds:{name}")(None)
+
+
 def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
     one, other = tasks.Result({"score": 1.0}, {}), tasks.Result({"score": 2.0}, {})
     with pytest.raises(ConfigError, match="task 'b:it' gives 'score', and 'eval/score' is of task 'a:it' already"):
@@ -239,6 +268,11 @@ def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=message):
         jaxlm.train(tiny(eval__tasks=("taking:it",)), tmp_path / "run")
+    (tmp_path / "averaging.py").write_text("def it(s):\n    return {'ema_loss': 2}\n")
+    average = {"optimizer__ema_of_params": {"decay": 0.9}}
+    chain = ("scale_by_adam", "scale_by_learning_rate", "ema_of_params")
+    with pytest.raises(ConfigError, match="'eval/ema_loss' is of jaxlm itself already"):
+        jaxlm.train(tiny(eval__tasks=("averaging:it",), optimizer__chain=chain, **average), tmp_path / "average")
 
 
 def test_perplexity_is_the_name_of_what_is_always_told(trained, tmp_path, capsys):
@@ -299,7 +333,42 @@ def test_tasks_in_training_and_afterwards(tmp_path, capsys):
 
 
 def test_tasks_of_running_text(tmp_path):
-    with pytest.raises(ConfigError, match=r"eval.tasks=\('generate',\) needs data.validation and eval.every"):
-        jaxlm.train(tiny(eval__tasks=("generate",), data__validation=""), tmp_path / "a")
-    with pytest.raises((ConfigError, DataError), match="holds no pairs of prompt and completion"):
-        jaxlm.train(tiny(eval__tasks=("generate",)), tmp_path / "b")
+    with pytest.raises(ConfigError, match=r"eval.tasks=\('perplexity',\) needs data.validation and eval.every"):
+        jaxlm.train(tiny(eval__tasks=("perplexity",), data__validation=""), tmp_path / "a")
+    message = "'generate' compares completions of prompts, and data.format of the config is 'text'; expected .*='pairs'"
+    with pytest.raises(ConfigError, match=message):
+        jaxlm.train(tiny(eval__tasks=("generate",), data__source="nowhere"), tmp_path / "b")
+    opened = data.open(tiny().data)
+    with pytest.raises(DataError, match="holds no pairs of prompt and completion"):
+        examples.pairs(opened.tokenizer, opened.train)
+
+
+@pytest.mark.parametrize(
+    ("task", "completions", "message"),
+    [
+        ("classify", ["yes"] * 20, "task 'classify': all 20 completions are 'yes'; one class tells nothing"),
+        ("classify_by_length", [f"{i}" for i in range(101)], "task 'classify_by_length': 101 different completions"),
+        ("choice", ["a", "b", "c"], "task 'choice': 3 different completions; expected at least 4"),
+        ("generate", ["a" * T], "task 'generate': 1 of 1 pairs have a completion that fills the context of 32"),
+    ],
+)
+def test_what_cannot_be_asked_is_known_before_the_first_step(tmp_path, task, completions, message):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({"prompt": f"{i}:", "completion": c}) + "\n" for i, c in enumerate(completions)))
+    fields = FIELDS | {"data__validation": str(path), "eval__tasks": (task,)}
+    (source := tmp_path / "source.jsonl").write_text('{"prompt": "p", "completion": "c"}\n')
+    with pytest.raises(DataError, match=message):
+        jaxlm.train(tiny(data__source=str(source), **fields), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_task_that_fails_loses_no_save_that_is_due(tmp_path, monkeypatch):
+    (tmp_path / "booming.py").write_text("def it(s):\n    raise ValueError('a bug of mine')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"eval__tasks": ("booming:it",), "eval__every": 4, "checkpoint__every": 2}
+    with pytest.raises(ValueError, match="a bug of mine"):
+        jaxlm.train(tiny(**fields), tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == [2, 4]
+    assert [row["step"] for row in rows(tmp_path / "run") if "eval/loss" in row] == [4]
+    again = jaxlm.train(tiny(), tmp_path / "run")
+    assert_same_bits(again.state, jaxlm.train(tiny(), tmp_path / "undisturbed").state)
