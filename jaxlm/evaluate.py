@@ -16,66 +16,45 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Prints loss, perplexity by token and by word, bits per byte and accuracy over a whole text, and what tasks on its
     pairs, or those of the lm-evaluation-harness, give, with 95% intervals; exit codes as in `jaxlm.errors`."""
     parser = argparse.ArgumentParser(prog="python -m jaxlm.evaluate", description=main.__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "--checkpoint",
-        required=True,
-        help="a run directory, <run>/checkpoints/<step>, a Hugging Face directory or a hub id",
-    )
-    parser.add_argument(
-        "--data", help="text or tokens to evaluate on, as data.source; default: the run's held-out split"
-    )
-    parser.add_argument(
-        "--task",
-        action="append",
-        default=[],
-        help="perplexity, which is loss, perplexity and bits per byte and comes with each of the others; generate, "
-        "classify, classify_by_length, choice or package.module:function; may be given several times",
-    )
-    parser.add_argument(
-        "--harness",
-        action="append",
-        default=[],
-        help="a task of lm_eval, or a YAML file of one; may be given several times. Then text is evaluated only where "
-        "--data or --task is given",
-    )
-    parser.add_argument("--num_fewshot", type=int, help="with --harness: examples in the prompt")
-    parser.add_argument("--limit", type=int, help="with --harness: so many documents of each task")
-    parser.add_argument(
-        "--stride",
-        type=int,
-        default=0,
-        help="tokens from one window of the context to the next: the fewer, the more context each token has and the "
-        "longer it takes; 0: windows don't overlap",
-    )
-    parser.add_argument(
-        "--batch_size", type=int, default=0, help="windows at once; 0: as the run trained with, or about 4096 tokens"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object on stdout, the details of tasks included")
+    flag = parser.add_argument
+    flag("--checkpoint", required=True, help="a run, <run>/checkpoints/<step>, a Hugging Face directory or a hub id")
+    flag("--data", help="text or tokens to evaluate on, as data.source; default: the run's held-out split")
+    tasks = "generate, classify, classify_by_length, choice or package.module:function; may be given several times"
+    flag("--task", action="append", default=[], help=f"perplexity, which comes with each of the others; {tasks}")
+    harness = "a task of lm_eval, or a YAML file of one; may be given several times. Then text is evaluated only where "
+    flag("--harness", action="append", default=[], help=f"{harness}--data or --task is given")
+    flag("--num_fewshot", type=int, help="with --harness: examples in the prompt")
+    flag("--limit", type=int, help="with --harness: so many documents of each task")
+    stride = "tokens from one window of the context to the next: the fewer, the more context each token has and the "
+    flag("--stride", type=int, default=0, help=f"{stride}longer it takes; 0: windows don't overlap")
+    size = "windows at once; 0: as the run trained with at once, or about 4096 tokens"
+    flag("--batch_size", type=int, default=0, help=size)
+    flag("--json", action="store_true", help="one JSON object on stdout, the details of tasks included")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.batch_size < 0:
-        raise ConfigError(f"--batch_size is {args.batch_size}; expected at least 1, or 0 for that of the training")
-    if args.data == "":
-        raise ConfigError("--data is empty; expected text or tokens, or no --data for the run's held-out split")
+    of_text = bool(args.data or args.task or not args.harness)
+    check(args, of_text)
 
-    from jaxlm import data
-    from jaxlm.evals import asking, harness, perplexity, tasks
+    from jaxlm import config, data
+    from jaxlm.evals import asking, harness, memory, perplexity, tasks
     from jaxlm.training import host
     from jaxlm.training.load import held_out, load, locate
 
     host.settle()
     wanted = {name: asking.find(name) for name in args.task}
     step = (located := locate(args.checkpoint)).step
-    of_text = bool(args.data or args.task or not args.harness)
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
     model, params, tokenizer, cfg = load(args.checkpoint)
+    if step is None and any(map(asking.on_pairs, wanted)):  # it says nothing of data, and they read nothing else
+        cfg = config.resolve(config.override(cfg, {"data.format": "pairs"}))
+    asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length
-    batch_size = args.batch_size or (cfg.data.batch_size if step is not None else max(1, 4096 // T))
-    shown = {"batch_size": batch_size, "context_length": T}
+    alike = cfg.data.batch_size // cfg.data.micro_batches if step is not None else max(1, 4096 // T)
+    shown = {"batch_size": args.batch_size or alike, "context_length": T}
     facts: dict[str, Any] = {} if step is None else {"step": step}
     results = {}
     if of_text:
@@ -84,15 +63,33 @@ def run(args: argparse.Namespace) -> int:
         else:
             split = held_out(located, cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
-        how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
-        facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
         subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
-        results = {name: function(subject) for name, function in wanted.items()}
-    if args.harness:
-        asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}
-        results["harness"] = harness.run(model, params, tokenizer, args.harness, **shown, **asked)
+        asking.check(wanted, subject)
+    with memory.explained(shown["batch_size"]):
+        if of_text:
+            how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
+            facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
+            results = {name: function(subject) for name, function in wanted.items()}
+        if args.harness:
+            asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}
+            found = harness.run(model, params, tokenizer, args.harness, **shown, **asked)
+            results["harness"] = asking.plain("harness", found)
     print(asking.report(facts, results, args.json), end="")
     return 0
+
+
+def check(args: argparse.Namespace, of_text: bool) -> None:
+    """Raises ConfigError where a flag makes no sense, or stands without the one that it is for."""
+    if not 0 <= args.batch_size < 2**31:
+        what = f"--batch_size is {args.batch_size}; expected at least 1 and below 2**31"
+        raise ConfigError(f"{what}, or 0 for that of the training")
+    if args.data == "":
+        raise ConfigError("--data is empty; expected text or tokens, or no --data for the run's held-out split")
+    for name in ("num_fewshot", "limit"):
+        if getattr(args, name) is not None and not args.harness:
+            raise ConfigError(f"--{name}={getattr(args, name)} is for tasks of the harness; give --harness=TASK too")
+    if args.stride and not of_text:
+        raise ConfigError(f"--stride={args.stride} is for text; give --data=PATH or --task=NAME too")
 
 
 if __name__ == "__main__":

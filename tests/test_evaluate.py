@@ -9,6 +9,7 @@ import jaxlm
 from jaxlm import evaluate
 from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Chars
+from jaxlm.evals import perplexity
 from jaxlm.training.export import export
 from tests.tiny import CORPUS, tiny
 
@@ -121,12 +122,88 @@ def test_more_context_is_not_the_same_and_a_batch_is_only_speed(trained, capsys,
         ("--stride=17", "stride is 17; expected from 1 to the context of 16 tokens"),
         ("--stride=-1", "stride is -1"),
         ("--batch_size=-1", "--batch_size is -1; expected at least 1"),
+        ("--batch_size=10000000000000000000000", "expected at least 1 and below 2**31"),
+        ("--limit=3", "--limit=3 is for tasks of the harness; give --harness=TASK too"),
+        ("--num_fewshot=0", "--num_fewshot=0 is for tasks of the harness; give --harness=TASK too"),
+        ("--stride=4 --harness=x.yaml", "--stride=4 is for text; give --data=PATH or --task=NAME too"),
         ("--data=", "--data is empty; expected text or tokens"),
     ],
 )
 def test_flags_that_cannot_be_are_named(trained, capsys, flag, message):
-    assert call(f"--checkpoint={trained}", flag) == 2
+    assert call(f"--checkpoint={trained}", *flag.split()) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("Unable to allocate 7.28 TiB"),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 7.28 TiB\nand more"),
+    ],
+)
+def test_too_little_memory_is_one_line_that_names_the_flag(trained, capsys, monkeypatch, error):
+    def full(*_, **__):
+        raise error
+
+    monkeypatch.setattr(perplexity, "evaluate_split", full)
+    assert call(f"--checkpoint={trained}", "--batch_size=5000") == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "7.28 TiB; give --batch_size below 5,000" in said
+
+
+def test_other_errors_of_a_device_are_not_dressed_up(trained, monkeypatch):
+    def broken(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(perplexity, "evaluate_split", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        call(f"--checkpoint={trained}")
+
+
+def test_as_many_windows_at_once_as_in_training(trained, monkeypatch, tmp_path):
+    run, seen = tmp_path / "run", []
+    shutil.copytree(trained, run)
+    described = json.loads((run / "config.json").read_text())
+    described["data"] |= {"batch_size": 12, "micro_batches": 4}
+    (run / "config.json").write_text(json.dumps(described))
+
+    def evaluate_split(*_, batch_size, **__):
+        seen.append(batch_size)
+        return {}
+
+    monkeypatch.setattr(perplexity, "evaluate_split", evaluate_split)
+    assert call(f"--checkpoint={run}", f"--data={CORPUS}") == 0
+    assert call(f"--checkpoint={run}", f"--data={CORPUS}", "--batch_size=5") == 0
+    assert seen == [3, 5]
+
+
+PAIRS = "".join(json.dumps({"prompt": f"{i}:", "completion": "yn"[i % 2]}) + "\n" for i in range(6))
+
+
+def test_a_task_on_pairs_of_a_model_of_text_is_refused_before_anything_is_scored(trained, capsys, monkeypatch):
+    monkeypatch.setattr(perplexity, "evaluate_split", lambda *_, **__: pytest.fail("scored"))
+    assert call(f"--checkpoint={trained}", "--task=perplexity", "--task=classify") == 2
+    assert (
+        f"task 'classify' compares completions of prompts, and data.format of {str(trained)!r} is 'text'; "
+        "expected data.format='pairs'"
+    ) in capsys.readouterr().err
+
+
+def test_pairs_that_cannot_be_asked_for_are_named_before_anything_is_scored(exported, capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(perplexity, "evaluate_split", lambda *_, **__: pytest.fail("scored"))
+    (tmp_path / "pairs.jsonl").write_text(PAIRS)
+    assert call(f"--checkpoint={exported}", f"--data={tmp_path / 'pairs.jsonl'}", "--task=choice") == 4
+    assert "task 'choice': 2 different completions; expected at least 4, to choose among" in capsys.readouterr().err
+
+
+def test_a_folder_is_asked_for_pairs_where_a_task_wants_them(exported, capsys, tmp_path):
+    (tmp_path / "pairs.jsonl").write_text(PAIRS)
+    flags = f"--checkpoint={exported}", f"--data={tmp_path / 'pairs.jsonl'}"
+    assert call(*flags, "--task=classify", "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["tokens"] == 12 and "words" not in found and 0 <= found["eval/classify/accuracy"] <= 1
+    assert call(*flags) == 4
+    assert "no column 'text'" in capsys.readouterr().err
 
 
 def test_a_held_out_text_that_has_changed_is_refused(trained, capsys, tmp_path):

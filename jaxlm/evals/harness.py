@@ -7,6 +7,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import jax
+
 from jaxlm.data import Tokenizer
 from jaxlm.errors import ConfigError, DataError, nearest
 from jaxlm.evals import generation, likelihoods
@@ -157,7 +159,7 @@ def run(
                 log_samples=False,
                 torch_random_seed=None,
             )
-    except (DataError, MemoryError):
+    except (DataError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # of a task's file, its data set, the network
         lines = str(error).strip().splitlines() or [""]

@@ -1,0 +1,26 @@
+"""What to change where an evaluation is too much for the memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+from jaxlm.errors import ConfigError
+
+
+@contextlib.contextmanager
+def explained(batch_size: int) -> Iterator[None]:
+    """Turns a lack of memory, of a device or of this machine, into an error that says what to change.
+
+    Raises:
+      ConfigError: in its place.
+    """
+    try:
+        yield
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        said = str(error).splitlines() or ["no memory is left"]
+        raise ConfigError(f"out of memory: {said[0]}; give --batch_size below {batch_size:,}") from error
