@@ -233,7 +233,11 @@ def _stages(section: Mapping[str, Any]) -> dict[str, Any]:
                 storable(path, value)
                 finite(path, value)
         elif stage not in default().optimizer:
-            raise ConfigError(f"optimizer.{stage} is the table of no stage in optimizer.chain: {nearest(stage, chain)}")
+            dotted = next((name for name in chain if name.startswith(f"{stage}.")), None)
+            how = f"name {dotted!r} freely, with a table that has 'transform': {dotted!r}" if dotted else ""
+            raise ConfigError(
+                f"optimizer.{stage} is the table of no stage in optimizer.chain: {how or nearest(stage, chain)}"
+            )
     return out
 
 

@@ -7,11 +7,13 @@ Exit codes of every door: 0 done or stopped early, 1 --verify_resume found a dif
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Iterable
 
 PREEMPTED = 75
 INTERRUPTED = 130
+UNREAD = 141  # as of a process that SIGPIPE ended
 
 MOST_NAMES = 20  # in a message
 
@@ -61,6 +63,9 @@ def exit_code(door: Callable[[], int]) -> int:
     except JaxlmError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except BrokenPipeError:  # who reads has enough, as `head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return UNREAD
     except OSError as error:
         print(f"error: {error}", file=sys.stderr)
         return DataError.exit_code

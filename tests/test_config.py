@@ -509,3 +509,10 @@ def test_secrets_stay_where_they_are_asked_for(monkeypatch):
     cfg = config.resolve(config.override(config.default(), {"data.source": "/data/swordfish-swordfish/a.txt"}))
     assert "swordfish" not in config.to_json(cfg)
     assert config.from_json(config.to_json(cfg, secrets=True)) == cfg
+
+
+def test_arguments_of_a_stage_with_a_dot_in_its_name_want_a_free_name():
+    c = config.default()
+    c.optimizer = {"chain": ("contrib.muon",), "contrib": {"muon": {"learning_rate": 0.1}}}
+    with pytest.raises(ConfigError, match="optimizer.contrib is the table of no stage .*: name 'contrib.muon' freely"):
+        config.resolve(c)

@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 
 from jaxlm.errors import ConfigError, DataError, DivergedError, JaxlmError, closest, exit_code, nearest
@@ -60,3 +63,11 @@ def test_of_many_names_the_first_are_offered():
     names = [f"name{i:05}" for i in range(14683)]
     assert nearest("zzz", names[:20]) == "known: " + ", ".join(names[:20])
     assert nearest("zzz", names) == "known: " + ", ".join(names[:20]) + ", ... (14,683 in all)"
+
+
+def test_a_reader_that_has_enough_is_no_error():
+    code = "import sys; from jaxlm import errors; sys.exit(errors.exit_code(lambda: print(('x' * 99 + '\\n') * 9999)))"
+    done = subprocess.run(
+        ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, code], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (141, "x" * 99 + "\n", "")

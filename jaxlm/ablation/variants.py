@@ -101,6 +101,8 @@ def _check_values(axes: Axes) -> None:
     for path, values in axes.items():
         if isinstance(values, Range):
             raise ConfigError(f"axis {path!r} is a range, of which there are no single values; give these")
+        if isinstance(values, str):
+            raise ConfigError(f"axis {path!r} is {values!r}; expected a sequence of values, such as ({values!r},)")
 
 
 # Variants

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import json
 import math
+import os
 from array import array
 from collections.abc import Iterator
 
@@ -22,12 +23,15 @@ def share(validation: str) -> float | None:
     Raises:
       ConfigError: a percentage that isn't between 0 and 100.
     """
-    if not validation.strip().endswith("%"):
-        return None
     try:
-        percent = float(validation.strip()[:-1])
+        percent = float(validation.strip().removesuffix("%"))
     except ValueError:
         percent = math.nan
+    if not validation.strip().endswith("%"):
+        if math.isfinite(percent) and not os.path.exists(validation):
+            meant = f"{percent * 100 if 0 < percent < 1 else percent:g}%"
+            raise ConfigError(f"data.validation is {validation!r}, no file; for a share of the documents: {meant!r}")
+        return None
     if not 0 < percent < 100:
         raise ConfigError(f"data.validation is {validation!r}; expected more than 0% and less than 100%, such as '5%'")
     return percent / 100

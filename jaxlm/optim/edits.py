@@ -8,24 +8,44 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import optax
+
 from jaxlm.config import plain
 from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim.stages import Spec, Stage, names, stages, walk
+from jaxlm.optim.stages import Spec, Stage, find_transform, names, stages, walk
+
+New = str | Callable[..., Any]
+"""A stage by its name, with `transform` among its arguments where it is named freely; or a function, such as
+`optax.scale_by_lion`, whose own name the stage gets."""
 
 
-def replace(spec: Spec, stage: str, by: str, **arguments: Any) -> dict[str, Any]:
+def replace(spec: Spec, stage: str, by: New, **arguments: Any) -> dict[str, Any]:
     """`by`, with its own arguments, in the place of a stage."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], by, *chain[i + 1 :]), {by: arguments})
+    name, table = _named(by, arguments)
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], name, *chain[i + 1 :]), {name: table})
 
 
-def insert_before(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+def insert_before(spec: Spec, stage: str, new: New, **arguments: Any) -> dict[str, Any]:
     """A new stage right before another."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], new, *chain[i:]), {new: arguments})
+    name, table = _named(new, arguments)
+    return _edited(spec, stage, lambda chain, i: (*chain[:i], name, *chain[i:]), {name: table})
 
 
-def insert_after(spec: Spec, stage: str, new: str, **arguments: Any) -> dict[str, Any]:
+def insert_after(spec: Spec, stage: str, new: New, **arguments: Any) -> dict[str, Any]:
     """A new stage right after another."""
-    return _edited(spec, stage, lambda chain, i: (*chain[: i + 1], new, *chain[i + 1 :]), {new: arguments})
+    name, table = _named(new, arguments)
+    return _edited(spec, stage, lambda chain, i: (*chain[: i + 1], name, *chain[i + 1 :]), {name: table})
+
+
+def _named(new: New, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    if isinstance(new, str):
+        return new, arguments
+    name = getattr(new, "__name__", "")
+    if not name.isidentifier():  # what a function returned, a lambda, a partial
+        raise ConfigError(f"{new!r} has no name for its stage; give one: replace(spec, stage, 'mine', transform=...)")
+    if hasattr(optax, name) and find_transform(name, name) is new:
+        return name, arguments
+    return name, {"transform": new} | arguments
 
 
 def drop(spec: Spec, stage: str) -> dict[str, Any]:
@@ -79,8 +99,16 @@ def to_json(spec: Spec) -> str:
 
 
 def from_json(text: str) -> dict[str, Any]:
-    """The spec that `to_json` wrote."""
-    return plain(json.loads(text))
+    """The spec that `to_json` wrote.
+
+    Raises:
+      ConfigError: the text is no JSON.
+    """
+    try:
+        found: dict[str, Any] = plain(json.loads(text))
+    except ValueError as error:
+        raise ConfigError(f"not a spec: {error}") from error
+    return found
 
 
 def lines(spec: Spec, numbered: bool = False, exact: bool = False) -> list[str]:

@@ -71,7 +71,10 @@ class Stage(NamedTuple):
         if "peak" in self.arguments and (ours or "learning_rate" in self.parameters):
             own = set() if ours else set(self.parameters) - {*SCHEDULED}
             return {key: value for key, value in self.arguments.items() if key not in own}
-        return self.arguments.get("learning_rate") if "learning_rate" in self.parameters else None
+        if "learning_rate" not in self.parameters:
+            return None
+        usual = self.parameters["learning_rate"].default  # as prodigy's
+        return self.arguments.get("learning_rate", usual if isinstance(usual, float) else None)
 
 
 def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage, ...]:
@@ -80,6 +83,8 @@ def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage,
     Raises:
       ConfigError: an unknown or repeated stage, an unknown or missing argument, a mask that does not compile.
     """
+    if not isinstance(spec.get("chain"), (tuple, list)):
+        raise ConfigError("a spec without a chain; expected a config's optimizer section, {'chain': (...), ...}")
     named = names(spec)
     repeated = [name for name in dict.fromkeys(named) if named.count(name) > 1]
     if repeated:
@@ -130,7 +135,7 @@ def _stage(name: str, spec: Spec, hparams: Mapping[str, Any]) -> Stage:
     if _is_partition(name, table):
         return Stage(name, optax.partition, {}, None, _groups(name, table, spec, hparams))
     arguments = _filled(table, hparams.get(name, {}))
-    function = _find_transform(name, arguments.pop("transform", name))
+    function = find_transform(name, arguments.pop("transform", name))
     where = arguments.get("where")
     if where is not None:
         tree.pattern(where)
@@ -167,8 +172,9 @@ def _filled(table: Mapping[str, Any], numbers: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _find_transform(stage: str, name: Any) -> Callable[..., Any]:
-    """Ours before optax's: our `scale_by_learning_rate` takes a schedule."""
+def find_transform(stage: str, name: Any) -> Callable[..., Any]:
+    """The function that a transform's name means: ours before optax's, as `scale_by_learning_rate`, which takes a
+    schedule. A function, or what one returned, is taken as it is."""
     if isinstance(name, optax.GradientTransformation):
         return lambda: name
     if callable(name):

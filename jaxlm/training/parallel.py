@@ -193,6 +193,8 @@ def compile(
       out: how the results lie; by default they are `laid_out`. pmap's lie along its axis.
       deterministic: the same bits from each call on GPUs, as `parallel.deterministic` of a config; not of pmap.
     """
+    if mode not in ("jit", "lanes", "pmap"):
+        raise ValueError(f"mode is {mode!r}; expected 'jit', 'lanes' or 'pmap'")
     if mode == "pmap":
         devices = list(mesh.devices.flat)
         return jax.pmap(fn, REPLICAS, in_axes=in_axes, out_axes=out_axes, devices=devices, donate_argnums=donate)

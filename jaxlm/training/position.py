@@ -78,9 +78,10 @@ def stale(now: Position, cfg: FrozenConfigDict) -> str:
     stopping, patience = cfg.early_stopping, now.patience.of(cfg.early_stopping.metric)
     if not 0 < stopping.patience <= patience.stale:
         return ""
-    return f"{stopping.metric} " + (
-        "was never finite" if patience.value is None else f"has not improved on {patience.value:.4f}"
-    )
+    name = stopping.metric.removeprefix("-")
+    if patience.value is None:
+        return f"{name} was never finite"
+    return f"{name} has not improved on {patience.value if name == stopping.metric else -patience.value:.4f}"
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:

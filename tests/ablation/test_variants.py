@@ -132,3 +132,9 @@ def test_values_that_are_given_twice_are_one():
 def test_fewer_points_are_the_first_of_more(make):
     axes = {PEAK: Range(1e-4, 1e-1), "steps": (5, 6)}
     assert list(make(axes, 4).values()) == list(make(axes, 9).values())[:4]
+
+
+@pytest.mark.parametrize("make", [grid, zipped, one_at_a_time])
+def test_text_is_no_sequence_of_values(make):
+    with pytest.raises(ConfigError, match="axis 'model.dtype' is 'float32'; expected a sequence of values"):
+        make({"model.dtype": "float32"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -90,3 +92,14 @@ def test_a_source_that_grows_or_shrinks_as_it_is_read_is_told(then: int) -> None
     train, _ = heldout.split(growing, 0.2)
     with pytest.raises(DataError, match="^a source has changed while it was read; run again when it is complete$"):
         list(train.read())
+
+
+@pytest.mark.parametrize(("given", "meant"), [("0.05", "5%"), ("5", "5%"), ("12.5", "12.5%")])
+def test_a_share_without_its_sign_is_asked_about(
+    given: str, meant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError, match=f"data.validation is '{given}', no file; .*: '{meant}'"):
+        heldout.share(given)
+    (tmp_path / given).touch()
+    assert heldout.share(given) is None

@@ -1,3 +1,5 @@
+import functools
+
 import optax
 import pytest
 
@@ -94,3 +96,35 @@ def test_a_diff_tells_two_python_objects_apart(make):
     assert edits.diff(a, dict(a)) == ""
     assert [line[:7] for line in edits.diff(a, b).splitlines() if line[0] in "+-"] == ["- mine:", "+ mine:"]
     assert "mine: Python()" in edits.lines(a)
+
+
+def test_a_function_of_optax_is_a_stage_by_its_name():
+    assert edits.replace(DEFAULT, "scale_by_adam", optax.scale_by_lion, b1=0.9) == edits.replace(
+        DEFAULT, "scale_by_adam", "scale_by_lion", b1=0.9
+    )
+
+
+def test_a_function_of_ones_own_is_a_stage_with_it():
+    def mine(size):
+        return optax.scale(size)
+
+    for edit, place in ((edits.insert_before, 1), (edits.insert_after, 2)):
+        spec = edit(DEFAULT, "scale_by_adam", mine, size=0.5)
+        assert spec["chain"][place] == "mine" and spec["mine"] == {"transform": mine, "size": 0.5}
+
+
+def test_optaxs_own_is_meant_where_ours_has_its_name():
+    spec = edits.replace(DEFAULT, "clip_by_global_norm", optax.clip_by_global_norm, max_norm=1.0)
+    assert spec["clip_by_global_norm"] == {"transform": optax.clip_by_global_norm, "max_norm": 1.0}
+
+
+@pytest.mark.parametrize("new", [optax.scale(0.5), lambda: optax.scale(0.5), functools.partial(optax.scale, 0.5)])
+def test_what_has_no_name_needs_one(new):
+    with pytest.raises(ConfigError, match=r"has no name for its stage; give one: replace\(spec, stage, 'mine', tr"):
+        edits.replace(DEFAULT, "scale_by_adam", new)
+
+
+@pytest.mark.parametrize("text", ["{", "", "chain"])
+def test_what_is_no_json_is_no_spec(text):
+    with pytest.raises(ConfigError, match="not a spec"):
+        edits.from_json(text)

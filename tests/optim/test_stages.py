@@ -1,12 +1,13 @@
 import re
 
+import jax.numpy as jnp
 import optax
 import optax.contrib
 import pytest
 
 from jaxlm import config
 from jaxlm.errors import ConfigError
-from jaxlm.optim import transforms
+from jaxlm.optim import chain, transforms
 from jaxlm.optim.stages import stages
 
 
@@ -113,3 +114,14 @@ def test_a_stage_of_two_groups_is_refused():
     group = {"where": "all", "chain": ("zero_nans",)}
     with pytest.raises(ConfigError, match="has 'zero_nans' twice"):
         stages({"chain": ("partition",), "partition": {"a": group, "b": group}})
+
+
+def test_a_learning_rate_that_a_transform_has_by_itself_is_its_rate():
+    spec = {"chain": ("contrib.prodigy",)}
+    assert chain.learning_rates(spec, None, 10, jnp.int32(0)) == {"contrib.prodigy": 1.0}
+    assert chain.learning_rates({"chain": ("adafactor",)}, None, 10, jnp.int32(0)) == {}
+
+
+def test_a_config_is_no_spec():
+    with pytest.raises(ConfigError, match="a spec without a chain; expected a config's optimizer section"):
+        stages(config.default())

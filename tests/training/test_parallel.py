@@ -16,7 +16,7 @@ import pytest
 
 import jaxlm
 from jaxlm import config
-from jaxlm.training import devices, parallel, step, steps
+from jaxlm.training import devices, memory, parallel, step, steps
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.explain import explain
 from jaxlm.training.prepare import prepare
@@ -273,3 +273,8 @@ def test_explain_tells_how_parameters_are_divided():
     size, mb = re.search(r"data 1, fsdp 4, tensor 2: ([\d.]+) (MB)", devices).groups()
     whole = 3 * 125_696 * 4 / 1e6  # parameters, and Adam's two moments
     assert mb == "MB" and whole / 8 - 0.1 < float(size) < whole / 8 + 0.1
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match="mode is 'vmap'; expected 'jit', 'lanes' or 'pmap'"):
+        parallel.compile(lambda x: x, memory.ONE, "vmap")

@@ -82,3 +82,11 @@ def test_another_metric_begins_anew():
     assert (here.best, here.patience, stale) == (Best(3.0, 0, 2, "eval/loss"), Best(3.0, 0, 2, "eval/loss"), "")
     before = position.of_json({**here._asdict(), "best": [3.0, 0, 2], "patience": [3.0, 0, 2]})  # no name was noted
     assert before.best.of("eval/loss") == here.best
+
+
+def test_what_is_to_rise_is_told_as_it_is():
+    cfg = resolved(early_stopping__metric="-eval/accuracy", early_stopping__patience=1)
+    now = position.Position(0, "")
+    for value in (0.25, 0.125):
+        now, said = position.judged(now, cfg, {"eval/loss": 1.0, "eval/accuracy": value}, 1)
+    assert said == "eval/accuracy has not improved on 0.2500"
