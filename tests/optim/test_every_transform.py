@@ -18,7 +18,7 @@ import pytest
 from jaxlm import config
 from jaxlm.lookup import _functions
 from jaxlm.model import gpt2, losses
-from jaxlm.optim import chain, transforms
+from jaxlm.optim import chain, review, transforms
 from jaxlm.optim.static import static_arguments
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import State
@@ -226,6 +226,12 @@ def spec_of(name, case):
         return {"chain": ("it", "rate"), **table, **rate} if case.rate else {"chain": ("it",), **table}
     order = ("scale_by_adam", "rate", "it") if name in LAST else ("it", "scale_by_adam", "rate")
     return {"chain": order, **table, **rate}
+
+
+@pytest.mark.parametrize(("name", "case"), [each for kind in KINDS for each in kind.items()])
+def test_no_transform_is_doubted_that_is_used_as_it_is_meant(name, case):
+    decay = "decay of biases or norms"  # which some do by default
+    assert {finding.rule for finding in review.check(spec_of(name, case))} <= {decay}
 
 
 def by_hand(name, case, numbers):
