@@ -38,14 +38,14 @@ class Loop:
         from jaxlm import config
         from jaxlm.training import step
         from jaxlm.training.prepare import prepare
-        from jaxlm.training.steps import Steps
+        from jaxlm.training.steps import Alone
 
         fields: dict[str, Any] = {"steps": steps, "steps_per_call": steps_per_call, "data.tokenizer": "bytes"}
         fields |= {"eval.every": 0, "checkpoint.every": 0, "log.writers": ("jsonl",), "log.energy": "off"}
         settings = cases.settings(cases.TINY._replace(vocab_size=257))
         self._prepared = prepare(config.override(settings, fields))
         with mock.patch.object(step, "build", _idle(step.build)):
-            self._steps = Steps(self._prepared.config)
+            self._steps = Alone(self._prepared.config)
         self._per_call = steps_per_call
 
     def milliseconds(self) -> float:

@@ -73,7 +73,7 @@ def measure(data: int, fsdp: int) -> Figures:
     }
     cfg = config.resolve(config.override(gpt2.get_config("1.5b"), fields))
     mesh = Mesh(np.array(there.devices).reshape(data, fsdp, 1), parallel.AXES)
-    made = steps.Steps(cfg, mesh)
+    made = steps.Alone(cfg, mesh)
     compiled = made.lower("cuda").compile()
     found: Any = compiled.memory_analysis()
     held = parallel.bytes_per_device(made.like, mesh)

@@ -16,7 +16,7 @@ from jaxlm.model import huggingface
 from jaxlm.telemetry import flops
 from jaxlm.training import memory, step
 from jaxlm.training.host import keep_memory
-from jaxlm.training.steps import Steps
+from jaxlm.training.steps import Alone
 
 
 class First(NamedTuple):
@@ -41,7 +41,7 @@ class Ours:
             keep_memory()  # as the doors do
         cfg = config.resolve(config.override(cases.settings(case), fields or {}))
         hparams = step.split(cfg)[1]
-        self.case, self._count, self._steps = case, cfg.steps_per_call, Steps(cfg)
+        self.case, self._count, self._steps = case, cfg.steps_per_call, Alone(cfg)
         self._hparams = self._steps.stacked([hparams])
         self._state = self._steps.init(cfg.seed, hparams, None)
         self._batches = cases.batches(case)

@@ -54,7 +54,7 @@ class _Asked:
 def _built(asked: _Asked) -> Steps:
     if asked.lanes:
         return Lanes(asked.cfg, asked.lanes)
-    return Replicas(asked.cfg) if asked.parallel.mode == "pmap" else Steps(asked.cfg)
+    return Replicas(asked.cfg) if asked.parallel.mode == "pmap" else Alone(asked.cfg)
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["values"], meta_fields=["names"])
@@ -67,10 +67,7 @@ class Packed:
 
 
 class Steps:
-    """Of one run, by jit over a mesh. The lists below hold one run's.
-
-    Args:
-      mesh: other than the config's own.
+    """What `build` gives. Here the lists hold one run's.
 
     Attributes:
       mesh: of the devices.
@@ -80,16 +77,7 @@ class Steps:
 
     mesh: Mesh
     like: State
-
-    def __init__(self, cfg: FrozenConfigDict, mesh: Mesh | None = None):
-        self._cfg, self.mesh = cfg, mesh or devices.mesh(cfg)
-        self.rows = parallel.rows_here(self.mesh, cfg.data.batch_size)
-        structure, self._hparams = step.split(cfg)
-        program = step.build(structure, placement=parallel.placing(self.mesh))
-        self._begin(program, self._hparams, lambda state: parallel.shardings(state, self.mesh))
-        whole = parallel.laid_out(self.mesh)
-        compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)
-        self._compile(program, functools.partial(compiled, donate=(1,), out=(self._place, whole)), compiled)
+    rows: slice
 
     def _begin(self, program: Program, hparams: Hparams, place: Callable[[State], PyTree]) -> None:
         """Settles where the state of a run lies."""
@@ -125,23 +113,6 @@ class Steps:
         values = np.asarray(metrics.values)
         return {name: values[..., i] for i, name in enumerate(metrics.names)}
 
-    def lower(self, platform: str | None = None, like: Batch | None = None) -> jax.stages.Lowered:
-        """A step for the compiler, to ask of its memory or its text; nothing is allocated.
-
-        Args:
-          platform: "cuda" for a mesh of GPUs that are not here.
-          like: a batch, of packed rows maybe; by default of running text.
-        """
-        whole, size = parallel.everywhere(self.mesh), (self._cfg.data.batch_size, self._cfg.model.context_length)
-        rows = None if self.mesh.size == 1 else NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))  # as `batch`
-        kinds: dict[str, Any] = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
-        if like is not None:
-            kinds = {name: x.dtype for name, x in like.items()}
-        batch = {name: jax.ShapeDtypeStruct(size, kind, sharding=rows) for name, kind in kinds.items()}
-        hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._hparams)
-        traced = self._one.trace(hparams, self.like, batch)
-        return traced.lower(lowering_platforms=(platform,) if platform else None)
-
     def evaluate(self, states: State, batches: Iterable[Batch]) -> dict[str, TokenSums]:
         """The weighted sums over batches, by the name of `wrappers.evaluation_params`."""
         return {
@@ -163,7 +134,7 @@ class Steps:
 
     def batch(self, batches: Sequence[Batch]) -> PyTree:
         """A host batch of each run, its `rows` of [B, T] or [steps, B, T], as one argument of `advance`."""
-        return parallel.put(batches[0], self.mesh, first=self.rows.start, rows=self._cfg.data.batch_size)
+        return self._shared(batches[0])
 
     def _shared(self, batch: Batch) -> PyTree:
         """A host batch [B, T] on the devices: the same of all runs, and whole in each process."""
@@ -172,6 +143,44 @@ class Steps:
     def part(self, values: PyTree, i: int) -> PyTree:
         """Run i's of the NumPy arrays that `fetch` or `evaluate` gave."""
         return values
+
+
+class Alone(Steps):
+    """Of one run, by jit over a mesh.
+
+    Args:
+      mesh: other than the config's own.
+    """
+
+    def __init__(self, cfg: FrozenConfigDict, mesh: Mesh | None = None):
+        self._cfg, self.mesh = cfg, mesh or devices.mesh(cfg)
+        self.rows = parallel.rows_here(self.mesh, cfg.data.batch_size)
+        structure, self._hparams = step.split(cfg)
+        program = step.build(structure, placement=parallel.placing(self.mesh))
+        self._begin(program, self._hparams, lambda state: parallel.shardings(state, self.mesh))
+        whole = parallel.laid_out(self.mesh)
+        compiled = functools.partial(parallel.compile, mesh=self.mesh, deterministic=cfg.parallel.deterministic)
+        self._compile(program, functools.partial(compiled, donate=(1,), out=(self._place, whole)), compiled)
+
+    def lower(self, platform: str | None = None, like: Batch | None = None) -> jax.stages.Lowered:
+        """A step for the compiler, to ask of its memory or its text; nothing is allocated.
+
+        Args:
+          platform: "cuda" for a mesh of GPUs that are not here.
+          like: a batch, of packed rows maybe; by default of running text.
+        """
+        whole, size = parallel.everywhere(self.mesh), (self._cfg.data.batch_size, self._cfg.model.context_length)
+        rows = None if self.mesh.size == 1 else NamedSharding(self.mesh, PartitionSpec(parallel.ROWS))  # as `batch`
+        kinds: dict[str, Any] = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+        if like is not None:
+            kinds = {name: x.dtype for name, x in like.items()}
+        batch = {name: jax.ShapeDtypeStruct(size, kind, sharding=rows) for name, kind in kinds.items()}
+        hparams = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), self._hparams)
+        traced = self._one.trace(hparams, self.like, batch)
+        return traced.lower(lowering_platforms=(platform,) if platform else None)
+
+    def batch(self, batches: Sequence[Batch]) -> PyTree:
+        return parallel.put(batches[0], self.mesh, first=self.rows.start, rows=self._cfg.data.batch_size)
 
 
 class Lanes(Steps):
@@ -228,7 +237,7 @@ class Replicas(Steps):
     has a leading axis of devices; `like` and what is saved have none."""
 
     def __init__(self, cfg: FrozenConfigDict):
-        self._cfg, self.rows = cfg, slice(0, cfg.data.batch_size)
+        self.rows = slice(0, cfg.data.batch_size)
         self.mesh = devices.replicas(cfg)
         structure, hparams = step.split(cfg)
         program = step.build(structure, axis=parallel.REPLICAS)
@@ -246,9 +255,6 @@ class Replicas(Steps):
 
     def one(self, states: State, i: int) -> State:
         return jax.device_put(jax.tree.map(lambda x: x[0], states), self._place)
-
-    def batch(self, batches: Sequence[Batch]) -> PyTree:
-        return self._shared(batches[0])
 
     def _shared(self, batch: Batch) -> PyTree:
         n = self.mesh.size

@@ -22,7 +22,7 @@ from jaxlm.telemetry.text import aligned
 from jaxlm.training import devices, memory, processes, step
 from jaxlm.training.prepare import prepare
 from jaxlm.training.step import State
-from jaxlm.training.steps import Steps
+from jaxlm.training.steps import Alone
 
 FIELDS = ("data.micro_batches", "model.remat", "model.unroll", "model.loss_chunks", "model.attention")
 """What is varied, in this order."""
@@ -169,7 +169,7 @@ class _Timer:
 
     def _tried(self, values: tuple[Any, ...]) -> Tried:
         cfg = config.resolve(config.override(self._cfg, dict(zip(FIELDS, values))))
-        steps, hparams = Steps(cfg), step.split(cfg)[1]
+        steps, hparams = Alone(cfg), step.split(cfg)[1]
         begin = time.perf_counter()
         compiled = steps.lower(like=self._batch).compile()
         seconds = time.perf_counter() - begin
