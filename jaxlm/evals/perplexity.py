@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -78,6 +78,15 @@ def metrics(sums: TokenSums, bytes_per_token: float) -> dict[str, float]:
         "eval/bits_per_byte": loss / math.log(2) / bytes_per_token,
         "eval/accuracy": float(sums.correct / sums.weight),
     }
+
+
+def of_all(sums: Mapping[str, TokenSums], bytes_per_token: float) -> dict[str, float]:
+    """`metrics` of parameters by their names: eval/loss, ... of "", and eval/ema_loss, ... of "ema"."""
+    out: dict[str, float] = {}
+    for name, found in sums.items():
+        of_one = metrics(found, bytes_per_token)
+        out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in of_one.items()}
+    return out
 
 
 def evaluate_split(

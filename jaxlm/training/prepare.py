@@ -6,15 +6,19 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
-from jaxlm.evals import asking
+from jaxlm.evals import asking, perplexity
 from jaxlm.model import gpt2
+from jaxlm.model.losses import TokenSums
 from jaxlm.optim import chain, review
 from jaxlm.optim.stages import stages
-from jaxlm.training import initial, processes
+from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.training import initial, position, processes, step
 
 
 class Prepared(NamedTuple):
@@ -64,8 +68,11 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
     """What is almost surely wrong in the optimizer, as lines to say.
 
     Raises:
-      ConfigError: there is something and the config is strict, or nothing sets a learning rate.
+      ConfigError: there is something and the config is strict, or nothing sets a learning rate; or no evaluation gives
+        the metric that the run is judged by.
     """
+    if cfg.eval.every and cfg.data.validation and not cfg.eval.tasks:  # of these nobody knows what they will tell
+        _check_judges(cfg)
     params = gpt2.shapes(cfg.model)
     found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
@@ -77,3 +84,15 @@ def doubts(cfg: FrozenConfigDict) -> list[str]:
             "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
         )
     return said
+
+
+def _check_judges(cfg: FrozenConfigDict) -> None:
+    """`checkpoint.best` and `early_stopping.metric` are metrics of an evaluation without tasks."""
+    ones = TokenSums(*np.ones(len(TokenSums._fields)))
+    usual = perplexity.of_all({"": ones}, 1.0) | {"eval/gap": 0.0}
+    judges = {cfg.checkpoint.best, cfg.early_stopping.metric if cfg.early_stopping.patience else ""} - {""}
+    if {name.removeprefix("-") for name in judges} <= {*usual}:
+        return
+    state = step.shapes(cfg)
+    averages = jax.eval_shape(evaluation_params, state.opt_state, state.params)
+    position.check(cfg, usual | perplexity.of_all(dict.fromkeys(averages, ones), 1.0))

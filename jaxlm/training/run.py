@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
@@ -120,10 +119,6 @@ class Run:
             self.validation, self._bytes_per_token = data.held_out(
                 cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
             )
-            if not cfg.eval.tasks:  # of these nobody knows what they will tell
-                names = jax.eval_shape(evaluation_params, steps.like.opt_state, steps.like.params)
-                ones = TokenSums(*np.ones(len(TokenSums._fields)))
-                position.check(cfg, self._meaning(dict.fromkeys(names, ones)) | {"eval/gap": 0.0})
         self._ask = None
         if opened.validation is not None and cfg.eval.tasks:
             self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
@@ -256,7 +251,7 @@ class Run:
         self.recorder.flush()
         metrics: dict[str, float] = {}
         if evaluates:
-            metrics = self.metrics = self._meaning(evaluate())
+            metrics = self.metrics = perplexity.of_all(evaluate(), self._bytes_per_token)
             if self._ask:
                 asked = state()
                 params = parallel.here(evaluation_params(asked.opt_state, asked.params)[""])
@@ -351,14 +346,6 @@ class Run:
         rows = read_jsonl(path) if path.exists() else []
         last: dict[str, float] = next((row for row in reversed(rows) if "eval/loss" in row), {})
         return {name: value for name, value in last.items() if name.startswith("eval/")}
-
-    def _meaning(self, sums: dict[str, TokenSums]) -> dict[str, float]:
-        """eval/loss, ...; and eval/ema_loss, ... where the optimizer keeps an average beside the parameters."""
-        out: dict[str, float] = {}
-        for name, found in sums.items():
-            metrics = perplexity.metrics(found, self._bytes_per_token)
-            out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in metrics.items()}
-        return out
 
     def roll_back(self, spike: Spike) -> None:
         """To the latest checkpoint, from where the batches after the spike's come next; or it has diverged, where there
