@@ -225,6 +225,18 @@ def test_training_text_is_not_held_out_text_after_a_change(tmp_path, capsys):
     assert "have changed since the run; give --data" in said
 
 
+def test_a_held_out_text_of_its_own_that_has_changed_is_told(tmp_path, capsys):
+    text, own = CORPUS.read_text(), tmp_path / "val.txt"
+    own.write_text(text[-400:])
+    jaxlm.train(tiny(data__validation=str(own), steps=4), tmp_path / "run")
+    assert call(f"--checkpoint={tmp_path / 'run'}") == 0
+    assert "changed" not in capsys.readouterr().err
+    own.write_text(text[-300:])
+    assert call(f"--checkpoint={tmp_path / 'run'}") == 0, "it is held out all the same"
+    said = f"warning: the held-out text, data.validation='{own}', is not that of the training: it has changed since\n"
+    assert said in capsys.readouterr().err
+
+
 def test_a_run_may_have_held_out_nothing(trained, capsys, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained, run)

@@ -73,10 +73,13 @@ def held_out(located: Located, cfg: FrozenConfigDict, tokenizer: Tokenizer) -> T
         raise ConfigError("the run held out no text; give --data=PATH")
     assert located.step is not None
     with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
-        tokens = checkpoints.data(located.step).get("tokens", opened.train.sha256)
-    if tokens != opened.train.sha256:  # what is held out now may have been trained on
+        then = checkpoints.data(located.step)
+    if then.get("tokens", opened.train.sha256) != opened.train.sha256:  # what is held out now may be of these
         what = f"the training tokens of data.source={cfg.data.source!r}"
         raise DataError(f"{what} have changed since the run; give --data")
+    if then.get("validation") and then["validation"] != opened.validation.sha256:
+        what = f"the held-out text, data.validation={cfg.data.validation!r},"
+        print(f"warning: {what} is not that of the training: it has changed since", file=sys.stderr)
     return opened.validation
 
 

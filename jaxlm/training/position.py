@@ -40,6 +40,7 @@ class Position(NamedTuple):
     recent: tuple[float, ...] = ()  # the latest training losses, where spikes are looked for
     rollbacks: int = 0
     joules: float = 0.0  # used so far; what a killed process used after its last checkpoint is in no sum
+    validation: str = ""  # sha256 of the held-out tokens; "" without any, or from before it was noted
 
 
 def of_json(raw: dict[str, Any]) -> Position:

@@ -126,13 +126,14 @@ class Run:
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
         self.writers = Writers({}, self.say)
-        self._position = position.Position(0, opened.train.sha256)
+        held_out = opened.validation.sha256 if opened.validation else ""
+        self._position = position.Position(0, opened.train.sha256, validation=held_out)
         self.state: State | None
         if (latest := checkpoints.whole()) is not None:
             restored = checkpoints.restore(self._like, latest)
             rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
             self.state = restored.state
-            self._position = position.of_json(restored.data)
+            self._position = position.of_json(restored.data)._replace(validation=held_out)
             if self._position.tokens != opened.train.sha256:
                 raise DataError(
                     f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
@@ -358,11 +359,14 @@ class Run:
             if latest is None or self._position.rollbacks >= self.cfg.divergence.max_rollbacks:
                 times = f"after {self._position.rollbacks} rollbacks (divergence.max_rollbacks)"
                 raise DivergedError(f"{spike}, {'with no checkpoint to go back to' if latest is None else times}")
-            past, rollbacks = self._sequences(spike.step), self._position.rollbacks + 1
+            past, now = self._sequences(spike.step), self._position
             restored = self._checkpoints.restore(self._like, latest)
             self.state, self.done, self._started = restored.state, latest, latest
             self._position = position.of_json(restored.data)._replace(
-                sequences=past, rollbacks=rollbacks, joules=self._energy.total()
+                sequences=past,
+                validation=now.validation,
+                rollbacks=now.rollbacks + 1,
+                joules=self._energy.total(),
             )
             self.say(f"warning: {spike}; back to step {latest}, to go on with sequence {past:,}")
 

@@ -15,6 +15,8 @@ from tests.tiny import resolved
 def test_json_gives_a_position_back():
     here = Position(12, "abc", Best(1.5, 2, 30), Best(), (7.25, 3))
     assert position.of_json(json.loads(json.dumps(here._asdict()))) == here
+    earlier = {name: value for name, value in here._asdict().items() if name != "validation"}
+    assert position.of_json(json.loads(json.dumps(earlier))) == here
 
 
 @given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 40), st.integers(0, 30), st.integers(0, 30))
