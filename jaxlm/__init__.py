@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {"train": "jaxlm.training.loop", "load": "jaxlm.training.load"}
-_ROOMS = ("ablation", "config", "data", "evals", "model", "optim", "telemetry", "training", "tree")
+_ROOMS = ("ablation", "config", "config_json", "data", "evals", "model", "optim", "telemetry", "training", "tree")
 
 
 def __getattr__(name: str) -> Any:

@@ -6,16 +6,14 @@ configs/x.py + --config.a.b=v  ->  config_file.load, override  ->  resolve  ->  
 from __future__ import annotations
 
 import ast
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import redact
-from jaxlm.config_rules import checked, finite, is_object, storable
-from jaxlm.errors import ConfigError, DataError, nearest
+from jaxlm.config_rules import checked, finite, storable
+from jaxlm.errors import ConfigError, nearest
 
 TRACED = "<traced>"
 """Stands in a structure where a number was moved to the hyperparameters."""
@@ -316,61 +314,6 @@ def _literal(text: str, old: Any) -> Any:
         if text.lower() in ("nan", "inf", "-inf", "+inf"):
             return float(text)
         return text
-
-
-def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str:
-    """The config as JSON text; `from_json` gives it back equal, but for `objects`.
-
-    Args:
-      secrets: leave them in; else they are redacted.
-    """
-
-    def named(value: Any, path: str) -> Any:
-        if isinstance(value, dict):
-            return {key: named(item, f"{path}.{key}") for key, item in value.items()}
-        return _name(value) if is_object(path, value) else value
-
-    out = named(plain(cfg), "")
-    return json.dumps(out if secrets else redact.fields(out), indent=2)
-
-
-def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
-    """{"optimizer.mine.transform": its name} of what JSON can't hold: functions and transforms given from Python."""
-    return {path: _name(value) for path, value in items(cfg) if is_object(path, value)}
-
-
-def _name(value: Any) -> str:
-    made = getattr(value, "update", value)  # of a transform, that is a pair of functions
-    return f"<{getattr(made, '__module__', '')}.{getattr(made, '__qualname__', type(value).__name__)}>"
-
-
-def from_json(text: str) -> FrozenConfigDict:
-    """Reads what `to_json` wrote, and checks it again. Fields that an earlier version did not have get their defaults.
-
-    Raises:
-      DataError: the text is not JSON.
-      ConfigError: it is not a config of this version.
-    """
-    try:
-        raw = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"not a config: {error}") from error
-    if not isinstance(raw, dict):
-        raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")
-    return resolve(ConfigDict(_completed(plain(raw), default())))
-
-
-def _completed(given: Any, usual: ConfigDict) -> Any:
-    """With the fields of `usual` that are not given, but for the optimizer's."""
-    if not isinstance(given, dict):
-        return given
-    out = dict(given)
-    for name, value in usual.items():
-        if isinstance(value, ConfigDict) and name != "optimizer":
-            out[name] = _completed(given.get(name, {}), value)
-        elif name != "optimizer":
-            out.setdefault(name, value)
-    return out
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm import config
+from jaxlm import config, config_json
 from jaxlm.telemetry.writers import read_jsonl
 from tests.tiny import tiny
 
@@ -34,10 +34,10 @@ def checkpoints(workdir):
 
 def start(workdir, devices=1, **changes):
     """A training process of its own, on so many devices."""
-    text = config.to_json(config.resolve(tiny(**changes)))
+    text = config_json.to_json(config.resolve(tiny(**changes)))
     script = (
-        "import sys, jaxlm; from jaxlm import config, errors\n"
-        "sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
+        "import sys, jaxlm; from jaxlm import config_json, errors\n"
+        "sys.exit(errors.exit_code(lambda: jaxlm.train(config_json.from_json(sys.argv[1]), sys.argv[2]).exit_code))"
     )
     environment = {**os.environ, "JAX_NUM_CPU_DEVICES": str(devices)}
     command = [sys.executable, "-c", script, text, str(workdir)]
@@ -52,10 +52,10 @@ def start_together(workdir, number, devices=1, alter=lambda i: "", patch="", **c
       patch: Python that all execute before they meet.
     """
     workdir.parent.mkdir(parents=True, exist_ok=True)
-    text = config.to_json(config.resolve(tiny(**changes)))
+    text = config_json.to_json(config.resolve(tiny(**changes)))
     file = workdir.with_name(f"{workdir.name}-{next(_NUMBERS)}.py")
-    get_config = f"def get_config(arg=''):\n    return config.from_json({text!r})\n"
-    file.write_text(f"from jaxlm import config\n{patch}\n\n{get_config}")
+    get_config = f"def get_config(arg=''):\n    return config_json.from_json({text!r})\n"
+    file.write_text(f"from jaxlm import config_json\n{patch}\n\n{get_config}")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -100,7 +100,7 @@ class Life:
 
     def __init__(self, workdir, **changes):
         self._said = workdir.with_name(f"{workdir.name}.{next(_NUMBERS)}.err")
-        text = config.to_json(config.resolve(tiny(**changes)))
+        text = config_json.to_json(config.resolve(tiny(**changes)))
         self._process = _CONTEXT.Process(target=_live, args=(text, workdir, self._said))
         self._process.start()
         self.pid = self._process.pid
@@ -124,4 +124,4 @@ def _live(text, workdir, said):
     import jaxlm
     from jaxlm import errors
 
-    sys.exit(errors.exit_code(lambda: jaxlm.train(config.from_json(text), workdir).exit_code))
+    sys.exit(errors.exit_code(lambda: jaxlm.train(config_json.from_json(text), workdir).exit_code))

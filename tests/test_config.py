@@ -1,4 +1,3 @@
-import json
 import math
 import re
 from pathlib import Path
@@ -11,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxlm import config, config_rules
-from jaxlm.errors import ConfigError, DataError
+from jaxlm.errors import ConfigError
 from jaxlm.optim.stages import stages
 
 ROOT = Path(__file__).parents[1]
@@ -331,70 +330,6 @@ def test_any_text_is_a_value_or_a_config_error(path, text):
     assert type(config.flat(cfg)[path]) is type(config.flat(config.default())[path]) or path.startswith("optimizer.")
 
 
-# JSON
-
-NUMBERS = st.floats(allow_nan=False, allow_infinity=False, width=32)
-
-
-@given(
-    st.fixed_dictionaries(
-        {},
-        optional={
-            "steps": st.integers(1, 10**9),
-            "model.dropout": st.floats(0, 0.9),
-            "model.unroll": st.booleans(),
-            "data.source": st.text(min_size=1),
-            "log.writers": st.lists(st.sampled_from(["jsonl", "tensorboard", "wandb"])).map(tuple),
-            "optimizer.scale_by_adam.b1": NUMBERS,
-            "optimizer.scale_by_adam.mu_dtype": st.sampled_from([None, "bfloat16"]),
-            "optimizer.scale_by_adam.extra": st.recursive(
-                NUMBERS | st.integers() | st.text() | st.booleans(),
-                lambda inner: st.lists(inner).map(tuple),
-                max_leaves=4,
-            ),
-        },
-    )
-)
-@settings(max_examples=40)
-def test_json_gives_a_config_back_equal(changes):
-    c = config.default()
-    with c.unlocked(), c.ignore_type():
-        for path, value in changes.items():
-            *sections, last = path.split(".")
-            (c[sections[0]][sections[1]] if len(sections) == 2 else c[sections[0]] if sections else c)[last] = value
-    cfg = config.resolve(c)
-    back = config.from_json(config.to_json(cfg))
-    assert back == cfg and config.differences(cfg, back) == {}
-    assert list(map(type, config.flat(back).values())) == list(map(type, config.flat(cfg).values()))
-
-
-@pytest.mark.parametrize(
-    ("text", "error", "said"),
-    [
-        ("{", DataError, "not a config: "),
-        ("", DataError, "not a config: "),
-        ("5", ConfigError, "not a config: it holds int"),
-        ("[]", ConfigError, "not a config: it holds list"),
-        ("{}", ConfigError, "config field 'optimizer.chain' is missing"),
-        ('{"optimizer": 5}', ConfigError, "config field 'optimizer.chain' is missing"),
-        ('{"optimizer": {"chain": []}, "setps": 5}', ConfigError, "did you mean 'steps'"),
-    ],
-)
-def test_json_that_is_no_config_is_refused(text, error, said):
-    with pytest.raises(error, match=re.escape(said)):
-        config.from_json(text)
-
-
-def test_json_is_checked_again():
-    text = config.to_json(config.resolve(config.default())).replace('"steps": 1000', '"steps": NaN')
-    with pytest.raises(ConfigError, match="steps is nan"):
-        config.from_json(text)
-
-
-def test_json_is_json():
-    assert json.loads(config.to_json(config.resolve(config.default())))["log"]["writers"] == ["jsonl", "tensorboard"]
-
-
 # differences
 
 
@@ -496,19 +431,6 @@ def test_hyperparameters_are_float32_and_hold_the_numbers():
 def test_a_structure_is_frozen():
     structure, _ = config.split(config.resolve(config.default()))
     assert isinstance(structure, ml_collections.FrozenConfigDict)
-
-
-def test_a_config_of_an_earlier_version_has_the_defaults_of_newer_fields():
-    raw = json.loads(config.to_json(config.default()))
-    del raw["parallel"]["deterministic"], raw["divergence"], raw["model"]["lora"]
-    assert config.from_json(json.dumps(raw)) == config.resolve(config.default())
-
-
-def test_secrets_stay_where_they_are_asked_for(monkeypatch):
-    monkeypatch.setenv("MY_API_KEY", "swordfish-swordfish")
-    cfg = config.resolve(config.override(config.default(), {"data.source": "/data/swordfish-swordfish/a.txt"}))
-    assert "swordfish" not in config.to_json(cfg)
-    assert config.from_json(config.to_json(cfg, secrets=True)) == cfg
 
 
 def test_arguments_of_a_stage_with_a_dot_in_its_name_want_a_free_name():

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from jaxlm import config, config_file, main
+from jaxlm import config, config_file, config_json, main
 from jaxlm.errors import ConfigError
 from tests.runs import ROOT
 
@@ -26,7 +26,7 @@ def test_all_configs_are_here():
 @pytest.mark.parametrize(("name", "arg"), [(name, arg) for name, args in ARGUMENTS.items() for arg in args])
 def test_a_config_is_complete(name, arg):
     cfg = config_file.load(f"{ROOT}/configs/{name}.py" + (f":{arg}" if arg else ""))
-    assert config.from_json(config.to_json(config.resolve(cfg))) == config.resolve(cfg)
+    assert config_json.from_json(config_json.to_json(config.resolve(cfg))) == config.resolve(cfg)
 
 
 @pytest.mark.parametrize(("arg", "nearest"), [("translate", "translation"), ("sentimant@gpt2", "sentiment")])

@@ -18,6 +18,7 @@ HOUSE = {
     "redact": (0, "redact"),
     "config": (1, "config"),
     "config_file": (1, "config"),
+    "config_json": (1, "config"),
     "config_rules": (1, "config"),
     "files": (1, "files"),
     "hub": (1, "hub"),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxlm import config, redact
+from jaxlm import config, config_json, redact
 from jaxlm.training.explain import explain
 from tests.tiny import tiny
 
@@ -154,8 +154,8 @@ def test_a_config_stays_one():
     cfg = config.resolve(config.default())
     assert redact.fields(cfg) == cfg.to_dict()
     cfg = config.resolve(tiny(data__source=f"https://me:{CANARY}@example.com", init_from="environmental-canary"))
-    text = config.to_json(type(cfg)(redact.fields(cfg)))
-    again = config.from_json(text)
+    text = config_json.to_json(type(cfg)(redact.fields(cfg)))
+    again = config_json.from_json(text)
     assert CANARY not in text and config.differences(cfg, again).keys() == {"data.source", "init_from"}
     assert again.data.source == "https://<redacted>@example.com" and redact.fields(again) == again.to_dict()
 

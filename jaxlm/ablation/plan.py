@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, files, redact
+from jaxlm import config, config_json, files, redact
 from jaxlm.ablation import lanes
 from jaxlm.ablation.study import Study, Trial, arm, naming, trial, with_fields
 from jaxlm.ablation.variants import Overrides, sampled
@@ -221,7 +221,7 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
 
 def changes(old: FrozenConfigDict, new: FrozenConfigDict) -> dict[str, tuple[Any, Any]]:
     """How a config differs, without secrets; functions by their names."""
-    named = config.objects(old), config.objects(new)
+    named = config_json.objects(old), config_json.objects(new)
     differing = config.differences(redact.fields(old), redact.fields(new))
     return {path: (named[0].get(path, was), named[1].get(path, now)) for path, (was, now) in differing.items()}
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, config_file
+from jaxlm import config, config_file, config_json
 from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, sampled, shown
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.optim import chain
@@ -152,7 +152,7 @@ class Trial(NamedTuple):
     @property
     def address(self) -> str:
         """The hash of its resolved config: a study that runs again finds by it what was run."""
-        return hashlib.sha256(config.to_json(self.config).encode()).hexdigest()[:16]
+        return hashlib.sha256(config_json.to_json(self.config).encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import __version__, config, hub, redact, tree
+from jaxlm import __version__, config_json, hub, redact, tree
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 from jaxlm.training.load import Loaded, Located
 
@@ -50,7 +50,7 @@ def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
         parts += _run(cfg, located.folder, located.step)
     parts += ["## Use", _use(name)]
     if of_run:
-        parts += ["## Config", _AGAIN, _fold("config.json of jaxlm", config.to_json(cfg))]
+        parts += ["## Config", _AGAIN, _fold("config.json of jaxlm", config_json.to_json(cfg))]
     parts += [f"Written with {_versions()}."]
     return redact.text("\n\n".join(parts) + "\n")
 
@@ -150,7 +150,7 @@ from pathlib import Path
 
 import jaxlm
 
-jaxlm.train(jaxlm.config.from_json(Path("config.json").read_text()), "runs/again")
+jaxlm.train(jaxlm.config_json.from_json(Path("config.json").read_text()), "runs/again")
 ```"""
 
 

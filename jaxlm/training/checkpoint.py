@@ -22,7 +22,7 @@ import orbax.checkpoint as ocp
 from ml_collections import FrozenConfigDict
 from orbax.checkpoint import options
 
-from jaxlm import config, tree
+from jaxlm import config_json, tree
 from jaxlm.errors import DataError
 from jaxlm.training import manifest, position, processes
 from jaxlm.training.step import PyTree, State
@@ -107,7 +107,7 @@ class Checkpoints(StepFolders):
                     params=ocp.args.StandardSave(storable.params),
                     state=ocp.args.StandardSave(_rest(storable)),
                     data=ocp.args.JsonSave(dict(data)),
-                    config=ocp.args.JsonSave(json.loads(config.to_json(cfg))),
+                    config=ocp.args.JsonSave(json.loads(config_json.to_json(cfg))),
                 ),
             )
         value = position.lowest(metrics, self._best, "checkpoint.best") if metrics and self._best else math.nan
@@ -159,7 +159,7 @@ class Checkpoints(StepFolders):
             )
         state = State(params=items.params, **items.state)
         sized = jax.tree.map(lambda x, own: x if own.size else _zeros(own.shape, own), state, like)
-        return Restored(sized, items.data, config.from_json(json.dumps(items.config)))
+        return Restored(sized, items.data, config_json.from_json(json.dumps(items.config)))
 
     def params(self, like: PyTree, step: int) -> PyTree:
         """The parameters alone of a step of `whole`, as `restore` gives them; nothing else of it is read.

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, data
+from jaxlm import config, config_json, data
 from jaxlm.errors import ConfigError
 from jaxlm.evals import asking, perplexity
 from jaxlm.model import gpt2
@@ -39,7 +39,7 @@ def prepare(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
     cfg = config.resolve(cfg)
     if processes.count() > 1:
         processes.agree("versions", processes.versions())
-        processes.agree("a config", config.flat(json.loads(config.to_json(cfg))))
+        processes.agree("a config", config.flat(json.loads(config_json.to_json(cfg))))
     chain.build(cfg.optimizer.to_dict(), None, cfg.steps)  # may refuse it, before a corpus is tokenized for nothing
     asking.check_config(cfg)  # so may this
     source, section = None, cfg.data

@@ -15,7 +15,7 @@ from typing import Any
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, files, redact
+from jaxlm import config, config_json, files, redact
 from jaxlm.data import tokenizers
 from jaxlm.errors import ConfigError, DataError, JaxlmError
 from jaxlm.telemetry import writers
@@ -60,10 +60,10 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
                 f"the tokenizer {cfg.data.tokenizer!r} differs from the one that {str(workdir)!r} was trained with; "
                 "give another --workdir, or the data that the run began with"
             )
-    for path, name in config.objects(cfg).items():
+    for path, name in config_json.objects(cfg).items():
         changed.append(f"config.json can't hold {path}, {name}: give the same from Python to go on")
     write(workdir / "tokenizer.json", tokenizer.to_json())
-    write(workdir / "config.json", config.to_json(cfg))  # last: with it this is a run's directory
+    write(workdir / "config.json", config_json.to_json(cfg))  # last: with it this is a run's directory
     return changed
 
 
@@ -82,7 +82,7 @@ def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]
     Raises:
       ConfigError: the new one may not go on with what `where` holds; names the fields and how to go on.
     """
-    differing = config.differences(old, config.from_json(config.to_json(new)))
+    differing = config.differences(old, config_json.from_json(config_json.to_json(new)))
     hidden = [path for path, values in differing.items() if any(redact.REDACTED in str(value) for value in values)]
     fixed = {path: values for path, values in differing.items() if not path.startswith((*FREE, *hidden))}
     if fixed:
@@ -100,7 +100,7 @@ def read_config(workdir: Path) -> FrozenConfigDict:
     Raises:
       DataError: there is none, or it is damaged.
     """
-    return _read(workdir / "config.json", config.from_json)
+    return _read(workdir / "config.json", config_json.from_json)
 
 
 def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, tree
+from jaxlm import config, config_json, tree
 from jaxlm.data.batches import Batch
 from jaxlm.errors import ConfigError, DataError, JaxlmError, exit_code
 from jaxlm.telemetry import writers
@@ -68,7 +68,7 @@ def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDic
     """The config for a run of so many steps that logs each and saves several times."""
     if steps <= KILLS:
         raise ConfigError(f"--verify_resume={steps}: a run that is to be killed {KILLS} times takes more steps")
-    if names := config.objects(cfg):
+    if names := config_json.objects(cfg):
         raise ConfigError(f"{next(iter(names))} is a Python object, which no other process can be given")
     changes = {
         "steps": steps,
@@ -88,7 +88,7 @@ def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
     process = subprocess.Popen([sys.executable, "-c", child, str(workdir)], stdin=subprocess.PIPE)
     assert process.stdin is not None
     with process.stdin as file:
-        file.write(config.to_json(cfg, secrets=True).encode())
+        file.write(config_json.to_json(cfg, secrets=True).encode())
     return process
 
 
@@ -96,7 +96,7 @@ def child() -> None:
     """The process of a run: trains, and notes the sha256 of each sequence."""
     from jaxlm.training import host, loop
 
-    cfg, workdir = config.from_json(sys.stdin.read()), Path(sys.argv[1])
+    cfg, workdir = config_json.from_json(sys.stdin.read()), Path(sys.argv[1])
     with (workdir / _BATCHES).open("a", encoding="utf-8") as file:
 
         def note(first: int, rows: Batch) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm import config
+from jaxlm import config, config_json
 from jaxlm.telemetry.writers import read_jsonl
 from jaxlm.training.card import card
 from jaxlm.training.load import Loaded, Located, locate
@@ -107,7 +107,7 @@ def test_a_base_model_is_named_where_it_is_one_of_the_hub(trained, loaded, monke
 def test_the_config_in_it_is_the_run_s_and_names_no_other_path(trained, loaded):
     found = card(NAME, str(trained), locate(trained), loaded)
     block = re.search(r"```json\n(.*?)\n```", found, re.DOTALL)[1]
-    assert config.from_json(block) == loaded.config
+    assert config_json.from_json(block) == loaded.config
     paths = re.findall(r"(?<![\w:/.])/[\w.-]+/[\w./-]+", found)
     assert set(paths) == {loaded.config.data.source}
 
@@ -118,7 +118,7 @@ def test_it_holds_no_secrets(loaded, tmp_path, monkeypatch):
     found = card(NAME, "run", Located(tmp_path, 40), with_config(loaded, **fields))
     assert "canary" not in found and table(found)["data"] == ["`https://<redacted>@example.com/x`"]
     block = re.search(r"```json\n(.*?)\n```", found, re.DOTALL)[1]
-    assert config.from_json(block).init_from == "<redacted>"
+    assert config_json.from_json(block).init_from == "<redacted>"
 
 
 def test_its_python_is_python_that_runs(trained, loaded, tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm import config, main
+from jaxlm import config, config_json, main
 from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
@@ -65,7 +65,7 @@ def test_a_run_begins_with_the_loss_of_the_model_that_it_begins_from(trained, fo
         assert_same_bits(result.state.params, params)
         assert int(result.state.step) == 4
     assert "initial parameters from" in log(tmp_path / "run") and ", step 40; with them" in log(tmp_path / "run")
-    saved = config.from_json((tmp_path / "model" / "config.json").read_text())
+    saved = config_json.from_json((tmp_path / "model" / "config.json").read_text())
     assert saved.model.to_dict() == cfg.model.to_dict() | {"feed_forward_dim": 64}
     assert saved.data.tokenizer == str(folder) and saved.init_from == str(folder)
     assert_same_bits(jaxlm.load(tmp_path / "model").params, params)
@@ -114,10 +114,10 @@ def test_another_size_and_type_are_requests_that_are_said(trained, tmp_path):
 
 def test_two_devices_begin_alike(trained, tmp_path):
     """In a process that sees two: parameters are read onto one."""
-    text = config.to_json(config.resolve(usual(trained, eval__every=0, **STILL)))
+    text = config_json.to_json(config.resolve(usual(trained, eval__every=0, **STILL)))
     script = (
-        "import sys, jaxlm; from jaxlm import config\n"
-        "sys.exit(jaxlm.train(config.from_json(sys.argv[1]), sys.argv[2]).exit_code)"
+        "import sys, jaxlm; from jaxlm import config_json\n"
+        "sys.exit(jaxlm.train(config_json.from_json(sys.argv[1]), sys.argv[2]).exit_code)"
     )
     environment = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
     command = [sys.executable, "-c", script, text, str(tmp_path / "run")]
@@ -143,7 +143,7 @@ def test_explain_shows_what_follows_and_reads_no_weights(folder, tmp_path):
 
 def test_a_config_that_followed_follows_again(folder):
     once, _, _ = prepare(usual(folder))
-    again, _, source = prepare(config.from_json(config.to_json(once)))
+    again, _, source = prepare(config_json.from_json(config_json.to_json(once)))
     assert again == once and source.said == [f"initial parameters from '{folder}'"]
 
 
@@ -231,7 +231,7 @@ def test_a_hub_id_in_the_cache_trains_without_a_network(folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "initial parameters from 'owner/tiny'; with them data.tokenizer 'owner/tiny'" in done.stderr
-    assert config.from_json((tmp_path / "run" / "config.json").read_text()).data.tokenizer == "owner/tiny"
+    assert config_json.from_json((tmp_path / "run" / "config.json").read_text()).data.tokenizer == "owner/tiny"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import optax
 import pytest
 
 import jaxlm
-from jaxlm import config, data
+from jaxlm import config, config_json, data
 from jaxlm.errors import ConfigError, DataError, DivergedError
 from jaxlm.optim import wrappers
 from jaxlm.telemetry import energy, flops
@@ -46,7 +46,7 @@ def test_a_run_directory_holds_what_the_contract_says(undisturbed):
     assert json.loads((workdir / "status.json").read_text()).items() >= {"status": "done", "step": 300}.items()
     assert checkpoints(workdir)[-2:] == [280, 300]
     assert set(os.listdir(workdir / "checkpoints" / "300")) >= {"state", "data", "config"}
-    assert config.from_json((workdir / "config.json").read_text()).model.vocab_size == 257
+    assert config_json.from_json((workdir / "config.json").read_text()).model.vocab_size == 257
     train = [row for row in rows(workdir) if "train/loss" in row]
     assert [row["step"] for row in train] == list(range(2, 301, 2))
     assert train[-1]["data/tokens"] == 300 * 4 * 16
@@ -370,11 +370,11 @@ def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     workdir = tmp_path / "run"
     jaxlm.train(tiny(), workdir)
     before = jaxlm.load(workdir).params
-    text = config.to_json(config.resolve(tiny(steps=16)))
+    text = config_json.to_json(config.resolve(tiny(steps=16)))
     script = (
-        "import resource, signal, sys, jaxlm; from jaxlm import config, errors\n"
+        "import resource, signal, sys, jaxlm; from jaxlm import config_json, errors\n"
         "def run():\n"
-        "    cfg = config.from_json(sys.argv[1])\n"
+        "    cfg = config_json.from_json(sys.argv[1])\n"
         "    from jaxlm.training import loop\n"
         "    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
@@ -425,11 +425,11 @@ def test_a_file_system_that_is_full_keeps_the_older_checkpoint(tmp_path):
     """A real one, of a few megabytes, where mounting is allowed."""
     mounted = tmp_path / "small"
     mounted.mkdir()
-    text = config.to_json(config.resolve(tiny(steps=40, eval__every=0)))
+    text = config_json.to_json(config.resolve(tiny(steps=40, eval__every=0)))
     script = (
-        "import pathlib, shutil, sys, jaxlm; from jaxlm import config, errors\n"
+        "import pathlib, shutil, sys, jaxlm; from jaxlm import config, config_json, errors\n"
         "from ml_collections import ConfigDict\n"
-        "cfg, run = config.from_json(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
+        "cfg, run = config_json.from_json(sys.argv[1]), pathlib.Path(sys.argv[2])\n"
         "jaxlm.train(config.override(ConfigDict(cfg), {'steps': 8}), run)\n"
         "(run.parent / 'fill').write_bytes(bytes(shutil.disk_usage(run).free - 100_000))\n"
         "code = errors.exit_code(lambda: jaxlm.train(cfg, run).exit_code)\n"
