@@ -23,4 +23,4 @@ def explained(batch_size: int) -> Iterator[None]:
         if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
             raise
         said = str(error).splitlines() or ["no memory is left"]
-        raise ConfigError(f"out of memory: {said[0]}; give --batch_size below {batch_size:,}") from error
+        raise ConfigError(f"out of memory: {said[0].rstrip('.')}; give --batch_size below {batch_size:,}") from error

@@ -332,6 +332,11 @@ def test_tasks_in_training_and_afterwards(tmp_path, capsys):
     assert evaluate.main([arguments[0], "--task=clasify"]) == 2
 
 
+def test_in_training_as_many_rows_are_scored_at_once_as_are_trained_on(subject):
+    cfg = resolved(data__batch_size=12, data__micro_batches=4)
+    assert asking.subject(cfg, *subject(REVIEWS)[2:4]).batch_size == 3
+
+
 def test_tasks_of_running_text(tmp_path):
     with pytest.raises(ConfigError, match=r"eval.tasks=\('perplexity',\) needs data.validation and eval.every"):
         jaxlm.train(tiny(eval__tasks=("perplexity",), data__validation=""), tmp_path / "a")
