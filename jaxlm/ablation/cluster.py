@@ -24,7 +24,7 @@ from jaxlm.ablation.study import Trial
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.board import Board
-from jaxlm.training import host, lock
+from jaxlm.training import host, lock, rundir
 from jaxlm.training.signals import Signals
 
 _RETRIES = 10  # of a task whose worker died; a run goes on from its checkpoint
@@ -215,15 +215,14 @@ class _Shown:
         self._stack.close()
 
     def look(self) -> None:
-        if findings.status(self._where) == "running":
+        status = rundir.read_status(self._where)
+        if status and status.status == "running":
             self._update(*_latest(self._where))
 
     def close(self) -> None:
         """Once it is over."""
-        step, metrics = _latest(self._where)
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            step = json.loads((self._where / "status.json").read_text(encoding="utf-8"))["step"]
-        self._update(step, metrics)
+        status, (step, metrics) = rundir.read_status(self._where), _latest(self._where)
+        self._update(status.step if status else step, metrics)
         self._stack.close()
 
     def _update(self, step: int, metrics: dict[str, float]) -> None:
@@ -265,7 +264,7 @@ class _Said(Board):
 def _task(group: Group, workdir: str, metric: str) -> tuple[JaxlmError | None, list[str]]:
     """Trains a group; gives back the error that the user can mend, which trying again does not, and lines to say."""
     root = Path(workdir)
-    trials = [one for one in group.trials if findings.status(folder(root, one)) not in findings.OVER]
+    trials = [one for one in group.trials if not findings.over(folder(root, one))]
     board = _Said(len(trials), sum(one.config.steps for one in trials), metric)
     with Signals() as signals, board:
         try:

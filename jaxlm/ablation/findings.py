@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +17,10 @@ from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
 from jaxlm.ablation.study import Study, Trial
 from jaxlm.ablation.variants import Overrides
-from jaxlm.errors import ConfigError, nearest
+from jaxlm.errors import ConfigError, DataError, nearest
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.energy import JOULES_PER_KWH
-from jaxlm.training import position
+from jaxlm.training import position, rundir
 
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, on what tokens, and how many runs shared its calls."""
@@ -83,12 +83,10 @@ class Findings(NamedTuple):
     command: str  # that runs it again
 
 
-def status(folder: Path) -> str:
-    """How a run directory says that its run stands; "" where there is none."""
-    try:
-        return str(json.loads((folder / "status.json").read_text(encoding="utf-8"))["status"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
+def over(folder: Path) -> bool:
+    """Whether no call goes on with the run of a directory."""
+    found = rundir.read_status(folder)
+    return found is not None and found.status in OVER
 
 
 def read(trial: Trial, folder: Path, metric: str) -> Outcome:
@@ -99,9 +97,10 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
 
     Raises:
       ConfigError: it is over, and its rows have no such metric.
-      DataError: its metrics.jsonl is damaged.
+      DataError: its metrics.jsonl is damaged, or lacks its last rows.
     """
-    ended, path = status(folder), folder / writers.METRICS
+    ended, end, _ = rundir.read_status(folder) or ("", 0, None)
+    path = folder / writers.METRICS
     rows = writers.read_jsonl(path) if path.exists() else []
     own = cost(trial.config)
 
@@ -112,6 +111,11 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
     if ended in ("done", "stopped early") and not found:
         known = {name for row in rows for name in row if name not in ("step", "time")}
         raise ConfigError(f"no trial writes metric {metric!r}: {nearest(metric, known)}")
+    if ended in ("done", "stopped early") and (had := _last_row(rows, metric)) < _due(trial, metric, end):
+        raise DataError(
+            f"{folder} is {ended} at step {end}, and its {path.name} has {metric} up to step {had} only, as after a "
+            "full disk; remove this folder, and the same command trains it again"
+        )
     steps = np.array([row["step"] for row in found], np.int64)
     values = np.array([row[metric] for row in found], np.float64)
     timed = [(row["step"], row["throughput/step_ms"] / 1e3) for row in rows if "throughput/step_ms" in row]
@@ -152,6 +156,21 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
         gap=gap,
         gco2e=latest("energy/gco2e"),
     )
+
+
+def _last_row(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
+    """The step of the last row of those that hold a metric: the evaluations', or those of training."""
+    return max((row["step"] for row in rows if _evaluated(row) == _evaluated([metric])), default=0)
+
+
+def _due(trial: Trial, metric: str, end: int) -> int:
+    """The step that such a row is due at, in a run that ended with step `end`. Each ends with an evaluation."""
+    every = trial.config.log.every
+    return end if _evaluated([metric]) else end - end % every if every else 0
+
+
+def _evaluated(names: Iterable[str]) -> bool:
+    return any(name.startswith("eval/") for name in names)
 
 
 def note(folder: Path) -> dict[str, Any]:

@@ -123,7 +123,7 @@ def train(
         if "jsonl" not in (given := tuple(one.config.log.writers)):
             raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
-    over = {key for key, one in runs.items() if findings.status(folder(workdir, one)) in findings.OVER}
+    over = {key for key, one in runs.items() if findings.over(folder(workdir, one))}
     waiting = {key: one for key, one in reversed(runs.items()) if key not in over}
     _check_over([runs[key] for key in runs if key in over], workdir, metric)
     if waiting:

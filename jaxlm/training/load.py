@@ -72,7 +72,7 @@ def held_out(located: Located, cfg: FrozenConfigDict, tokenizer: Tokenizer) -> T
     if opened.validation is None:
         raise ConfigError("the run held out no text; give --data=PATH")
     assert located.step is not None
-    with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
+    with Checkpoints(located.folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
         then = checkpoints.data(located.step)
     if then.get("tokens", opened.train.sha256) != opened.train.sha256:  # what is held out now may be of these
         what = f"the training tokens of data.source={cfg.data.source!r}"
@@ -90,7 +90,7 @@ def locate(spec: str | Path) -> Located:
       DataError: as `load`.
     """
     folder, wanted = expanded(spec), None
-    if folder.name.isdecimal() and folder.parent.name == "checkpoints":
+    if folder.name.isdecimal() and folder.parent.name == rundir.CHECKPOINTS:
         folder, wanted = folder.parent.parent, int(folder.name)
     if not folder.is_dir():
         if folder.exists():
@@ -103,9 +103,10 @@ def locate(spec: str | Path) -> Located:
         return Located(folder, None)
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
-    with Checkpoints(folder / "checkpoints", writable=False) as checkpoints:
-        if wanted is None and (result := rundir.result(folder)) in checkpoints.steps():
-            wanted = result
+    with Checkpoints(folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
+        status = rundir.read_status(folder)
+        if wanted is None and status and status.result in checkpoints.steps():
+            wanted = status.result
         found = checkpoints.whole(wanted, "params")
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)
@@ -145,7 +146,7 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
         for i, leaf in enumerate(leaves):  # one by one, so that there are not two of each for long
             leaves[i] = jax.device_put(leaf)  # a copy only where it must be
         return jax.tree.unflatten(treedef, leaves)
-    with Checkpoints(located.folder / "checkpoints", writable=False) as checkpoints:
+    with Checkpoints(located.folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
         like = _averaging(cfg)
         if like is None:
             params = gpt2.shapes(cfg.model)

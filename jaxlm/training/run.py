@@ -54,7 +54,7 @@ def open_run(
         first: step.PyTree | None = None
         told: list[str] = []
         if cfg.init_from:
-            with Checkpoints(workdir / "checkpoints", writable=False) as before:
+            with Checkpoints(workdir / rundir.CHECKPOINTS, writable=False) as before:
                 if before.whole() is None:  # read them before anything is written: they may be damaged
                     first, told = initial.params(cfg, source or initial.follow(cfg)[1], opened.tokenizer)
         told += [*doubts(cfg), *devices.remarks(cfg)]
@@ -67,7 +67,7 @@ def open_run(
         if not (workdir / "config.json").exists():
             raise DataError(f"--workdir={workdir} is not on a file system that all processes share; give one that is")
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
-        checkpoints = stack.enter_context(Checkpoints(workdir / "checkpoints", keep=keep, best=best))
+        checkpoints = stack.enter_context(Checkpoints(workdir / rundir.CHECKPOINTS, keep=keep, best=best))
         run = Run(cfg, workdir, opened, checkpoints, steps, first, seen)
         del first
         run.log = stack.enter_context((workdir / "log.txt" if writes else Path(os.devnull)).open("a", encoding="utf-8"))

@@ -6,12 +6,13 @@ config.json  status.json  tokenizer.json  metrics.jsonl  log.txt  loss.png  chec
 from __future__ import annotations
 
 import json
+import operator
 import os
 import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
@@ -40,6 +41,17 @@ FREE = (
     "data.cache_dir",
 )
 """Fields that may differ when a run goes on: they change no parameter's shape and no batch's content."""
+
+CHECKPOINTS = "checkpoints"
+"""The folder of a run directory that holds them."""
+
+
+class Status(NamedTuple):
+    """How a run stands, as its status.json says."""
+
+    status: str  # "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed"
+    step: int  # completed steps
+    result: int | None  # the step that is the run's result, where that is not its latest
 
 
 def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenizer) -> list[str]:
@@ -113,23 +125,20 @@ def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
 
 
 def write_status(workdir: Path, status: str, step: int, result: int | None = None) -> None:
-    """status.json: "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed".
-
-    Args:
-      result: the step that is the run's result, where that is not its latest.
-    """
+    """Writes status.json: what `Status` holds, and which process says so."""
     found = {"status": status, "step": step, "time": round(time.time(), 3)}
     found |= {"pid": os.getpid(), "host": socket.gethostname()} | ({} if result is None else {"result": result})
     write(workdir / "status.json", json.dumps(found))
 
 
-def result(workdir: Path) -> int | None:
-    """The step that is a run's result, where that is not its latest."""
+def read_status(workdir: Path) -> Status | None:
+    """How the run of a directory stands; None where no status.json tells."""
     try:
-        found = json.loads((workdir / "status.json").read_bytes()).get("result")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        found = json.loads((workdir / "status.json").read_bytes())
+        result = None if found.get("result") is None else operator.index(found["result"])
+        return Status(str(found["status"]), operator.index(found["step"]), result)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
-    return found if isinstance(found, int) else None
 
 
 def write(path: Path, text: str) -> None:

@@ -151,7 +151,7 @@ def _state(straight: Path, killed: Path) -> Iterator[str]:
     like = step.shapes(cfg)
     states = []
     for workdir in (straight, killed):
-        with Checkpoints(workdir / "checkpoints", writable=False) as checkpoints:
+        with Checkpoints(workdir / rundir.CHECKPOINTS, writable=False) as checkpoints:
             checkpoints.whole(cfg.steps)
             states.append(checkpoints.restore(like, cfg.steps).state)
     for path, a, b in zip(tree.paths(like), *map(jax.tree.leaves, states), strict=True):

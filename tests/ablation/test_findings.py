@@ -34,10 +34,11 @@ def paces(**milliseconds):
 def run(tmp_path):
     """Writes a run directory."""
 
-    def write(rows=(), status="done", beside=None):
+    def write(rows=(), status="done", beside=None, step=None):
         text = "".join(json.dumps(row) + "\n" for row in sorted(rows, key=lambda row: row["step"]))
         (tmp_path / "metrics.jsonl").write_text(text)
-        (tmp_path / "status.json").write_text(json.dumps({"status": status, "step": 4}))
+        last = max((row["step"] for row in rows), default=4) if step is None else step
+        (tmp_path / "status.json").write_text(json.dumps({"status": status, "step": last}))
         if beside is not None:
             (tmp_path / "trial.json").write_text(json.dumps({"beside": beside}))
         return tmp_path
@@ -49,18 +50,35 @@ def run(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "status", ["running", "done", "stopped early", "preempted", "interrupted", "diverged", "failed"]
+    ("status", "over"),
+    [
+        *((status, True) for status in ("done", "stopped early", "diverged")),
+        *((status, False) for status in ("running", "preempted", "interrupted", "failed")),
+    ],
 )
-def test_a_status_is_read(run, status):
-    assert findings.status(run(status=status)) == status
+def test_some_statuses_are_of_runs_that_are_over(run, status, over):
+    assert findings.over(run(status=status)) == over
 
 
-@pytest.mark.parametrize("text", [None, "", '{"status": "do', "[]", "null", "{}", "3", "\xff"])
-def test_a_status_that_can_not_be_read_is_none(tmp_path, text):
-    if text is not None:
-        (tmp_path / "status.json").write_bytes(text.encode("latin-1"))
-    assert findings.status(tmp_path) == ""
-    assert findings.status(tmp_path / "nowhere") == ""
+def test_a_run_that_has_not_begun_is_not_over(tmp_path):
+    assert not findings.over(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("status", ["done", "stopped early"])
+@pytest.mark.parametrize(("metric", "every", "step"), [("eval/loss", 2, 7), ("train/loss", 1, 7), ("train/loss", 3, 9)])
+def test_a_run_that_lacks_its_last_rows_is_no_result(run, metric, every, step, status):
+    """As after a full disk. An earlier value would pass for that at the end."""
+    one = study.trial(study.arm(small(log__every=every), "clip"), "clip", 1)
+    rows = [*rows_of([3.0, 2.0, 2.5]), *rows_of([4.0, 3.0], "train/loss", 3)]
+    with pytest.raises(DataError, match=f"is {status} at step {step}, .* has {metric} up to step 6 only.* remove this"):
+        findings.read(one, run(rows, status, step=step), metric)
+    assert findings.read(one, run(rows, status, step=6), metric).value
+    assert math.isnan(findings.read(one, run(rows, "diverged", step=step), metric).value)
+
+
+def test_a_row_that_is_not_due_is_not_missed(run):
+    one = study.trial(study.arm(small(log__every=3), "clip"), "clip", 1)
+    assert findings.read(one, run(rows_of([4.0, 3.0], "train/loss", 3), step=8), "train/loss").value == 3.0
 
 
 # Values
@@ -110,8 +128,8 @@ def test_an_outcome_is_its_trials(trial, run):
 
 
 def test_a_curve_counts_steps_tokens_and_flops(trial, run):
-    rows = [*rows_of([3.0, 2.0], every=3), *rows_of([4.0, 3.5, 3.1, 2.9], "train/loss")]
-    found = findings.read(trial, run(rows), "eval/loss")
+    rows = [*rows_of([3.0, 2.0], every=3), *rows_of([4.0, 3.5, 3.1], "train/loss"), {"step": 8, "data/tokens": 1}]
+    found = findings.read(trial, run(rows, step=6), "eval/loss")
     flops = TOKENS * plan.cost(trial.config).flops_per_token
     assert flops > 0
     for name, expected in {
