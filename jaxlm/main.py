@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxlm import config, config_file
+from jaxlm import config, config_file, files
 from jaxlm.errors import ConfigError, exit_code
 from jaxlm.training import lock, meeting
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
-        workdir = Path(args.workdir or f"runs/{name(args.config)}")
+        workdir = files.expanded(args.workdir or f"runs/{name(args.config)}")
         together = meeting.asked(args.coordinator_address, args.num_processes, args.process_id)
         if not args.explain and args.verify_resume is None and not together:
             lock.check(workdir)  # before anything slow

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from jaxlm import files
 from jaxlm.errors import ConfigError, exit_code
 from jaxlm.training import lock
 
@@ -26,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.address and args.executor != "ray":
             raise ConfigError(f"--address={args.address} is of a Ray cluster; give --executor=ray too")
         name = Path(args.experiment).stem
-        workdir = Path(args.workdir or f"runs/{name}")
+        workdir = files.expanded(args.workdir or f"runs/{name}")
         if not args.dry_run:
             lock.check(workdir)  # before anything slow
 

@@ -60,13 +60,22 @@ def test_explain_prints_and_trains_nothing(tmp_path, capsys, monkeypatch):
     assert [path.name for path in tmp_path.glob("runs/*/*")] == ["schedule.png"]
 
 
+def test_a_run_directory_may_lie_in_the_home(tmp_path, monkeypatch):
+    """No shell makes a folder of the "~" in --workdir=~/x."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(tmp_path)
+    assert call("--explain", "--workdir=~/x") == 0
+    assert (tmp_path / "home/x/schedule.png").exists() and not (tmp_path / "~").exists()
+
+
 BAD = {
     "unknown field": (["--config.model.num_layer=3"], 2, "did you mean 'model.num_layers'?"),
     "unknown section": (["--config.modle.num_layers=3"], 2, "did you mean 'model.num_layers'?"),
     "wrong type": (["--config.steps=many"], 2, "steps is 'many' (str); expected int"),
     "fraction for an int": (["--config.steps=1.5"], 2, "steps is 1.5 (float); expected int"),
     "bool for an int": (["--config.steps=True"], 2, "steps is True (bool); expected int"),
-    "negative steps": (["--config.steps=-5"], 2, "steps is -5; expected at least 1"),
+    "negative steps": (["--config.steps=-5"], 2, "steps is -5; expected from 1 to 2**31 - 1"),
+    "too many steps": (["--config.steps=2147483648"], 2, "steps is 2147483648; expected from 1 to 2**31 - 1"),
     "heads": (["--config.model.num_heads=3"], 2, "model.num_heads=3 does not divide model.embed_dim=16"),
     "nan rate": (["--config.optimizer.scale_by_learning_rate.peak=nan"], 2, "peak is nan; expected a finite number"),
     "dropout": (["--config.model.dropout=1.0"], 2, "model.dropout is 1.0; expected at least 0 and below 1"),

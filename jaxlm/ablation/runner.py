@@ -72,7 +72,7 @@ def run(
         written, or another process runs the study in it.
       Stopped: by a signal; the same call goes on.
     """
-    workdir = Path(workdir)
+    workdir = files.expanded(workdir)
     with Signals() as signals, lock.held(workdir):
         memory = Memory(workdir / "study.json")
 

@@ -83,7 +83,7 @@ def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
 def taken_over(cfg: FrozenConfigDict, workdir: Path) -> FrozenConfigDict | None:
     """The config with what it took over from its `init_from` when the run in a directory began: one that has a
     checkpoint needs its source no more. None where no such run has one there."""
-    if not StepFolders(workdir / "checkpoints", writable=False).steps() or not (workdir / "config.json").exists():
+    if not StepFolders(workdir / rundir.CHECKPOINTS, writable=False).steps() or not (workdir / "config.json").exists():
         return None
     then, usual = rundir.read_config(workdir), config.default()
     if then.init_from != cfg.init_from:

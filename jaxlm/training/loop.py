@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import data
+from jaxlm import data, files
 from jaxlm.data.batches import Batch
 from jaxlm.errors import INTERRUPTED, PREEMPTED
 from jaxlm.telemetry import curves, energy
@@ -58,7 +58,7 @@ def train(
       DataError: data is missing or broken, or the run directory can't be written.
       DivergedError: the loss became non-finite; the checkpoints from before are kept.
     """
-    workdir = Path(workdir)
+    workdir = files.expanded(workdir)
     with contextlib.ExitStack() as stack:
         signals = stack.enter_context(Signals())
         prepared = prepare(cfg, workdir)

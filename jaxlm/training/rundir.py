@@ -83,7 +83,7 @@ def begun(workdir: Path) -> bool:
     """Whether a run has left something there: a checkpoint, or a row of metrics. One that found out no more than that
     its config is wrong has not."""
     metrics = workdir / writers.METRICS
-    return bool(StepFolders(workdir / "checkpoints", writable=False).steps()) or (
+    return bool(StepFolders(workdir / CHECKPOINTS, writable=False).steps()) or (
         metrics.exists() and metrics.stat().st_size > 0
     )
 

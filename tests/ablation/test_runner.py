@@ -171,6 +171,13 @@ def test_a_variant_that_diverges_is_a_result(tmp_path):
     assert [outcome.status for outcome in found.outcomes] == ["done"] * 6 + ["diverged"] * 6
 
 
+def test_a_study_may_lie_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(ConfigError, match="without 'jsonl'"):
+        runner.run(small(log__writers=()), "~/study")
+    assert (tmp_path / "study").exists()
+
+
 @pytest.mark.slow
 def test_a_tuned_study(tmp_path):
     found = runner.run(small(steps=8, tuning={PEAK: (1e-6, 1e-2)}, tuning_seeds=(7,), seeds=(0,)), tmp_path)

@@ -365,6 +365,12 @@ def test_a_run_directory_that_cannot_be_made_is_an_error(tmp_path, blocked):
         jaxlm.train(tiny(), workdir)
 
 
+def test_a_run_directory_may_lie_in_the_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(loop, "go", lambda runs, *_: setattr(runs[0], "ended", "done"))
+    assert jaxlm.train(tiny(), "~/run").workdir == tmp_path / "run"
+
+
 def test_a_full_disk_keeps_the_older_checkpoint(tmp_path):
     """A limit on the size of files stands in for the disk: the same errors, in a process of its own."""
     workdir = tmp_path / "run"
