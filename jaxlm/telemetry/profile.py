@@ -41,7 +41,9 @@ class Profile:
                 self.close()
 
     def close(self) -> None:
-        """Ends a trace that is still taken."""
+        """Ends a trace that is still taken; says so where there was none."""
+        if self._left > 0 and self._calls <= _FIRST:
+            self._say(f"warning: no profile: it begins with call {_FIRST + 1} of a run, which had {self._calls}")
         if self._on:
             self._on, self._left = False, 0
             with self._no_end():

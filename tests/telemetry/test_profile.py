@@ -41,7 +41,10 @@ def test_it_begins_when_all_is_compiled_and_ends_after_its_steps(traced, tmp_pat
     assert traced == events
     profile.close()
     assert traced == ["start", "stop"][: len(traced)] and len(traced) in (0, 2)
-    assert len(said) == len(traced) / 2
+    if steps and not events:
+        assert said == ["warning: no profile: it begins with call 3 of a run, which had 2"]
+    else:
+        assert len(said) == len(traced) / 2
 
 
 @pytest.mark.parametrize("call", ["start_trace", "stop_trace"])
