@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import re
+import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -45,16 +49,31 @@ def call(file: str, function: str, folder: str, *arguments: str) -> Any:
         raise ConfigError(f"{file!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     try:
-        module_spec.loader.exec_module(module)
-        if not hasattr(module, function):
-            raise ConfigError(f"{file!r} defines no {function}({'arg' if arguments else ''})")
-        return getattr(module, function)(*arguments)
+        with _findable(module):
+            module_spec.loader.exec_module(module)
+            if not hasattr(module, function):
+                raise ConfigError(f"{file!r} defines no {function}({'arg' if arguments else ''})")
+            return getattr(module, function)(*arguments)
     except (JaxlmError, OSError):
         raise
     except Exception as error:
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = frames[-1].lineno if frames else getattr(error, "lineno", None)
         raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
+
+
+@contextlib.contextmanager
+def _findable(module: ModuleType) -> Iterator[None]:
+    """A dataclass looks for its module by name as it is made. Not for longer: what another process is sent of a module
+    that can be found goes by name, and there it can't."""
+    before = sys.modules.get(module.__name__)
+    sys.modules[module.__name__] = module
+    try:
+        yield
+    finally:
+        del sys.modules[module.__name__]
+        if before:  # of a file of the same name, which calls this one
+            sys.modules[module.__name__] = before
 
 
 def _words(error: BaseException) -> str:

@@ -1,4 +1,5 @@
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,32 @@ def test_a_config_file_is_given_its_argument(tmp_path):
     file = write(tmp_path, GOOD + "    c.data.source = arg or 'stdlib'\n    return c\n")
     assert config_file.load(file).data.source == "stdlib"
     assert config_file.load(file + ":a:b.txt").data.source == "a:b.txt"
+
+
+DATACLASS = """
+from __future__ import annotations
+from dataclasses import dataclass
+from jaxlm import config, config_file
+@dataclass
+class Plan:
+    steps: int = STEPS
+def get_config(arg=""):
+    c = config_file.load(arg) if arg else config.default()
+    @dataclass
+    class Own(Plan):
+        half: int = 0
+    c.steps, c.seed = Own().steps, c.steps
+    return c
+"""
+
+
+def test_a_config_file_may_hold_dataclasses(tmp_path):
+    before = set(sys.modules)
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", DATACLASS.replace("STEPS", "5"))
+    cfg = config_file.load(write(tmp_path, DATACLASS.replace("STEPS", "7")) + f":{other}")
+    assert (cfg.steps, cfg.seed) == (7, 5)
+    assert not [name for name in set(sys.modules) - before if "jaxlm_config" in name]
 
 
 def test_a_missing_config_file_names_the_nearest(tmp_path):
