@@ -19,7 +19,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_json, tree
 from jaxlm.data.batches import Batch
-from jaxlm.errors import ConfigError, DataError, JaxlmError, exit_code
+from jaxlm.errors import ConfigError, JaxlmError, exit_code
 from jaxlm.telemetry import writers
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
@@ -33,6 +33,14 @@ class Differs(JaxlmError):
     """The killed run is not the straight one."""
 
 
+class Failed(JaxlmError):
+    """A run didn't get to its end, for a reason that it told; with its exit code."""
+
+    def __init__(self, what: str, code: int):
+        super().__init__(f"{what} ended with exit code {code}; see above")
+        self.exit_code = code if code > 0 else 128 - code  # as a shell gives that of a signal
+
+
 def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
     """Runs so many steps straight, and the same steps killed `KILLS` times on the way, in a temporary folder.
 
@@ -41,13 +49,15 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
 
     Raises:
       Differs: names the first difference: in the batches, the metrics, the parameters or the optimizer state.
-      ConfigError, DataError: as `loop.train`.
+      Failed: with the exit code of a run that failed, as `loop.train` does.
+      ConfigError: so few steps, or a config that no other process can be given.
     """
     cfg = shortened(cfg, steps)
     folder = Path(tempfile.mkdtemp(prefix="jaxlm-verify-"))
     straight, killed = folder / "straight", folder / "killed"
     if code := _start(cfg, straight).wait():
-        raise DataError(f"the undisturbed run ended with exit code {code}; see above")
+        shutil.rmtree(folder)
+        raise Failed("the undisturbed run", code)
     moments = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
     for moment in moments:
         process = _start(cfg, killed)
@@ -56,7 +66,7 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
         process.kill()
         process.wait()
     if code := _start(cfg, killed).wait():
-        raise DataError(f"the killed run, called again, ended with exit code {code}; see above")
+        raise Failed(f"the killed run, called again in {killed},", code)
     for compare in (_batches, _metrics, _state):
         if difference := next(compare(straight, killed), None):
             raise Differs(f"{difference}. Both runs are in {folder}")

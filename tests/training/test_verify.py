@@ -1,4 +1,6 @@
 import json
+import tempfile
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -23,6 +25,16 @@ def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, capfd):
     (tmp_path / "c.py").write_text(CONFIG)
     assert main.main([f"--config={tmp_path / 'c.py'}", "--verify_resume=12"]) == 0
     assert "12 steps, killed at about steps 3, 6, 9: the same batches, metrics and bits" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("code", "given"), [(2, 2), (3, 3), (4, 4), (-9, 137)])
+def test_a_run_that_fails_gives_its_own_exit_code_and_leaves_nothing(tmp_path, monkeypatch, capsys, code, given):
+    (tmp_path / "c.py").write_text(CONFIG)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(verify, "_start", lambda cfg, workdir: SimpleNamespace(wait=lambda: code))
+    assert main.main([f"--config={tmp_path / 'c.py'}", "--verify_resume=12"]) == given
+    assert capsys.readouterr().err == f"error: the undisturbed run ended with exit code {code}; see above\n"
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
 
 
 @pytest.fixture(scope="module")
