@@ -35,7 +35,7 @@ _NAME = Rule(lambda v: v != "", "not empty")
 
 RULES: dict[str, Rule] = {
     "seed": Rule(lambda v: 0 <= v < 2**32, "from 0 to 2**32 - 1"),
-    "steps": _at_least(1),
+    "steps": Rule(lambda v: 1 <= v < 2**31, "from 1 to 2**31 - 1"),  # counted in int32
     "steps_per_call": _at_least(1),
     "model.num_layers": _at_least(1),
     "model.num_heads": _at_least(1),

@@ -63,13 +63,18 @@ def shape(cfg: FrozenConfigDict, count: int, bytes_each: int | None) -> dict[str
 def _checked(cfg: FrozenConfigDict, count: int, fsdp: int) -> dict[str, int]:
     section, model = cfg.parallel, cfg.model
     each = fsdp * section.tensor
+    if section.data == -1 and count % each:
+        raise ConfigError(
+            f"parallel.data=-1 takes all devices, and JAX sees {count}, which parallel.fsdp times parallel.tensor, "
+            f"here {each}, does not divide; change these, or give parallel.data"
+        )
     data = count // each if section.data == -1 else section.data
     sizes = {"data": data, "fsdp": fsdp, "tensor": section.tensor}
-    asked = ", ".join(f"parallel.{name}={size}" for name, size in sizes.items())
-    if not 0 < data * each <= count or (section.data == -1 and count % each):
+    if data * each > count:
+        asked = ", ".join(f"parallel.{name}={size}" for name, size in sizes.items())
         raise ConfigError(
-            f"{asked} are {data * each or each} devices; JAX sees {count}, of which parallel.data=-1 takes all "
-            "where parallel.fsdp times parallel.tensor divides them"
+            f"{asked} are {data * each} devices; JAX sees {count}, of which parallel.data=-1 takes all where "
+            "parallel.fsdp times parallel.tensor divides them"
         )
     _check_rows(cfg, data * fsdp)
     widths: dict[str, dict[str, Any]] = {

@@ -52,8 +52,10 @@ def test_the_estimate_counts_what_a_device_holds():
     ("count", "changes", "message"),
     [
         (1, {"data": 64}, "parallel.data=64, parallel.fsdp=1, parallel.tensor=1 are 64 devices; JAX sees 1"),
-        (8, {"fsdp": 64}, "are 64 devices; JAX sees 8"),
-        (8, {"fsdp": 3}, "parallel.data=2, parallel.fsdp=3, parallel.tensor=1 are 6 devices; JAX sees 8"),
+        (8, {"data": 1, "fsdp": 64}, "are 64 devices; JAX sees 8"),
+        (8, {"fsdp": 64}, "parallel.data=-1 takes all devices, and JAX sees 8, which .*, here 64, does not divide"),
+        (8, {"fsdp": 3}, "parallel.data=-1 takes all devices, and JAX sees 8, which .*, here 3, does not divide"),
+        (1, {"tensor": 3}, "parallel.data=-1 takes all devices, and JAX sees 1, which .*, here 3, does not divide"),
         (8, {"tensor": 8}, "parallel.tensor=8 does not divide model.num_heads=4"),
         (48, {"fsdp": 48}, "parallel.fsdp=48 does not divide model.embed_dim=64"),
         (32, {}, "data.batch_size=48 does not divide into 1 micro-batches over 32 devices"),
