@@ -65,10 +65,8 @@ def most(cfg: FrozenConfigDict) -> int:
     """How many lanes fit into the memory of all devices, by the estimate of `training.memory`; at least 1."""
     if cfg.divergence.rollback_z:
         return 1  # a run that goes back leaves its lane
-    devices = jax.local_devices()
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    free = sum(limit * 0.9 for limit in limits if limit) or memory.available() / 2  # beside what XLA itself takes
-    return max(1, int(free // sum(memory.estimate(cfg).values())))
+    share = 0.9 if memory.limit() else 0.5  # of a device, beside what XLA takes; of a CPU's, which others use too
+    return max(1, int(memory.room(share) * jax.local_device_count() // sum(memory.estimate(cfg).values())))
 
 
 def even(runs: int, lanes: int) -> int:
@@ -95,7 +93,7 @@ def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
         try:
             seconds = seconds_per_step(members[:wider], wider) / min(wider, len(members))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not memory.exhausted(error):
                 raise
             say(f"{wider} lanes do not fit the memory")
             break

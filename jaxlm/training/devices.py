@@ -23,7 +23,7 @@ def mesh(cfg: FrozenConfigDict) -> Mesh:
     Raises:
       ConfigError: as `shape`.
     """
-    sizes = shape(cfg, jax.device_count(), limit())
+    sizes = shape(cfg, jax.device_count(), memory.limit())
     return Mesh(np.array(jax.devices()[: math.prod(sizes.values())]).reshape(tuple(sizes.values())), AXES)
 
 
@@ -31,7 +31,7 @@ def imagined(cfg: FrozenConfigDict) -> AbstractMesh:
     """The mesh of a config where its devices need not be: as many as it asks for, or as there are."""
     section = cfg.parallel
     asked = max(section.data, 1) * max(section.fsdp, 1) * section.tensor
-    sizes = shape(cfg, max(jax.device_count(), asked), limit())
+    sizes = shape(cfg, max(jax.device_count(), asked), memory.limit())
     return AbstractMesh(tuple(sizes.values()), AXES)
 
 
@@ -125,12 +125,6 @@ def replicas(cfg: FrozenConfigDict) -> Mesh:
 def of_lanes(lanes: int) -> Mesh:
     """The mesh of runs side by side: as many devices as divide them. A lane lies on one."""
     return Mesh(np.array(jax.devices()[: math.gcd(lanes, jax.device_count())]), (LANES,))
-
-
-def limit() -> int | None:
-    """Bytes that JAX may take of a device; None where it does not say."""
-    stats = jax.local_devices()[0].memory_stats()
-    return stats.get("bytes_limit") if stats else None
 
 
 def remarks(cfg: FrozenConfigDict) -> list[str]:

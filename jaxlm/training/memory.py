@@ -68,6 +68,22 @@ def available() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def limit() -> int | None:
+    """Bytes that JAX may take of a device; None where it does not say, as of a CPU."""
+    stats = jax.local_devices()[0].memory_stats()
+    return stats.get("bytes_limit") if stats else None
+
+
+def room(share: float) -> float:
+    """Bytes that so large a share of a device's memory is; of a CPU's, of what is free now."""
+    return share * (limit() or available() / jax.local_device_count())
+
+
+def exhausted(error: Exception) -> bool:
+    """Whether an error of JAX's is a device's lack of memory."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def shown(parts: dict[str, int]) -> str:
     """The parts of `estimate` for people."""
     return ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in parts.items())
@@ -83,7 +99,7 @@ def explained(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not exhausted(error):
             raise
         parts = estimate(cfg, mesh)
         raise ConfigError(

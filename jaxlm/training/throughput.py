@@ -155,14 +155,14 @@ class _Timer:
 
     def __init__(self, cfg: FrozenConfigDict, batch: Any):
         self._cfg, self._batch = cfg, batch
-        self._room = _SPARE * (devices.limit() or memory.available() / jax.local_device_count())
+        self._room = memory.room(_SPARE)
         self._state: State | None = None
 
     def __call__(self, values: tuple[Any, ...]) -> Tried:
         try:
             return self._tried(values)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not memory.exhausted(error):
                 raise
             self._state = None  # it may be given up, half of it
             return Tried(values, None, None, None, "out of memory")
@@ -201,7 +201,7 @@ def _key(cfg: FrozenConfigDict) -> str:
     """Of the program, less what is varied, and where it runs."""
     structure = config.flat(step.split(cfg)[0].to_dict())
     named = {name: value for name, value in structure.items() if f"model.{name.rpartition('.')[2]}" not in FIELDS}
-    here = [jax.devices()[0].device_kind, devices.limit(), dict(devices.mesh(cfg).shape), processes.versions()]
+    here = [jax.devices()[0].device_kind, memory.limit(), dict(devices.mesh(cfg).shape), processes.versions()]
     here += [cfg.data.batch_size, cfg.data.pack, cfg.parallel.deterministic]
     own = [config.flat(cfg)[name] for name in FIELDS]
     return hashlib.sha256(json.dumps([named, here, own], default=str, sort_keys=True).encode()).hexdigest()[:16]

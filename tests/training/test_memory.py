@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import jax
 import pytest
 
@@ -57,3 +59,11 @@ def test_out_of_memory_is_explained_under_pmap_too():
     cfg = resolved(parallel__mode="pmap")
     with pytest.raises(ConfigError, match="out of memory"), memory.explained(cfg, devices.replicas(cfg)):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
+
+
+@pytest.mark.parametrize(("limit", "free", "room"), [(1000, 4, 900), (None, 4000, 3600)])
+def test_the_room_is_a_share_of_a_device_or_of_what_is_free(monkeypatch, limit, free, room):
+    stats = {"bytes_limit": limit} if limit else None
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(memory_stats=lambda: stats)])
+    monkeypatch.setattr(memory, "available", lambda: free)
+    assert memory.room(0.9) == room

@@ -6,7 +6,7 @@ import pytest
 
 from jaxlm import files
 from jaxlm.errors import ConfigError
-from jaxlm.training import devices, throughput
+from jaxlm.training import memory, throughput
 from jaxlm.training.throughput import FIELDS, Found, Tried
 from tests.tiny import batch, resolved, tiny
 
@@ -132,7 +132,7 @@ def test_packed_rows_are_timed_as_such():
 
 def test_a_step_that_needs_more_than_there_is_is_not_run(monkeypatch):
     cfg = resolved(data__batch_size=4)
-    monkeypatch.setattr(devices, "limit", lambda: 1000)
+    monkeypatch.setattr(memory, "limit", lambda: 1000)
     timer = throughput._Timer(cfg, None)
     tried = timer((1, "none", False, 1, "auto"))
     assert tried.seconds is None and tried.bytes > 1000 and tried.why == "more than 0.0 GB"
