@@ -431,7 +431,8 @@ def test_a_file_system_that_is_full_keeps_the_older_checkpoint(tmp_path):
     """A real one, of a few megabytes, where mounting is allowed."""
     mounted = tmp_path / "small"
     mounted.mkdir()
-    text = config_json.to_json(config.resolve(tiny(steps=40, eval__every=0)))
+    often = dict(log__every=1, log__writers=("jsonl", "tensorboard"), checkpoint__max_failures=100)
+    text = config_json.to_json(config.resolve(tiny(steps=200, eval__every=0, **often)))
     script = (
         "import pathlib, shutil, sys, jaxlm; from jaxlm import config, config_json, errors\n"
         "from ml_collections import ConfigDict\n"
@@ -450,6 +451,9 @@ def test_a_file_system_that_is_full_keeps_the_older_checkpoint(tmp_path):
         pytest.skip("mounting is not allowed here")
     assert done.stdout.startswith("4 ['4', '8'] dict_keys("), done.stderr
     assert "No space left" in done.stderr or "needs" in done.stderr
+    for writer in ("jsonl", "tensorboard"):
+        assert done.stderr.count(f"warning: writer '{writer}' can't write step") == 1
+    assert "Traceback" not in done.stderr
 
 
 def test_bfloat16_and_micro_batches_and_remat_run_as_configured(tmp_path):
