@@ -24,7 +24,7 @@ def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str
     def named(value: Any, path: str) -> Any:
         if isinstance(value, dict):
             return {key: named(item, f"{path}.{key}") for key, item in value.items()}
-        return _name(value) if is_object(path, value) else value
+        return object_name(value) if is_object(path, value) else value
 
     out = named(plain(cfg), "")
     return json.dumps(out if secrets else redact.fields(out), indent=2)
@@ -32,10 +32,11 @@ def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str
 
 def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
     """{"optimizer.mine.transform": its name} of what JSON can't hold: functions and transforms given from Python."""
-    return {path: _name(value) for path, value in items(cfg) if is_object(path, value)}
+    return {path: object_name(value) for path, value in items(cfg) if is_object(path, value)}
 
 
-def _name(value: Any) -> str:
+def object_name(value: Any) -> str:
+    """Of a function or transform: where it was defined, as "<package.module.function>"."""
     made = getattr(value, "update", value)  # of a transform, that is a pair of functions
     return f"<{getattr(made, '__module__', '')}.{getattr(made, '__qualname__', type(value).__name__)}>"
 

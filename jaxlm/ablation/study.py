@@ -6,18 +6,55 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json
-from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, sampled, shown
+from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.optim import chain
 
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
 SEARCHES = ("grid", "random", "halton", "optuna")
+
+
+def _is(*types: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, types)
+
+
+def _whole(value: Any) -> bool:
+    return type(value) is int
+
+
+def _all_whole(value: Any) -> bool:
+    return isinstance(value, Sequence) and all(map(_whole, value))
+
+
+def _numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, Mapping) and all(map(_is(numbers.Real), value.values())))
+
+
+# What the fields of a study are: what follows, in their ranges and what they mean together, can rely on it.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "question": (_is(str), "text"),
+    "base": (_is(str, Path, ConfigDict, FrozenConfigDict), "a config, or the path of its file"),
+    "baseline": (_is(str), "the name of a variant"),
+    "variants": (_is(Mapping), "{name: {config field: value}}"),
+    "seeds": (_all_whole, "whole numbers, such as (0, 1, 2)"),
+    "metric": (_is(str), "a name of metrics.jsonl, such as 'eval/loss'"),
+    "overrides": (_is(Mapping), "{config field: value}"),
+    "lower_is_better": (_is(bool), "True or False"),
+    "budget": (_numbers, "a number of one kind, such as {'tokens': 1e6}"),
+    "tuning": (_is(Mapping), "{config field: values}"),
+    "tuning_seeds": (_all_whole, "whole numbers, such as (100, 101)"),
+    "tuning_trials": (_whole, "a whole number"),
+    "search": (_is(str), "a name"),
+    "lanes": (_whole, "a whole number"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +86,7 @@ class Study:
     """
 
     question: str
-    base: str | ConfigDict
+    base: str | Path | ConfigDict
     baseline: str
     variants: Mapping[str, Overrides]
     seeds: Sequence[int] = (0, 1, 2, 3, 4)
@@ -64,17 +101,21 @@ class Study:
     lanes: int = 0
 
     def __post_init__(self) -> None:
-        for name in self.variants:
+        for name, (fits, expected) in _FIELDS.items():
+            if not fits(value := getattr(self, name)):
+                raise ConfigError(f"{name} is {value!r}; expected {expected}")
+        for name, overrides in self.variants.items():
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"variant {name!r}: expected a name, a string such as {str(name) or 'smaller'!r}")
+            if not isinstance(overrides, Mapping):
+                raise ConfigError(f"variant {name!r} is {overrides!r}; expected {{config field: value}}")
+            if "seed" in overrides:
+                raise ConfigError(f"variant {name!r} sets the seed, which each trial gets from seeds; leave it out")
         if self.baseline not in self.variants:
             raise ConfigError(f"baseline {self.baseline!r} is no variant: {nearest(self.baseline, self.variants)}")
         for what, seeds in (("seeds", self.seeds), ("tuning_seeds", self.tuning_seeds)):
             if len(set(seeds)) < len(seeds):
                 raise ConfigError(f"{what}={tuple(seeds)} has a seed twice, which would count one run as two")
-        for name, overrides in self.variants.items():
-            if "seed" in overrides:
-                raise ConfigError(f"variant {name!r} sets the seed, which each trial gets from seeds; leave it out")
         if not self.seeds:
             raise ConfigError("seeds is empty; expected one at least, and several to conclude anything")
         if self.budget and (len(self.budget) != 1 or next(iter(self.budget)) not in BUDGETS):
@@ -99,7 +140,7 @@ class Study:
                     raise ConfigError("tuning over the seed would choose luck; give several tuning_seeds instead")
                 if isinstance(values, Range) and self.search == "grid":
                     raise ConfigError(f"tuning axis {path!r} is a range, which a grid can't search; give its values")
-                if isinstance(values, str) or not hasattr(values, "__len__") or not len(values):
+                if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
                     raise ConfigError(f"tuning axis {path!r} is {values!r}; expected a sequence of values, or a Range")
                 if isinstance(values, Range):
                     values.at(0.0)
@@ -135,8 +176,9 @@ class Study:
 
     def tries(self, variant: str) -> int:
         """How many points an arm tries."""
+        axes = self.axes(variant)
         if self.search == "optuna":
-            return self.tuning_trials if self.axes(variant) else 0
+            return int(min(self.tuning_trials, size(axes))) if axes else 0
         return len(self.points(variant))
 
 
@@ -156,7 +198,8 @@ class Trial(NamedTuple):
 
     @property
     def title(self) -> str:
-        values = "".join(f" {path.rpartition('.')[2]}={shown(value)}" for path, value in self.point.items())
+        label = labels(self.point)
+        values = "".join(f" {label[path]}={shown(value)}" for path, value in self.point.items())
         return f"{self.variant}{values} seed={self.seed}"
 
 
@@ -178,7 +221,7 @@ def base(study: Study) -> ConfigDict:
     Raises:
       ConfigError: it can't be read, or an override is wrong.
     """
-    cfg = config_file.load(study.base) if isinstance(study.base, str) else study.base
+    cfg = config_file.load(str(study.base)) if isinstance(study.base, (str, Path)) else study.base
     return apply(cfg, study.overrides)
 
 

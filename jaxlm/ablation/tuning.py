@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from jaxlm.ablation.findings import Outcome
 from jaxlm.ablation.plan import Arm, tuning_trials
 from jaxlm.ablation.study import Study, Trial
-from jaxlm.ablation.variants import Overrides, Range
+from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, size
 from jaxlm.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -108,27 +108,47 @@ def _with_optuna(
         for variant in tuned
     }
     outcomes: list[Outcome] = []
-    for start in range(0, study.tuning_trials, _ROUND):
-        count = min(_ROUND, study.tuning_trials - start)
-        asked = {variant: [search.ask() for _ in range(count)] for variant, search in searches.items()}
-        points = {variant: [_propose(one, study, variant) for one in asked[variant]] for variant in tuned}
+    tried: dict[str, list[Overrides]] = {variant: [] for variant in tuned}
+    while going := [variant for variant in tuned if len(tried[variant]) < study.tries(variant)]:
+        asked: dict[str, list[optuna.Trial]] = {variant: [] for variant in going}
+        for variant in going:
+            for _ in range(min(_ROUND, study.tries(variant) - len(tried[variant]))):
+                one, point = _propose(searches[variant], study.axes(variant), tried[variant])
+                asked[variant].append(one)
+                tried[variant].append(point)
+        points = {variant: tried[variant][-len(asked[variant]) :] for variant in going}
         found = attempt(points)
         outcomes += found
-        for variant, search in searches.items():
+        for variant in going:
             means = scores(study, [outcome for outcome in found if outcome.variant == variant])
             for one, point in zip(asked[variant], points[variant], strict=True):
                 value = next(mean for other, mean in means if other == point)
-                search.tell(one, value if math.isfinite(value) else 1e30)
+                searches[variant].tell(one, value if math.isfinite(value) else 1e30)
     record.unlink(missing_ok=True)
     for variant in tuned:
         optuna.copy_study(from_study_name=variant, from_storage=storage, to_storage=f"sqlite:///{record}")
     return outcomes
 
 
-def _propose(asked: optuna.Trial, study: Study, variant: str) -> dict[str, Any]:
-    """A point of an arm's tuning axes."""
+def _propose(search: optuna.Study, axes: Axes, tried: Sequence[Overrides]) -> tuple[optuna.Trial, Overrides]:
+    """A point of axes that was not tried: where Optuna proposes one that was, another of the combinations."""
+    from optuna.trial import TrialState
+
+    one = search.ask()
+    point = _point(one, axes)
+    if point in tried and size(axes) < math.inf:
+        search.tell(one, state=TrialState.FAIL)
+        other = next(other for other in combinations(axes) if other not in tried)
+        search.enqueue_trial({path: list(values).index(other[path]) for path, values in axes.items()})
+        one = search.ask()
+        point = _point(one, axes)
+    return one, point
+
+
+def _point(asked: optuna.Trial, axes: Axes) -> dict[str, Any]:
+    """What a trial of Optuna's proposes."""
     point: dict[str, Any] = {}
-    for path, values in study.axes(variant).items():
+    for path, values in axes.items():
         if isinstance(values, Range):
             point[path] = asked.suggest_float(path, values.low, values.high, log=values.log)
         else:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from jaxlm import config_json
 from jaxlm.errors import ConfigError
 
 Overrides = Mapping[str, Any]
@@ -29,8 +32,14 @@ class Range(NamedTuple):
         Raises:
           ConfigError: the bounds are none.
         """
-        if not (self.low < self.high and (self.low > 0 or not self.log)):
-            raise ConfigError(f"{self}; expected low < high and, on a logarithmic scale, low above 0 (or log=False)")
+        if (
+            not (self.low < self.high and (self.low > 0 or not self.log))
+            or (self.high / self.low if self.log else self.high - self.low) == math.inf
+        ):
+            raise ConfigError(
+                f"{self}; expected low < high and, on a logarithmic scale, low above 0 (or log=False), no further "
+                "apart than a float64 can tell"
+            )
         if self.log:
             return float(self.low * (self.high / self.low) ** share)
         return float(self.low + (self.high - self.low) * share)
@@ -55,7 +64,13 @@ def combinations(axes: Axes) -> list[Overrides]:
       ConfigError: an axis is a `Range`.
     """
     _check_values(axes)
-    return [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    return [dict(zip(axes, values)) for values in itertools.product(*_distinct(axes).values())]
+
+
+def size(axes: Axes) -> float:
+    """How many combinations of the values of axes there are; inf where one is a `Range`."""
+    counts = (math.inf if isinstance(values, Range) else len(values) for values in _distinct(axes).values())
+    return math.prod(counts)
 
 
 def sampled(axes: Axes, count: int, search: str, seed: int = 0) -> list[Overrides]:
@@ -69,15 +84,12 @@ def sampled(axes: Axes, count: int, search: str, seed: int = 0) -> list[Override
     """
     from scipy.stats import qmc  # takes a while to import
 
-    if not any(isinstance(values, Range) for values in axes.values()):
-        there_are = math.prod(
-            sum(value not in values[:i] for i, value in enumerate(values)) for values in axes.values()
+    axes = _distinct(axes)
+    asked = f"{count} points of {', '.join(map(repr, axes))}"
+    if count > size(axes):
+        raise ConfigError(
+            f"{asked}, which have {size(axes)} combinations; expected as many at most, or an axis that is a Range"
         )
-        if count > there_are:
-            raise ConfigError(
-                f"{count} points of {', '.join(map(repr, axes))}, which have {there_are} combinations; "
-                "expected as many at most, or an axis that is a Range"
-            )
     draw: Callable[[int], np.ndarray]
     if search == "halton":
         draw = qmc.Halton(len(axes), seed=seed).random
@@ -89,12 +101,27 @@ def sampled(axes: Axes, count: int, search: str, seed: int = 0) -> list[Override
         return values.at(share) if isinstance(values, Range) else values[min(int(share * len(values)), len(values) - 1)]
 
     points: list[Overrides] = []
+    in_vain = 0
     while len(points) < count:
         for row in draw(count - len(points)):
             point = {path: value(axes[path], float(share)) for path, share in zip(axes, row)}
+            in_vain += 1
             if point not in points:
                 points.append(point)
+                in_vain = 0
+        if in_vain > 100 * count:  # no chance but where a Range is so narrow that it has fewer numbers
+            raise ConfigError(f"{asked}, whose ranges gave only {len(points)} different ones; widen them")
     return points
+
+
+def _distinct(axes: Axes) -> Axes:
+    """Each value of an axis once, where it comes first."""
+
+    def once(values: Iterable[Any]) -> list[Any]:
+        listed = list(values)
+        return [value for i, value in enumerate(listed) if value not in listed[:i]]
+
+    return {path: values if isinstance(values, Range) else once(values) for path, values in axes.items()}
 
 
 def _check_values(axes: Axes) -> None:
@@ -153,18 +180,35 @@ def halton(axes: Axes, count: int, seed: int = 0) -> dict[str, Overrides]:
 
 def _named(points: Sequence[Overrides]) -> dict[str, Overrides]:
     """Each point under a name of its values, with as much of each path as tells them apart."""
-    paths = {path for point in points for path in point}
-    short = {path: path.rpartition(".")[2] for path in paths}
-    doubled = {name for name in short.values() if list(short.values()).count(name) > 1}
-    label: Callable[[str], str] = lambda path: path if short[path] in doubled else short[path]  # noqa: E731
+    label = labels({path for point in points for path in point})
 
     def named(shown: Callable[[Any], str]) -> dict[str, Overrides]:
-        return {" ".join(f"{label(path)}={shown(value)}" for path, value in point.items()): point for point in points}
+        return {" ".join(f"{label[path]}={shown(value)}" for path, value in point.items()): point for point in points}
 
     names = named(shown)
     return names if all(point in names.values() for point in points) else named(repr)
 
 
+def labels(paths: Collection[str]) -> dict[str, str]:
+    """Of each path its last parts, as few as no other ends with: {"optimizer.slow.peak": "slow.peak", ...}."""
+
+    def ends(path: str) -> Iterator[str]:
+        parts = path.split(".")
+        return (".".join(parts[i:]) for i in reversed(range(len(parts))))
+
+    counts = Counter(end for path in paths for end in ends(path))
+    return {path: next((end for end in ends(path) if counts[end] == 1), path) for path in paths}
+
+
 def shown(value: Any) -> str:
     """A value in the name of a variant or trial."""
-    return f"{value:.4g}" if type(value) is float else str(value)
+    return f"{value:.4g}" if type(value) is float else str(written(value))
+
+
+def written(value: Any) -> Any:
+    """A value as a file can hold it: with the names of functions and transforms, inside of a spec too."""
+    if isinstance(value, (Mapping, ConfigDict)):
+        return {key: written(one) for key, one in value.items()}
+    if callable(value) or hasattr(value, "update"):
+        return config_json.object_name(value)
+    return type(value)(map(written, value)) if type(value) in (list, tuple) else value

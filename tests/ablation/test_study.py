@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -99,8 +100,15 @@ def test_a_wrong_override_of_the_base_is_refused():
 
 def test_the_base_may_be_a_config_file():
     assert study.base(small_of("configs/ablation.py", overrides={"steps": 3})).steps == 3
+    assert study.base(small_of(Path("configs/ablation.py"), overrides={"steps": 3})).steps == 3
     with pytest.raises(ConfigError, match=r"no config file 'configs/ablaton.py': did you mean 'configs/ablation.py'"):
         study.base(small_of("configs/ablaton.py"))
+
+
+@pytest.mark.parametrize("base", [None, 3, {"steps": 3}])
+def test_a_base_that_is_no_config_is_refused(base):
+    with pytest.raises(ConfigError, match=re.escape(f"base is {base!r}; expected a config, or the path of its file")):
+        small_of(base)
 
 
 def small_of(base, **fields):
@@ -141,10 +149,18 @@ def test_another_process_finds_the_same_address():
     assert done.stdout.strip() == address(seed=3)
 
 
+def edits(spec):
+    return spec
+
+
 def test_a_trial_has_a_title():
     cfg = study.arm(small(), "clip")
     assert study.trial(cfg, "clip", 3).title == "clip seed=3"
     assert study.trial(cfg, "clip", 3, {PEAK: 0.0012345}).title == "clip peak=0.001234 seed=3"
+    two = {"optimizer.slow.peak": 0.1, "optimizer.fast.peak": 0.2}
+    assert study.trial(cfg, "clip", 3, two).title == "clip slow.peak=0.1 fast.peak=0.2 seed=3"
+    named = study.trial(cfg, "clip", 3, {"optimizer": edits}).title
+    assert named == "clip optimizer=<tests.ablation.test_study.edits> seed=3"
 
 
 # What a study refuses
@@ -187,6 +203,24 @@ def test_a_trial_has_a_title():
         ),
         ({**TUNED, "tuning": {"b2": {"seed": (1,)}}}, "tuning over the seed"),
         ({"variants": {"clip": {}, "lucky": {"seed": 7}}}, "variant 'lucky' sets the seed"),
+        ({"baseline": None}, "baseline is None; expected the name of a variant"),
+        ({**TUNED, "tuning": {PEAK: {1e-3}}}, f"tuning axis '{PEAK}' is {{0.001}}; expected a sequence"),
+        ({"question": 3}, "question is 3; expected text"),
+        ({"variants": ["clip"]}, "variants is ['clip']; expected {name: {config field: value}}"),
+        ({"variants": {"clip": {}, "b": [("steps", 3)]}}, "variant 'b' is [('steps', 3)]; expected {config field: "),
+        ({"overrides": None}, "overrides is None; expected {config field: value}"),
+        ({"seeds": ("0", "1")}, "seeds is ('0', '1'); expected whole numbers, such as (0, 1, 2)"),
+        ({"seeds": 3}, "seeds is 3; expected whole numbers"),
+        ({"seeds": (0.5, 1)}, "seeds is (0.5, 1); expected whole numbers"),
+        ({**TUNED, "tuning_seeds": "9"}, "tuning_seeds is '9'; expected whole numbers"),
+        ({"metric": None}, "metric is None; expected a name of metrics.jsonl, such as 'eval/loss'"),
+        ({"lower_is_better": "no"}, "lower_is_better is 'no'; expected True or False"),
+        ({"budget": 1000}, "budget is 1000; expected a number of one kind, such as {'tokens': 1e6}"),
+        ({"budget": {"tokens": "1e6"}}, "budget is {'tokens': '1e6'}; expected a number of one kind"),
+        ({**TUNED, "tuning": [PEAK]}, f"tuning is ['{PEAK}']; expected {{config field: values}}"),
+        ({**TUNED, "tuning_trials": 2.5}, "tuning_trials is 2.5; expected a whole number"),
+        ({"lanes": 2.5}, "lanes is 2.5; expected a whole number"),
+        ({"search": None}, "search is None; expected a name"),
     ],
 )
 def test_a_study_that_means_nothing_is_refused(fields, said):
@@ -204,6 +238,11 @@ def test_a_study_that_means_something_is_not():
 def test_an_arm_has_the_axes_of_all_or_its_own():
     made = small(tuning={PEAK: (1e-3, 1e-2), "b2": {B2: (0.9, 0.99)}}, tuning_seeds=(100,))
     assert (made.axes("clip"), made.axes("b2")) == ({PEAK: (1e-3, 1e-2)}, {B2: (0.9, 0.99)})
+
+
+def test_a_value_that_is_given_twice_is_tried_once():
+    made = small(**{**TUNED, "tuning": {PEAK: (1e-2, 1e-2, 1e-3)}})
+    assert (made.points("clip"), made.tries("clip")) == ([{PEAK: 1e-2}, {PEAK: 1e-3}], 2)
 
 
 # Files

@@ -237,6 +237,17 @@ def test_optuna_chooses_among_values(with_optuna):
     assert all(one.point[PEAK] in (1e-3, 1e-2) and one.point[DROPOUT] in (0.0, 0.1) for one in train.trials)
 
 
+def test_optuna_tries_no_point_twice(with_optuna):
+    """It would propose the best of three again and again, and the report would count each as a try."""
+    train = Trainer(at_best(1e-2))
+    axes = {PEAK: (1e-3, 1e-2, 1e-2), "b2": {PEAK: WIDE}}
+    made = tuned(axes, seeds=(100,), search="optuna", tuning_trials=6, variants=TWO)
+    choose(made, train)
+    assert sorted(point[PEAK] for point in train.points()) == [1e-3, 1e-2]
+    assert len(train.points("b2")) == 6
+    assert (made.tries("clip"), made.tries("b2")) == (2, 6)
+
+
 TWO = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}
 
 

@@ -1,5 +1,6 @@
 """Values to try: axes, their points, and the variants made of them."""
 
+import math
 import re
 
 import numpy as np
@@ -52,9 +53,11 @@ def test_leave_one_out_has_the_whole_and_it_without_each_part():
 
 
 @pytest.mark.parametrize("make", [grid, zipped, one_at_a_time])
-def test_fields_with_the_same_last_part_get_their_full_names(make):
+def test_fields_with_the_same_last_part_get_as_much_more_as_tells_them_apart(make):
     names = " ".join(make({"eval.every": (2,), "log.every": (3,), "steps": (4,)}))
     assert names == "eval.every=2 log.every=3 steps=4"
+    names = " ".join(make({"optimizer.slow.peak": (1,), "optimizer.fast.peak": (2,), "optimizer.fast.b1": (3,)}))
+    assert names == "slow.peak=1 fast.peak=2 b1=3"
 
 
 @pytest.mark.parametrize("values", [(0.12341, 0.123412), (None, "None"), (1, "1")])
@@ -104,10 +107,23 @@ def test_a_range_goes_from_its_low_to_its_high():
     assert [Range(0.0, 0.4, log=False).at(share) for share in (0, 0.5, 1)] == pytest.approx([0.0, 0.2, 0.4])
 
 
-@pytest.mark.parametrize("bad", [Range(0.0, 1.0), Range(-1.0, 1.0), Range(1.0, 1.0), Range(1.0, 0.1, log=False)])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        *(Range(0.0, 1.0), Range(-1.0, 1.0), Range(1.0, 1.0), Range(1.0, 0.1, log=False)),
+        *(Range(1e-3, math.inf), Range(1e-300, 1e300), Range(-math.inf, 0.0, log=False), Range(1.0, math.nan)),
+    ],
+)
 def test_a_range_of_no_values_is_refused(bad):
     with pytest.raises(ConfigError, match="expected low < high"):
         halton({PEAK: bad}, 3)
+
+
+@pytest.mark.parametrize("make", [random, halton])
+def test_a_range_of_too_few_values_is_refused(make):
+    """Between these two there are so few numbers of float64 that the search for a tenth would have no end."""
+    with pytest.raises(ConfigError, match=f"10 points of '{PEAK}', .* gave only [23]"):
+        make({PEAK: Range(1.0, 1.0000000000000004)}, 10)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.sampled_from(["random", "halton"]))
@@ -124,6 +140,10 @@ def test_no_point_is_drawn_twice_and_more_than_there_are_is_refused(steps, seeds
 
 
 def test_values_that_are_given_twice_are_one():
+    assert variants.combinations({PEAK: (1e-2, 1e-2, 1e-3), "steps": [5, 5]}) == [
+        {PEAK: 1e-2, "steps": 5},
+        {PEAK: 1e-3, "steps": 5},
+    ]
     with pytest.raises(ConfigError, match="3 points of 'steps', which have 2 combinations"):
         random({"steps": (5, 5, 6)}, 3)
 
