@@ -10,16 +10,18 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_json, files, redact
 from jaxlm.ablation import lanes
 from jaxlm.ablation.study import Study, Trial, arm, naming, trial, with_fields
-from jaxlm.ablation.variants import Overrides, sampled
+from jaxlm.ablation.variants import Overrides, crossing
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import gpt2
-from jaxlm.telemetry import flops
+from jaxlm.optim import chain
+from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.text import aligned
+from jaxlm.training.prepare import doubts as doubts_of_a_run
 from jaxlm.training.prepare import prepare
 
 Arm = Callable[[str, Overrides | None], FrozenConfigDict]  # (variant, point of its tuning axes) -> its budgeted config
@@ -75,16 +77,20 @@ class Cost(NamedTuple):
     flops_per_token: int  # of the model's forward and backward pass; the optimizer's are not counted
 
 
-@functools.lru_cache(maxsize=256)
-def _cost(cfg: FrozenConfigDict) -> Cost:
-    model = prepare(cfg).config.model
-    params = gpt2.shapes(model)
-    return Cost(cfg.data.batch_size * model.context_length, flops.of_model(model, params))
-
-
 def cost(cfg: FrozenConfigDict) -> Cost:
-    """Of a resolved config; opens its data, since the vocabulary comes from there."""
-    return _cost(with_fields(cfg, seed=0))
+    """Of a resolved config; opens its data, since the vocabulary comes from there.
+
+    It is that of the model and the data, whatever the optimizer: a schedule may fit the steps of a budget alone.
+    """
+    return _cost(cfg.model, cfg.data, cfg.init_from, cfg.log.progress)
+
+
+@functools.lru_cache(maxsize=256)
+def _cost(model: FrozenConfigDict, data: FrozenConfigDict, init_from: str, progress: bool) -> Cost:
+    cfg = config.default()
+    cfg.model, cfg.data, cfg.init_from, cfg.log.progress = ConfigDict(model), ConfigDict(data), init_from, progress
+    prepared = prepare(cfg).config.model
+    return Cost(data.batch_size * prepared.context_length, flops.of_model(prepared, gpt2.shapes(prepared)))
 
 
 def _tokens(cfg: FrozenConfigDict) -> int:
@@ -105,26 +111,28 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
       DataError: data is missing or broken.
     """
     cfg = arm(study, variant, point)
-    if study.budget == {}:
-        return cfg
-    baseline = arm(study, study.baseline)
-    if cfg.steps != baseline.steps:
-        raise ConfigError(
-            f"variant {variant!r} sets steps={cfg.steps}, and the study's budget decides them; "
-            "give budget={} to compare arms of different budgets"
-        )
-    kind, amount = next(iter((study.budget or {"tokens": _tokens(baseline)}).items()))
-    if kind == "steps":
-        per_step = 1.0
-    elif kind in memory.steps:
-        per_step = _of_a_step(kind, cfg, memory)
-    else:
-        per_step = cost(cfg).tokens_per_step * (cost(cfg).flops_per_token if kind == "flops" else 1.0)
-    return with_fields(cfg, steps=max(1, round(amount / per_step)))
+    if study.budget != {}:
+        baseline = arm(study, study.baseline)
+        if cfg.steps != baseline.steps:
+            raise ConfigError(
+                f"variant {variant!r} sets steps={cfg.steps}, and the study's budget decides them; "
+                "give budget={} to compare arms of different budgets"
+            )
+        with naming(study.baseline):
+            kind, amount = next(iter((study.budget or {"tokens": _tokens(baseline)}).items()))
+        with naming(variant):
+            cfg = with_fields(cfg, steps=max(1, round(amount / _of_a_step(kind, cfg, memory))))
+    with naming(variant):
+        chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
+    return cfg
 
 
 def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
-    """The seconds or joules of a step of a run alone, measured once."""
+    """What a step spends of a budget: seconds and joules are those of a run alone, measured once."""
+    if kind == "steps":
+        return 1.0
+    if kind not in memory.steps:
+        return cost(cfg).tokens_per_step * (cost(cfg).flops_per_token if kind == "flops" else 1.0)
     prepared, known = prepare(cfg), memory.steps[kind]
     digest = lanes.digest(lanes.shared(prepared.config))
     if digest not in known:
@@ -155,26 +163,55 @@ def known_trials(study: Study, arm: Arm) -> list[Trial]:
     Raises:
       ConfigError, DataError: as `budgeted`, of any of them.
     """
-    if study.search == "optuna":  # its points are not known, but a field that is none is told now
-        for variant in filter(study.axes, study.variants):
-            arm(variant, _like(study, variant))
     points = {variant: study.points(variant) for variant in study.variants}
     return [*tuning_trials(study, arm, points), *compared_trials(study, arm, {})]
+
+
+def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable]:
+    """Before anything is trained: what a run would refuse of trials that are known, and of what Optuna may try.
+
+    Returns:
+      The `program` of each address.
+
+    Raises:
+      ConfigError, DataError: as `program`, of any of them; or two differ in functions of one name alone, by which their
+        runs can't be told apart.
+    """
+    trials = [*trials, *(one for name in study.variants for one in _like(study, arm, name))]
+    first: dict[str, Trial] = {}
+    for one in trials:
+        other = first.setdefault(one.address, one)
+        if changed := config.differences(other.config, one.config):
+            raise ConfigError(
+                f"{other.title} and {one.title} differ only in functions that have one name, in {', '.join(changed)}: "
+                "one run would serve both; give the functions names of their own, or arguments in the config"
+            )
+    return {address: program(one) for address, one in first.items()}
+
+
+def _like(study: Study, arm: Arm, variant: str) -> list[Trial]:
+    """Trials such as Optuna will propose, in which each value of an axis comes up."""
+    if study.search != "optuna" or not (axes := study.axes(variant)):
+        return []
+    return tuning_trials(study, arm, {variant: crossing(axes)})
 
 
 def program(one: Trial) -> Hashable:
     """What trials that one program can train have in common.
 
     Raises:
-      ConfigError, DataError: as `prepare`; names the variant.
+      ConfigError, DataError: of what a run would refuse, now or later; names the variant.
     """
     with naming(one.variant):
-        return lanes.shared(prepare(one.config).config)
+        return _program(with_fields(one.config, seed=0))
 
 
-def _like(study: Study, variant: str) -> Overrides:
-    """A point such as Optuna will propose."""
-    return sampled(study.axes(variant), 1, "random")[0]
+@functools.lru_cache(maxsize=4096)
+def _program(cfg: FrozenConfigDict) -> Hashable:
+    cfg = prepare(cfg).config
+    doubts_of_a_run(cfg)
+    energy.intensity(cfg.log.carbon_intensity)
+    return lanes.shared(cfg)
 
 
 def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
@@ -182,19 +219,8 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
 
     Args:
       arms: variant -> its budgeted config.
-
-    Raises:
-      ConfigError: two arms differ in functions of one name alone, by which their runs can't be told apart.
     """
     out = []
-    addresses = {name: trial(cfg, name, 0).address for name, cfg in arms.items()}
-    for one, other in itertools.combinations(arms, 2):
-        changed = config.differences(arms[one], arms[other])
-        if changed and addresses[one] == addresses[other]:
-            raise ConfigError(
-                f"variants {one!r} and {other!r} differ only in functions that have one name, in {', '.join(changed)}: "
-                "one run would serve both; give the functions names of their own, or arguments in the config"
-            )
     if len(study.seeds) < 2:
         out.append("one seed: nothing can be concluded; give several")
     same = [
@@ -242,9 +268,10 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
     arm: Arm = functools.partial(budgeted, study, memory=Memory())
     arms = {name: arm(name, None) for name in study.variants}
     trials = known_trials(study, arm)
+    found = check(study, arm, trials)
     if study.search == "optuna":
         for name in filter(study.axes, arms):
-            trials += study.tries(name) * tuning_trials(study, arm, {name: [_like(study, name)]})
+            trials += study.tries(name) * _like(study, arm, name)[: len(study.tuning_seeds)]
     rows = [("variant", "trials", "tuning", "steps", "tokens", "FLOPs a trial", "differs from the baseline in")]
     for name, cfg in arms.items():
         changed = changes(arms[study.baseline], cfg)
@@ -253,7 +280,7 @@ def describe(study: Study, say: Callable[[str], None]) -> str:
         tuned = str(study.tries(name) * len(study.tuning_seeds))
         spent = f"{_tokens(cfg):,}", f"{_flops(cfg):.3g}"
         rows.append((name, str(len(study.seeds)), tuned, f"{cfg.steps:,}", *spent, shown))
-    programs = Counter(lanes.digest(program(one)) for one in trials)
+    programs = Counter(lanes.digest(found[one.address]) for one in trials)
     baseline = arms[study.baseline]
     say("timing a few steps of the baseline")
     step_seconds = lanes.seconds_per_step([prepare(baseline)], 0)

@@ -20,8 +20,8 @@ from jaxlm.ablation import findings, plan, report, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
-from jaxlm.ablation.study import Study, Trial
-from jaxlm.ablation.variants import Overrides
+from jaxlm.ablation.study import Study, Trial, naming
+from jaxlm.ablation.variants import Overrides, written
 from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock
@@ -83,7 +83,9 @@ def run(
             return plan.budgeted(study, variant, point, memory)
 
         warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
-        edited = memory.note(plan.known_trials(study, arm))
+        known = plan.known_trials(study, arm)
+        plan.check(study, arm, known)
+        edited = memory.note(known)
         for line in [*warnings, *edited]:  # the report, which a second call writes too, has no word of an edit
             say(f"warning: {line}")
         chosen = tuning.choose(study, arm, train_all, workdir)
@@ -212,17 +214,18 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals) -> 
     """
     for part in group.parts():
         members = []
-        for one in part.trials:
-            where = folder(workdir, one)
-            where.mkdir(parents=True, exist_ok=True)
-            prepared = prepare(one.config)
-            note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": dict(one.point)}
-            note |= {"beside": len(part.trials), "tokens": _tokens(prepared)}
-            with files.atomic(where / findings.TRIAL) as file:
-                file.write(json.dumps(note, default=str).encode())  # a point may hold a function
-            view = functools.partial(board.lane, one.title, one.config.steps)
-            members.append(side_by_side.Member(prepared, where, view))
-        side_by_side.train(members, part.lanes, signals)
+        with naming(*dict.fromkeys(one.variant for one in part.trials)):
+            for one in part.trials:
+                where = folder(workdir, one)
+                where.mkdir(parents=True, exist_ok=True)
+                prepared = prepare(one.config)
+                note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": written(one.point)}
+                note |= {"beside": len(part.trials), "tokens": _tokens(prepared)}
+                with files.atomic(where / findings.TRIAL) as file:
+                    file.write(json.dumps(note).encode())
+                view = functools.partial(board.lane, one.title, one.config.steps)
+                members.append(side_by_side.Member(prepared, where, view))
+            side_by_side.train(members, part.lanes, signals)
         if signals.caught:
             raise Stopped(signals.exit_code)
         for one in part.trials:

@@ -15,8 +15,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json
 from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size
-from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim import chain
+from jaxlm.errors import ConfigError, DataError, nearest
 
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
 SEARCHES = ("grid", "random", "halton", "optuna")
@@ -226,24 +225,24 @@ def base(study: Study) -> ConfigDict:
 
 
 def arm(study: Study, variant: str, point: Overrides | None = None) -> FrozenConfigDict:
-    """The resolved config of a variant, with its own `steps` and the base's seed.
+    """The resolved config of a variant, with its own `steps` and the base's seed; its chain is checked once the budget
+    has its say on the steps.
 
     Raises:
       ConfigError: an override is wrong; names the variant.
     """
     with naming(variant):
-        cfg = config.resolve(apply(apply(base(study), study.variants[variant]), point or {}))
-        chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
-    return cfg
+        return config.resolve(apply(apply(base(study), study.variants[variant]), point or {}))
 
 
 @contextlib.contextmanager
-def naming(variant: str) -> Iterator[None]:
-    """What is wrong with a config in here is told of its variant."""
+def naming(*variants: str) -> Iterator[None]:
+    """What is wrong with a config, or its data, in here is told of its variant, or of those that it may be of."""
     try:
         yield
-    except ConfigError as error:
-        raise ConfigError(f"variant {variant!r}: {error}") from error
+    except (ConfigError, DataError) as error:
+        whose = f"variant{'s' if len(variants) > 1 else ''} {' and '.join(map(repr, variants))}"
+        raise type(error)(f"{whose}: {error}") from error
 
 
 def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:

@@ -67,6 +67,13 @@ def combinations(axes: Axes) -> list[Overrides]:
     return [dict(zip(axes, values)) for values in itertools.product(*_distinct(axes).values())]
 
 
+def crossing(axes: Axes) -> list[Overrides]:
+    """Points along one axis after the other, from the first values of all: each value once, and one of a `Range`."""
+    values = {path: [of.at(0.5)] if isinstance(of, Range) else of for path, of in _distinct(axes).items()}
+    first = {path: of[0] for path, of in values.items()}
+    return [first, *({**first, path: value} for path, of in values.items() for value in of[1:])]
+
+
 def size(axes: Axes) -> float:
     """How many combinations of the values of axes there are; inf where one is a `Range`."""
     counts = (math.inf if isinstance(values, Range) else len(values) for values in _distinct(axes).values())

@@ -1,12 +1,17 @@
 """A study before it runs: budgets, doubts, what it must not decide twice, and what it says that it will do."""
 
+import functools
+import re
+
 import optax
 import pytest
 
+from jaxlm import optim
 from jaxlm.ablation import Range, lanes, plan, study
 from jaxlm.ablation.plan import Memory
 from jaxlm.errors import ConfigError, DataError
-from tests.ablation.small import PEAK, small
+from jaxlm.training.prepare import prepare
+from tests.ablation.small import PEAK, small, without
 from tests.tiny import resolved
 
 TOKENS = 4 * 16  # of a step of the tiny model: its batch size times its context length
@@ -64,6 +69,30 @@ def test_a_budget_of_tokens_is_spent_to_the_nearest_step():
     assert steps(variants=WIDE, budget={"tokens": 20 * TOKENS}) == {"clip": 20, "wide": 10}
     assert steps(variants=WIDE, budget={"tokens": 20.6 * TOKENS}) == {"clip": 21, "wide": 10}
     assert steps(variants=WIDE, budget={"tokens": 1}) == {"clip": 1, "wide": 1}
+
+
+def test_a_schedule_has_the_steps_of_the_budget():
+    """Whole steps of it, too, may be more than the base has."""
+    rate = "optimizer.scale_by_learning_rate"
+    overrides = {f"{rate}.schedule": "warmup_stable_decay", f"{rate}.cooldown": 40}
+    for budget in ({"steps": 100}, {"tokens": 100 * TOKENS}, {"flops": 100 * TOKENS * 1e6}):
+        assert steps(variants=WIDE, overrides=overrides, budget=budget)["clip"] >= 100
+    with pytest.raises(ConfigError, match=r"variant 'wide': .* whole steps of its 6"):
+        steps(variants={"clip": {}, "wide": {"data.batch_size": 8, **overrides, f"{rate}.cooldown": 9}})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "said"),
+    [
+        ({"model.vocab_size": 10}, ConfigError, "model.vocab_size=10, but the tokenizer"),
+        ({"data.source": "/nowhere.txt"}, DataError, "no such file or folder: /nowhere.txt"),
+    ],
+)
+def test_what_a_budget_finds_is_told_of_its_variant(wrong, error, said):
+    with pytest.raises(error, match=f"variant 'odd': {said}"):
+        steps(variants={"clip": {}, "odd": wrong})
+    with pytest.raises(error, match=f"^variant 'clip': {said}"):
+        steps(variants={"clip": wrong, "odd": {}})
 
 
 def test_a_budget_of_steps_is_each_arms():
@@ -182,16 +211,86 @@ def test_a_rest_of_a_step_is_no_different_number_of_tokens():
     assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}) == []
 
 
+# What is checked before anything is trained
+
+
+def checked(**fields):
+    made, memory = small(**fields), Memory()
+    arm = functools.partial(plan.budgeted, made, memory=memory)
+    plan.check(made, arm, plan.known_trials(made, arm))
+
+
+def scaled(factor):
+    return {"optimizer": {"chain": ("mine", "scale_by_learning_rate"), "mine": {"transform": optax.scale(factor)}}}
+
+
+RATED = {"optimizer.scale_by_learning_rate": {"peak": 0.1}}
+
+
 def test_functions_of_one_name_would_share_a_run_and_are_refused():
     """Else the second variant would find the first one's run, and "changes nothing" would be the verdict."""
+    said = "weak seed=0 and strong seed=0 differ only in functions that have one name, in optimizer.mine.transform"
+    weak, strong = scaled(-0.1) | RATED, scaled(-0.2) | RATED
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        checked(baseline="weak", variants={"weak": weak, "strong": strong})
+    clipped = {"optimizer.mine.transform": optax.clip(1.0)}
+    checked(baseline="weak", variants={"weak": weak, "clipped": weak | clipped})
 
-    def scaled(factor):
-        return {"optimizer": {"chain": ("mine",), "mine": {"transform": optax.scale(factor)}}}
 
-    with pytest.raises(ConfigError, match=r"'weak' and 'strong' differ only in functions .* optimizer.mine.transform"):
-        doubts(baseline="weak", variants={"weak": scaled(-0.1), "strong": scaled(-0.2)})
-    clipped = {"optimizer": {"chain": ("mine",), "mine": {"transform": optax.clip(1.0)}}}
-    assert doubts(baseline="weak", variants={"weak": scaled(-0.1), "clipped": clipped}) == []
+@pytest.mark.parametrize("search", ["grid", "random", "halton", "optuna"])
+def test_points_that_differ_in_functions_of_one_name_are_refused(search):
+    """Else the second point would get the first one's loss, and never be chosen."""
+    axes = {"optimizer.mine.transform": (optax.scale(0.1), optax.scale(0.2)), PEAK: (0.1, 0.2)}
+    tuned = {"tuning": axes, "tuning_seeds": (100,), "search": search, "tuning_trials": 4}
+    with pytest.raises(ConfigError, match=r"clip .* differ only in functions .* optimizer.mine.transform"):
+        checked(variants={"clip": scaled(0.1) | RATED}, **tuned)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (without("scale_by_learning_rate"), "optimizer.chain has no learning rate"),
+        ({"strict": True, "optimizer.add_decayed_weights.where": "biases"}, "biases"),
+        ({"eval.tasks": ("clasify",)}, "unknown task 'clasify': did you mean 'classify'"),
+        ({"eval.tasks": ("perplexity",), "eval.every": 0}, "needs data.validation and eval.every"),
+        ({"log.carbon_intensity": "-5"}, "log.carbon_intensity is '-5'"),
+        ({"checkpoint.best": "eval/los"}, "checkpoint.best is 'eval/los', .* did you mean 'eval/loss'"),
+        (
+            {"early_stopping.metric": "-eval/acuracy", "early_stopping.patience": 2},
+            "early_stopping.metric is '-eval/acuracy', .* did you mean 'eval/accuracy'",
+        ),
+    ],
+)
+def test_what_a_run_would_find_late_is_told_before_of_its_variant(wrong, said):
+    with pytest.raises(ConfigError, match=f"variant 'odd': .*{said}"):
+        checked(variants={"clip": {}, "odd": wrong})
+
+
+def test_what_a_run_would_take_is_not_refused():
+    averaged = {
+        "optimizer": lambda spec: optim.insert_after(spec, "scale_by_learning_rate", "ema_of_params", decay=0.9)
+    }
+    variants = {
+        "clip": {"early_stopping.metric": "any", "checkpoint.best": ""},  # without patience nobody looks
+        "average": {**averaged, "checkpoint.best": "eval/ema_loss"},
+        "task": {"eval.tasks": ("perplexity",), "checkpoint.best": "eval/of_a_task"},
+        "never": {"eval.every": 0, "checkpoint.best": "any"},
+    }
+    checked(variants=variants)
+
+
+def test_optuna_may_propose_every_value_of_an_axis():
+    tuned = {"tuning": {"optimizer.scale_by_learning_rate.schedule": ("cosine", "linear", "linearr")}}
+    with pytest.raises(ConfigError, match="variant 'clip': unknown schedule 'linearr'"):
+        checked(variants={"clip": {}}, **tuned, tuning_seeds=(100,), search="optuna", tuning_trials=1)
+
+
+def test_a_point_is_checked_once_for_all_seeds(monkeypatch):
+    asked = []
+    monkeypatch.setattr(plan, "prepare", lambda cfg: asked.append(cfg) or prepare(cfg))
+    checked(variants={"clip": {}}, tuning={PEAK: (0.011, 0.012)}, tuning_seeds=range(100, 105))
+    # two points and the arm without one; and the model once, for what a step costs
+    assert len(asked) <= 4
 
 
 # Memory

@@ -106,6 +106,22 @@ def test_a_study_without_metrics_to_read_is_refused_before_training(tmp_path):
     assert not (tmp_path / "trials").exists()
 
 
+def test_what_is_wrong_with_an_arm_is_told_before_another_is_trained(tmp_path):
+    with pytest.raises(ConfigError, match="variant 'rateless': optimizer.chain has no learning rate"):
+        runner.run(small(variants={"clip": {}, "rateless": without("scale_by_learning_rate")}), tmp_path)
+    assert not (tmp_path / "trials").exists()
+
+
+def test_what_is_found_in_training_is_told_of_its_variants(tmp_path, monkeypatch):
+    def train(*_):
+        raise ConfigError("it was edited meanwhile")
+
+    monkeypatch.setattr(runner.side_by_side, "train", train)
+    said = "variants 'clip' and 'b2': it was edited meanwhile"
+    with pytest.raises(ConfigError, match=said):
+        runner.run(small(seeds=(0,), variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}), tmp_path)
+
+
 def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
     runner.run(small(steps=4, seeds=(0,)), tmp_path)
     trained = []
