@@ -92,7 +92,8 @@ def peak_field(cfg: ConfigDict) -> str:
         table = cfg.optimizer.get(stage.name) or {}
         for name in ("peak", "learning_rate"):
             if name in table and stage.rate is not None:
-                return f"optimizer.{stage.name}.{name}"
+                nested = ".peak" if isinstance(table[name], ConfigDict) else ""  # {"peak": ..., "schedule": ...}
+                return f"optimizer.{stage.name}.{name}{nested}"
     raise ConfigError(f"no stage of {', '.join(cfg.optimizer.chain)} has a peak; name the field that holds it: --field")
 
 
@@ -158,15 +159,20 @@ def draw(found: Found, metric: str, path: Path) -> Path | None:
         axes.axvline(found.edge, color="#cc3311", linewidth=1.2, linestyle=":")
         axes.annotate("diverges", (found.edge, 0.97), xycoords=("data", "axes fraction"), color="#cc3311", ha="right")
     axes.set_xscale("log")
-    finite = found.losses[np.isfinite(found.losses)]
-    first = found.losses[0][np.isfinite(found.losses[0])]  # what is higher, just before it diverges, flattens the rest
-    low, high = finite.min(), max(first, default=finite.max())
-    axes.set_ylim(low - 0.05 * (high - low or 1), high + 0.1 * (high - low or 1))
+    axes.set_ylim(limits(found.losses))
     axes.set_xlabel(found.field)
     axes.set_ylabel(f"{metric} (nats per token)")
     axes.set_title(f"best at {found.best:.3g}", loc="left", color="#228833", fontsize="small")
     curves.frame(axes)
     return curves.save(figure, path)
+
+
+def limits(losses: np.ndarray) -> tuple[float, float]:
+    """Of the picture: room for the losses at the lowest value and for most of all; what is higher, just before it
+    diverges, flattens the rest."""
+    finite = losses[np.isfinite(losses)]
+    low, high = finite.min(), max(*losses[0][np.isfinite(losses[0])], np.quantile(finite, 0.75), finite.min())
+    return low - 0.05 * (high - low or 1), high + 0.1 * (high - low or 1)
 
 
 def describe(found: Found, steps: int) -> str:

@@ -106,9 +106,20 @@ def test_the_field_of_the_peak():
     c = tiny()
     c.optimizer = {"chain": ("adamw",), "adamw": {"peak": 1e-3, "schedule": "cosine"}}
     assert rates.peak_field(c) == "optimizer.adamw.peak"
+    c.optimizer = {"chain": ("adamw",), "adamw": {"learning_rate": {"peak": 1e-3, "schedule": "cosine", "warmup": 0.1}}}
+    assert rates.peak_field(c) == "optimizer.adamw.learning_rate.peak"  # which keeps the schedule
     c.optimizer = optim.drop(config.default().optimizer.to_dict(), "scale_by_learning_rate")
     with pytest.raises(ConfigError, match="--field"):
         rates.peak_field(c)
+
+
+@pytest.mark.parametrize("losses", [[2, 3, 4, 5, 6], [5, 3, 2, 2.5, math.nan], [2] * 5, [math.nan, 3, 2, 2.5, 9]])
+def test_the_picture_has_room_for_most_losses(losses):
+    found = rates.conclude("peak", VALUES[:5], outcomes(np.array(losses)[:, None]))
+    low, high = rates.limits(found.losses)
+    finite = found.losses[np.isfinite(found.losses)]
+    assert low < finite.min() and np.mean(finite < high) > 0.5
+    assert low < np.median(finite) < high
 
 
 def test_the_picture(tmp_path):
