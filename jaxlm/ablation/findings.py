@@ -246,11 +246,15 @@ def gather(
 
 def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]]) -> str:
     """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown."""
+
+    def figure(value: float, *sizes: float, sign: str = "") -> str:
+        return stats.number(value, max(4, stats.places(map(abs, sizes or [value]))), sign)
+
     if not comparisons:
         finite = [value for value in values[study.baseline].values() if math.isfinite(value)]
         if not finite:
             return f"{study.baseline} alone: it finished on no seed."
-        return f"{study.baseline} alone: {study.metric} {float(np.mean(finite)):.4f} over {len(finite)} seeds."
+        return f"{study.baseline} alone: {study.metric} {figure(float(np.mean(finite)))} over {len(finite)} seeds."
 
     def lost(one: Comparison) -> str:
         of_all = f"{len(one.lost)} of {len(values[one.variant])} seeds"
@@ -264,12 +268,16 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
         if not by_value(one):
             return f"it {lost(one)}"
         low, high = one.interval
-        places = max(4, stats.places([min(abs(low), abs(high))]))  # so that it is seen to leave out 0
-        return f"{study.metric} {one.mean:+.{places}f} [{low:+.{places}f}, {high:+.{places}f}]"
+        nearest_0 = min(abs(low), abs(high))  # which is seen to leave it out
+        mean, low_end, high_end = (figure(value, nearest_0, sign="+") for value in (one.mean, low, high))
+        return f"{study.metric} {mean} [{low_end}, {high_end}]"
+
+    def best_first(one: Comparison) -> float:
+        return math.inf if math.isnan(one.mean) else one.mean if study.lower_is_better else -one.mean
 
     said = []
     for what in ("better", "worse"):
-        found = sorted((c for c in comparisons if c.verdict == what), key=lambda c: c.mean)
+        found = sorted((c for c in comparisons if c.verdict == what), key=best_first)
         counts = sorted({len(one.seeds) for one in found if by_value(one)})
         over = f" over {' to '.join(map(str, dict.fromkeys((counts[0], counts[-1]))))} seeds" if counts else ""
         if len(found) == 1:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.ablation import plot_data
+from jaxlm.ablation import plot_data, stats
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.tables import Table
 
@@ -62,9 +62,10 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
     low, high = plot_data.difference_limits(findings)
     for row, one in enumerate(findings.comparisons):
         color, (left, right) = shown[one.variant].color, one.interval
-        mean = f"{one.mean:+.{places}f}"
+        mean = stats.number(one.mean, places, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
-        interval = "" if math.isnan(left) else f" [{left:+.{places}f}, {right:+.{places}f}]"
+        ends = ", ".join(stats.number(end, places, "+") for end in one.interval)
+        interval = "" if math.isnan(left) else f" [{ends}]"
         data.append(
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}
             | {"name": _text(plot_data.cut(one.variant)), "marker": {"color": color, "size": 10}}
@@ -90,6 +91,7 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
     """With `axes`: of each x axis its title and the x of every trace, which page.js puts in."""
     found, shown, data = plot_data.bands(findings), plot_data.looks(findings), []
     unit, seconds = plot_data.time_unit(found)
+    form = _form(findings, places)
     axes: dict[str, dict[str, Any]] = {
         "tokens": {"title": "training tokens", "tick": "~s", "hover": ",.0f", "x": []},
         "flops": {"title": "training FLOPs", "tick": ".1~e", "hover": ".3~e", "x": []},
@@ -117,13 +119,13 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
                 "customdata": band.deviation,
             }
             | {"line": {"color": color, "dash": _dash(dash) if band.finished else _DOTTED, "width": 2}}
-            | {"hovertemplate": f"%{{y:.{places}f}}" + (f" ± %{{customdata:.{places}f}}" if several else "")}
+            | {"hovertemplate": f"%{{y:{form}}}" + (f" ± %{{customdata:{form}}}" if several else "")}
         )
         if training := np.isfinite(band.training).any():
             data.append(
                 group
                 | {"y": band.training, "mode": "lines", "name": _text(f"{plot_data.cut(variant)}, training")}
-                | {"line": {"color": color, "dash": "dash", "width": 1}, "hovertemplate": f"%{{y:.{places}f}}"}
+                | {"line": {"color": color, "dash": "dash", "width": 1}, "hovertemplate": f"%{{y:{form}}}"}
             )
         for name, x in (("tokens", band.tokens), ("flops", band.flops), ("time", band.seconds / seconds)):
             if name in axes:
@@ -137,7 +139,7 @@ def _sensitivity(
     findings: Findings, axis: str, found: Mapping[str, plot_data.Sensitivity], places: int
 ) -> dict[str, Any]:
     shown, data = plot_data.looks(findings), []
-    heights = plot_data.edge_heights(findings, found)
+    heights, form = plot_data.edge_heights(findings, found), _form(findings, places)
     for variant, one in found.items():
         color, dash = shown[variant]
         group = {"type": "scatter", "legendgroup": variant, "showlegend": False}
@@ -147,7 +149,7 @@ def _sensitivity(
         data.append(
             group
             | {"x": one.values, "y": one.metric, "mode": "lines+markers", "marker": mark}
-            | {"line": {"color": color, "dash": _dash(dash)}, "hovertemplate": f"%{{x:.6~g}}: %{{y:.{places}f}}"}
+            | {"line": {"color": color, "dash": _dash(dash)}, "hovertemplate": f"%{{x:.6~g}}: %{{y:{form}}}"}
         )
         if not math.isnan(one.edge):
             cross = {"symbol": "x-thin", "size": 9, "line": {"color": color, "width": 2.5}}
@@ -162,6 +164,11 @@ def _sensitivity(
         layout["xaxis"] |= {"tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
     layout["yaxis"] |= {"range": plot_data.sensitivity_limits(found, findings.lower_is_better)}
     return {"data": data, "layout": layout | {"hovermode": "closest"}}
+
+
+def _form(findings: Findings, places: int) -> str:
+    """How Plotly writes the metric."""
+    return stats.form(places, *(one.value for one in findings.outcomes)).replace("g", "~g")
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation.findings import Findings, Outcome
-from jaxlm.ablation.stats import LARGEST, Comparison
+from jaxlm.ablation.findings import OVER, Findings, Outcome
+from jaxlm.ablation.stats import LARGEST, Comparison, number
 
 GREY, FLOOR = "#666666", "#e8e8e8"
 _BASELINE = "#000000"
@@ -63,7 +63,7 @@ def finished(outcome: Outcome) -> bool:
 
 
 def diverged(outcome: Outcome) -> bool:
-    return not finished(outcome) and (outcome.status == "diverged" or not math.isnan(outcome.value))
+    return not finished(outcome) and outcome.status in OVER
 
 
 def compared(findings: Findings, variant: str) -> list[Outcome]:
@@ -126,7 +126,7 @@ def difference_limits(findings: Findings) -> tuple[float, float]:
 def remark(findings: Findings, one: Comparison, places: int) -> str:
     """Beside a point of the forest plot: the verdict, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
-    return f"outside, at {one.mean:+.{places}f}" if one.mean < low or one.mean > high else one.verdict
+    return f"outside, at {number(one.mean, places, '+')}" if one.mean < low or one.mean > high else one.verdict
 
 
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
@@ -199,8 +199,9 @@ def time_unit(found: Mapping[str, Band]) -> tuple[str, float]:
 
 
 def cut(name: str, length: int = 36) -> str:
-    """A name that plots have room for."""
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """A name that plots have room for: its two ends, of which one tells it from others."""
+    end = (length - 1) // 2
+    return name if len(name) <= length else f"{name[: length - 1 - end]}…{name[-end:]}"
 
 
 def _all_values(found: Mapping[str, Sensitivity]) -> set[float]:

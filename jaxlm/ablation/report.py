@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxlm import files
-from jaxlm.ablation import page, pictures, tables
+from jaxlm.ablation import page, pictures, tables, variants
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.tables import Table
 
@@ -69,7 +69,7 @@ def _results(findings: Findings, folder: Path) -> list[Path]:
 
     def row(one: Outcome) -> dict[str, Any]:
         values = one._asdict()
-        point = {f"point.{axis}": one.point.get(axis) for axis in axes}
+        point = {f"point.{axis}": variants.written(one.point.get(axis)) for axis in axes}
         before, after = (
             ("trial", "variant", "seed", "tuning"),
             ("status", "value", "tokens", "flops", "seconds", "joules"),

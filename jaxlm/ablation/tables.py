@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ import numpy as np
 
 from jaxlm.ablation import plot_data, stats
 from jaxlm.ablation.findings import Findings
+from jaxlm.ablation.variants import written
 
 _NOTES = (
     (
@@ -88,24 +90,24 @@ def places(findings: Findings) -> int:
 
 def words(findings: Findings) -> dict[str, Any]:
     """The facts, what the plots show, and notes on the statistics."""
-    digits = places(findings)
+    figure = functools.partial(stats.number, places=places(findings))
     noise, direction = findings.noise, "lower" if findings.lower_is_better else "higher"
     facts = [f"Metric: {findings.metric}, {direction} is better.", f"Budget: {findings.budget}."]
     if noise:
         facts.append(
-            f"Baseline (“{findings.baseline}”): {noise.mean:.{digits}f} ± {noise.deviation:.{digits}f} "
-            f"(mean ± standard deviation over {noise.seeds} seeds); noise floor ±{noise.floor:.{digits}f}."
+            f"Baseline (“{findings.baseline}”): {figure(noise.mean)} ± {figure(noise.deviation)} "
+            f"(mean ± standard deviation over {noise.seeds} seeds); noise floor ±{figure(noise.floor)}."
         )
     else:
         facts.append(f"Baseline (“{findings.baseline}”): fewer than two seeds finished, so its noise is not known.")
     smallest = [one.smallest for one in findings.comparisons if math.isfinite(one.smallest)]
     if smallest:
-        low, high = (f"{end(smallest):.{digits}f}" for end in (min, max))
+        low, high = (figure(end(smallest)) for end in (min, max))
         facts.append(
             f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
         )
-    floor = f"Grey: the noise floor, ±{noise.floor:.{digits}f}." if noise else "The noise floor is not known."
-    good = f"the good region, within the noise floor (±{noise.floor:.{digits}f}) of " if noise else ""
+    floor = f"Grey: the noise floor, ±{figure(noise.floor)}." if noise else "The noise floor is not known."
+    good = f"the good region, within the noise floor (±{figure(noise.floor)}) of " if noise else ""
     return {
         "facts": facts,
         "forest": f"Points: mean difference over the paired seeds; bars: intervals. Further left is "
@@ -129,19 +131,19 @@ def _ranking(findings: Findings, places: int) -> Table:
         trials = plot_data.compared(findings, variant)
         values = [one.value for one in trials if plot_data.finished(one)]
         mean = ranks[variant] = float(np.mean(values)) if values else math.nan
-        spread = f" ± {np.std(values, ddof=1):.{places}f}" if len(values) > 1 else ""
+        spread = f" ± {stats.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
         lost = sum(map(plot_data.diverged, trials))
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
         if one:
-            difference, interval = _number(one.mean, f"+.{places}f"), _interval(one.interval, places)
+            difference, interval = _figure(one.mean, places, "+"), _interval(one.interval, places)
             p = _p(one.p_corrected)
         row = [_word(variant), _word(one.verdict if one else "baseline")]
-        row += [Cell(f"{mean:.{places}f}{spread}" if values else "–", mean), difference, interval, p]
+        row += [Cell(f"{stats.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
         gaps = [one.gap for one in trials if plot_data.finished(one)]
         rows.append(
-            [*row, _number(float(np.mean(gaps)) if gaps else math.nan, f"+.{places}f"), Cell(seeds, float(len(values)))]
+            [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
         )
     rows.sort(key=lambda row: math.inf if math.isnan(ranks[row[0].text]) else sign * ranks[row[0].text])
     headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Gap", "Seeds finished")
@@ -161,8 +163,8 @@ def _tuning(findings: Findings, places: int) -> Table:
                 index = int(np.argmin(np.where(one.whole, metric, math.inf)))
                 best, value, ends = one.values[index], one.metric[index], one.values[one.good][[0, -1]]
                 good = " to ".join(f"{end:.6g}" for end in dict.fromkeys(ends)) if findings.noise else "not known"
-            row = [_word(variant), _word(axis), _number(best, ".6g"), _number(value, f".{places}f"), _word(good)]
-            chosen = findings.chosen.get(variant, {}).get(axis, "–")
+            row = [_word(variant), _word(axis), _number(best, ".6g"), _figure(value, places), _word(good)]
+            chosen = written(findings.chosen.get(variant, {}).get(axis, "–"))
             rows.append([*row, _number(one.edge, ".6g", "no seed diverged"), Cell(str(chosen), chosen)])
     headers = ("Variant", "Tuned", "Best value", findings.metric, "Good region", "Diverged from", "Compared at")
     title = "Best: of the values at which no seed diverged; good region: from the first to the last of these within the"
@@ -210,13 +212,13 @@ def _statistics(findings: Findings, places: int) -> Table:
         [
             _word(one.variant),
             _number(len(one.seeds), "d"),
-            _number(one.mean, f"+.{places}f"),
-            _number(one.deviation, f".{places}f"),
+            _figure(one.mean, places, "+"),
+            _figure(one.deviation, places),
             _interval(one.interval, places),
             _interval(one.bootstrap, places),
             *map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)),
             _number(one.correlation, ".2f"),
-            _number(one.smallest, f".{places}f"),
+            _figure(one.smallest, places),
             _number(math.nan if one.needed is None else one.needed, ","),
         ]
         for one in findings.comparisons
@@ -232,9 +234,9 @@ def _trials(findings: Findings, places: int) -> Table:
     for one in findings.outcomes:
         alone = one.tuning or one.variant == findings.baseline
         difference = math.nan if alone else one.value - baseline.get(one.seed, math.nan)
-        row = [_word(one.variant), _number(one.seed, "d"), _number(one.value, f".{places}f")]
-        row += [_number(difference, f"+.{places}f"), _word("tuning" if one.tuning else "compared")]
-        point = ", ".join(f"{name} = {value}" for name, value in one.point.items())
+        row = [_word(one.variant), _number(one.seed, "d"), _figure(one.value, places)]
+        row += [_figure(difference, places, "+"), _word("tuning" if one.tuning else "compared")]
+        point = ", ".join(f"{name} = {written(value)}" for name, value in one.point.items())
         rows.append([*row, *map(_word, (point, one.status or "not begun", one.trial))])
     headers = ("Variant", "Seed", findings.metric, "Difference", "Role", "Tuned values", "Status", "Trial")
     return Table("One row a trial; the difference is to the baseline's value on the same seed", headers, rows)
@@ -248,8 +250,13 @@ def _number(value: float, form: str = "", unknown: str = "–") -> Cell:
     return Cell(format(value, form) if math.isfinite(value) else unknown, float(value))
 
 
+def _figure(value: float, places: int, sign: str = "") -> Cell:
+    return Cell(stats.number(value, places, sign) if math.isfinite(value) else "–", float(value))
+
+
 def _interval(ends: tuple[float, float], places: int) -> Cell:
-    return Cell("–" if math.isnan(ends[0]) else f"[{ends[0]:+.{places}f}, {ends[1]:+.{places}f}]", ends[0])
+    shown = ", ".join(stats.number(end, places, "+") for end in ends)
+    return Cell("–" if math.isnan(ends[0]) else f"[{shown}]", ends[0])
 
 
 def _p(value: float) -> Cell:

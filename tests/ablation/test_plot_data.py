@@ -87,3 +87,9 @@ def test_every_variant_has_its_own_look():
     findings = study({"baseline": 0.0} | {str(i): 0.0 for i in range(20)}, peaks=())
     looks = plot_data.looks(findings)
     assert looks["baseline"].color == "#000000" and len(set(looks.values())) == 21
+
+
+def test_names_that_differ_at_their_ends_do_so_where_they_are_cut():
+    name = "optimizer.scale_by_learning_rate.peak="
+    assert plot_data.cut(name + "0.001", 26) == "optimizer.sca…e.peak=0.001"
+    assert len(plot_data.cut(name, 24)) == 24 and plot_data.cut("short", 24) == "short"

@@ -6,9 +6,10 @@ import re
 import sys
 
 import numpy as np
+import optax
 import pytest
 
-from jaxlm.ablation import report, tables
+from jaxlm.ablation import report, stats, tables
 from jaxlm.ablation.findings import Curve, Findings, Outcome
 from jaxlm.ablation.stats import Comparison, Noise
 
@@ -230,3 +231,44 @@ def test_unusual_studies_are_reported_too(tmp_path, name):
     written = report.write(UNUSUAL[name](), tmp_path)
     assert tmp_path / "report.html" in written
     assert (tmp_path / "sensitivity.png" in written) == (name in ("one seed", "no variant", "many long names"))
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1e100])
+def test_a_metric_of_any_size_is_read_in_a_few_digits(tmp_path, scale):
+    def scaled(one):
+        return one._replace(value=one.value * scale, curve=one.curve._replace(values=one.curve.values * scale))
+
+    outcomes = [scaled(one) for one in study({"baseline": 0.0, "other": 0.1}, peaks=()).outcomes]
+    values = {name: {one.seed: one.value for one in outcomes if one.variant == name} for name in ("baseline", "other")}
+    made = study({"baseline": 0.0, "other": 0.1}, peaks=())._replace(
+        outcomes=outcomes, comparisons=stats.compare(values, "baseline"), noise=stats.noise(values["baseline"])
+    )
+    report.write(made, tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    numbers = re.findall(r"\d+\.\d+(?:e[+-]\d+)?", text[: text.index("**Paired seeds")])
+    assert max(map(len, numbers)) < 12 and not re.search(r"0\.0000+\b", text)
+    assert re.search(r"\| 3\.\d+" + re.escape(f"e{math.log10(scale):+03.0f} ± ") + r"\d\.\d+e", text)
+    assert "\\u003c" not in text and ":.4~g}" in (tmp_path / "report.html").read_text()
+
+
+def test_a_point_of_functions_is_written_by_their_names(tmp_path):
+    """Else the addresses of the process would make another report of each call."""
+    made = study({"baseline": 0.0}, peaks=())
+    spec = {"chain": ("mine",), "mine": {"transform": optax.scale_by_sign}}
+    points = ({"optimizer": study}, {"optimizer": spec})
+    outcomes = [one._replace(point=points[i % 2]) for i, one in enumerate(made.outcomes)]
+    report.write(made._replace(outcomes=outcomes, chosen={"baseline": points[0]}), tmp_path)
+    for name in ("report.md", "report.html", "results.csv"):
+        text = (tmp_path / name).read_text()
+        assert " at 0x" not in text
+    assert "<tests.ablation.test_report.study>" in (tmp_path / "results.csv").read_text()
+
+
+def test_a_run_whose_metric_is_nan_at_the_end_counts_as_diverged():
+    made = study({"baseline": 0.0, "other": 0.1}, peaks=())
+    outcomes = [one._replace(value=math.nan) if one.seed < 2 else one for one in made.outcomes]
+    rows = tables.tables(made._replace(outcomes=outcomes))["ranking"].rows
+    assert [row[-1].text for row in rows] == ["3 of 5, 2 diverged"] * 2
+    waiting = [one._replace(value=math.nan, status="running") if one.seed < 2 else one for one in made.outcomes]
+    rows = tables.tables(made._replace(outcomes=waiting))["ranking"].rows
+    assert [row[-1].text for row in rows] == ["3 of 5"] * 2
