@@ -208,6 +208,8 @@ def program(one: Trial) -> Hashable:
 
 @functools.lru_cache(maxsize=4096)
 def _program(cfg: FrozenConfigDict) -> Hashable:
+    if "jsonl" not in (given := tuple(cfg.log.writers)):
+        raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     cfg = prepare(cfg).config
     doubts_of_a_run(cfg)
     energy.intensity(cfg.log.carbon_intensity)

@@ -22,7 +22,7 @@ from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
 from jaxlm.ablation.study import Study, Trial, naming
 from jaxlm.ablation.variants import Overrides, written
-from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
+from jaxlm.errors import INTERRUPTED, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock
 from jaxlm.training.prepare import Prepared, prepare
@@ -121,9 +121,6 @@ def train(
     Raises:
       as `run`.
     """
-    for one in trials:
-        if "jsonl" not in (given := tuple(one.config.log.writers)):
-            raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
     over = {key for key, one in runs.items() if findings.over(folder(workdir, one))}
     waiting = {key: one for key, one in reversed(runs.items()) if key not in over}

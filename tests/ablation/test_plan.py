@@ -253,6 +253,7 @@ def test_points_that_differ_in_functions_of_one_name_are_refused(search):
         ({"strict": True, "optimizer.add_decayed_weights.where": "biases"}, "biases"),
         ({"eval.tasks": ("clasify",)}, "unknown task 'clasify': did you mean 'classify'"),
         ({"eval.tasks": ("perplexity",), "eval.every": 0}, "needs data.validation and eval.every"),
+        ({"log.writers": ("tensorboard",)}, "log.writers is .* without 'jsonl', where a study reads its metrics"),
         ({"log.carbon_intensity": "-5"}, "log.carbon_intensity is '-5'"),
         ({"checkpoint.best": "eval/los"}, "checkpoint.best is 'eval/los', .* did you mean 'eval/loss'"),
         (

@@ -100,12 +100,6 @@ def test_a_metric_that_nobody_writes_ends_the_study_after_its_first_trial(tmp_pa
         assert len(list(tmp_path.glob("trials/*/status.json"))) == 1
 
 
-def test_a_study_without_metrics_to_read_is_refused_before_training(tmp_path):
-    with pytest.raises(ConfigError, match="without 'jsonl', where a study reads its metrics"):
-        runner.run(small(log__writers=("tensorboard",)), tmp_path)
-    assert not (tmp_path / "trials").exists()
-
-
 def test_what_is_wrong_with_an_arm_is_told_before_another_is_trained(tmp_path):
     with pytest.raises(ConfigError, match="variant 'rateless': optimizer.chain has no learning rate"):
         runner.run(small(variants={"clip": {}, "rateless": without("scale_by_learning_rate")}), tmp_path)
