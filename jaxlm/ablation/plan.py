@@ -143,11 +143,9 @@ def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
 
 def tuning_trials(study: Study, arm: Arm, points: Mapping[str, Sequence[Overrides]]) -> list[Trial]:
     """Those of points of each arm, with every tuning seed."""
+    arms = [(variant, point, arm(variant, point)) for variant in points for point in points[variant]]
     return [
-        trial(arm(variant, point), variant, seed, point, tuning=True)
-        for variant in points
-        for point in points[variant]
-        for seed in study.tuning_seeds
+        trial(cfg, variant, seed, point, tuning=True) for variant, point, cfg in arms for seed in study.tuning_seeds
     ]
 
 

@@ -289,9 +289,12 @@ def test_optuna_may_propose_every_value_of_an_axis():
 def test_a_point_is_checked_once_for_all_seeds(monkeypatch):
     asked = []
     monkeypatch.setattr(plan, "prepare", lambda cfg: asked.append(cfg) or prepare(cfg))
+    resolved = []
+    monkeypatch.setattr(plan, "arm", lambda *given: resolved.append(given) or study.arm(*given))
     checked(variants={"clip": {}}, tuning={PEAK: (0.011, 0.012)}, tuning_seeds=range(100, 105))
     # two points and the arm without one; and the model once, for what a step costs
     assert len(asked) <= 4
+    assert len(resolved) == 6  # and each time the baseline, whose tokens are the budget
 
 
 # Memory
