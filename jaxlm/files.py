@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from jaxlm.errors import ConfigError
+
 
 def cache_dir(setting: str = "") -> Path:
     """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory."""
@@ -22,6 +24,17 @@ def cache_dir(setting: str = "") -> Path:
 def expanded(path: str | Path) -> Path:
     """A path with the home that "~" means; that of a user who isn't there stays as it is, and names no file."""
     return Path(os.path.expanduser(path))
+
+
+def workdir(given: str | None, usual: str) -> Path:
+    """The directory that --workdir gives, or the usual one where the flag is left out.
+
+    Raises:
+      ConfigError: it is empty, as by a shell variable that isn't set.
+    """
+    if given is not None and not given.strip():
+        raise ConfigError(f"--workdir is empty; expected a directory, or no --workdir for {usual}")
+    return expanded(usual if given is None else given)
 
 
 @contextlib.contextmanager

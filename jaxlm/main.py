@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args, rest = parser.parse_known_args(argv)
 
     def run() -> int:
-        workdir = files.expanded(args.workdir or f"runs/{name(args.config)}")
+        workdir = files.workdir(args.workdir, f"runs/{name(args.config)}")
         together = meeting.asked(args.coordinator_address, args.num_processes, args.process_id)
         if not args.explain and args.verify_resume is None and not together:
             lock.check(workdir)  # before anything slow

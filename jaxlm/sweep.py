@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.address and args.executor != "ray":
             raise ConfigError(f"--address={args.address} is of a Ray cluster; give --executor=ray too")
         name = Path(args.experiment).stem
-        workdir = files.expanded(args.workdir or f"runs/{name}")
+        workdir = files.workdir(args.workdir, f"runs/{name}")
         if not args.dry_run:
             lock.check(workdir)  # before anything slow
 

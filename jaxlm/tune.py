@@ -7,7 +7,6 @@ import argparse
 import functools
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from jaxlm import config, config_file, files
 from jaxlm.errors import exit_code
@@ -41,8 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--seconds", type=float, default=600, help="no other way is tried after that")
     flag("--again", action="store_true", help="also where the fastest way was found before")
     args, rest = parser.parse_known_args(argv)
-    args.rest, args.workdir = rest, Path(args.workdir or f"runs/{name(args.config)}-{args.what}")
-    return exit_code(lambda: args.run(args))
+
+    def run() -> int:
+        args.rest, args.workdir = rest, files.workdir(args.workdir, f"runs/{name(args.config)}-{args.what}")
+        ended: int = args.run(args)
+        return ended
+
+    return exit_code(run)
 
 
 def rate(args: argparse.Namespace) -> int:

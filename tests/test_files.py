@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.files import atomic, cache_dir
+from jaxlm.errors import ConfigError
+from jaxlm.files import atomic, cache_dir, workdir
 
 
 def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +30,9 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:
         file.write(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_workdir_is_what_is_given_or_the_usual_one() -> None:
+    assert workdir(None, "runs/x") == Path("runs/x") and workdir("~/y", "runs/x") == Path.home() / "y"
+    with pytest.raises(ConfigError, match="--workdir is empty; expected a directory, or no --workdir for runs/x"):
+        workdir("", "runs/x")

@@ -22,7 +22,7 @@ from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.plan import Memory
 from jaxlm.ablation.study import Study, Trial, naming
 from jaxlm.ablation.variants import Overrides, written
-from jaxlm.errors import INTERRUPTED, DataError, JaxlmError
+from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock
 from jaxlm.training.prepare import Prepared, prepare
@@ -73,6 +73,8 @@ def run(
       Stopped: by a signal; the same call goes on.
     """
     workdir = files.expanded(workdir)
+    if (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} is a run's directory; give the study another --workdir")
     with Signals() as signals, lock.held(workdir):
         memory = Memory(workdir / "study.json")
 

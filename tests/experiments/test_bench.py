@@ -309,8 +309,8 @@ def test_larger_models_and_a_whole_run_are_measured(monkeypatch, tmp_path):
     monkeypatch.setattr(gpu_sizes.subprocess, "run", short)
     rows = {row.figure: row for row in gpu_sizes.sizes(tmp_path, smoke=True)}
     assert "--config.model.dtype=bfloat16" in ran
-    assert rows["from the command to its end, 20 evaluations included"].met
-    assert rows["tokens per second"].met and rows["micro-batches that fit"].value.median == 1
+    assert rows["from the command to its end, 20 evaluations included"].value.median > 0
+    assert rows["tokens per second"].value.median > 0 and rows["micro-batches that fit"].value.median == 1
 
 
 def test_what_a_process_raises_is_raised_here():
