@@ -89,7 +89,7 @@ def default() -> ConfigDict:
     c.data.token_dropout = 0.0  # share of the inputs of training that are replaced by tokens drawn from its text
     c.data.crop = 0.0  # up to this share of a prompt is cut on the left in training, other shares in each epoch
     c.data.batch_size = 16  # B: sequences per optimizer step over all devices
-    c.data.micro_batches = 1  # the batch is computed in so many parts; the numbers stay the same
+    c.data.micro_batches = 1  # a batch is computed in so many parts, in evaluation too; the numbers stay the same
     c.data.cache_dir = ""  # of token files; "": jaxlm in the user's cache directory
 
     c.optimizer = ConfigDict()
