@@ -210,9 +210,10 @@ def test_a_mistake_in_a_worker_is_the_users_error(tmp_path, environment, nothing
     first = runner.folder(tmp_path, study.trial(study.arm(found, "own"), "own", 0))
     first.mkdir(parents=True)
     (first / "config.json").write_text("{")
+    (first / "metrics.jsonl").write_text('{"step": 1}\n')  # a run has begun there
     code, said = finish(start(file, tmp_path, environment, f"--address={nodes}"))
     assert code == DataError.exit_code
-    assert said.splitlines()[-1].startswith(f"error: can't read {first / 'config.json'}"), said
+    assert said.splitlines()[-1].startswith(f"error: variant 'own': can't read {first / 'config.json'}"), said
     assert "Traceback" not in said
 
 

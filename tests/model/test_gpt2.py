@@ -179,9 +179,7 @@ def test_gradients_of_rows_are_float32_scatters_and_positions_are_a_slice(build,
 
 
 def test_one_product_for_queries_keys_and_values_is_three(build, model, params):
-    def in_one(name, x):
-        return 1 if name == "products" else x
-
+    in_one = gpt2.ON_ONE_DEVICE._replace(products=1)
     fields = {f"model.{name}": value for name, value in SMALL.items()}
     section = config.resolve(config.override(config.default(), fields)).model
     one, inputs = gpt2.build(section, in_one), {"inputs": tokens()}
