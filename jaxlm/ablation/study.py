@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json
@@ -155,9 +156,9 @@ class Study:
     def axes(self, variant: str) -> Axes:
         """The tuning axes of an arm."""
         own = self.tuning.get(variant)
-        if isinstance(own, Mapping):
-            return own
-        return {path: values for path, values in self.tuning.items() if not isinstance(values, Mapping)}
+        if not isinstance(own, Mapping):
+            own = {path: values for path, values in self.tuning.items() if not isinstance(values, Mapping)}
+        return {path: values.tolist() if isinstance(values, np.ndarray) else values for path, values in own.items()}
 
     def points(self, variant: str) -> list[Overrides]:
         """What an arm tries, as far as it is known before: nothing of what Optuna will propose.

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxlm import config, optim
@@ -281,3 +282,9 @@ def test_a_missing_file_names_the_nearest(tmp_path):
 def test_a_file_of_no_study_says_what_is_wrong(tmp_path, text, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         study.load(write(tmp_path, text))
+
+
+def test_the_values_of_an_axis_may_be_an_array():
+    made = small(tuning={PEAK: np.geomspace(1e-3, 1e-1, 3)}, tuning_seeds=(100,))
+    assert made.points("clip") == [{PEAK: pytest.approx(value)} for value in (1e-3, 1e-2, 1e-1)]
+    assert {type(point[PEAK]) for point in made.points("clip")} == {float}
