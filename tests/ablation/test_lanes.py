@@ -91,6 +91,7 @@ def test_a_lane_goes_on_as_a_run_of_its_own(beside, tmp_path):
     assert rows(tmp_path / "0")[: len(rows(beside / "0"))] == rows(beside / "0")
 
 
+@pytest.mark.slow
 def test_places_and_neighbours_change_no_bit(beside, tmp_path):
     """The other way round, with an empty lane, and beside a run whose numbers are none."""
     order = [3, 0, 1]
@@ -101,6 +102,7 @@ def test_places_and_neighbours_change_no_bit(beside, tmp_path):
             np.testing.assert_array_equal(params(tmp_path / str(i))[path], value, err_msg=path)
 
 
+@pytest.mark.slow
 def test_a_lane_that_diverges_ends_and_changes_no_bit_of_the_others(beside, tmp_path):
     broken = {**DIFFERENT[0], PEAK: 1e30, "divergence.max_bad_steps": 10}
     members = [member(tmp_path / str(i), **{**FIFTY, **DIFFERENT[i]}) for i in range(3)]

@@ -206,6 +206,7 @@ def test_text_and_tasks_of_the_harness_together(trained, tasks, capsys):
 # What can't be
 
 
+@pytest.mark.slow
 def test_no_such_task_names_the_nearest(trained, capsys):
     assert evaluate.main([f"--checkpoint={trained}", "--harness=hellaswog"]) == 2
     assert "the harness has no task 'hellaswog': did you mean 'hellaswag'?" in capsys.readouterr().err

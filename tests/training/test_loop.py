@@ -427,6 +427,7 @@ def test_too_many_saves_that_fail_end_the_run(tmp_path, monkeypatch, limit, step
     assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
 
 
+@pytest.mark.slow
 def test_a_file_system_that_is_full_keeps_the_older_checkpoint(tmp_path):
     """A real one, of a few megabytes, where mounting is allowed."""
     mounted = tmp_path / "small"
