@@ -7,7 +7,7 @@ import jax
 import pytest
 
 from jaxlm import config
-from jaxlm.training import prepare, step
+from jaxlm.training import sanity, step
 from tests.tiny import batch, tiny
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
@@ -20,7 +20,7 @@ def test_an_optimizer_of_the_readme_trains(block):
     exec(block, {"c": c})
     c.init_from = ""  # a hub's
     cfg = config.resolve(c)
-    assert prepare.doubts(cfg) == []
+    assert sanity.check(cfg) == []
     structure, hparams = step.split(cfg)
     program = step.build(structure)
     state = jax.eval_shape(program.init, jax.random.key(0), hparams)

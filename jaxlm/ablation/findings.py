@@ -13,6 +13,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import redact
 from jaxlm.ablation import stats
+from jaxlm.ablation.figures import number, places
 from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
 from jaxlm.ablation.study import Study, Trial
@@ -248,7 +249,7 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
     """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown."""
 
     def figure(value: float, *sizes: float, sign: str = "") -> str:
-        return stats.number(value, max(4, stats.places(map(abs, sizes or [value]))), sign)
+        return number(value, max(4, places(map(abs, sizes or [value]))), sign)
 
     if not comparisons:
         finite = [value for value in values[study.baseline].values() if math.isfinite(value)]

@@ -23,6 +23,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm import config, data
 from jaxlm.errors import ConfigError
+from jaxlm.evals.memory import exhausted
 from jaxlm.telemetry import energy
 from jaxlm.telemetry.progress import View
 from jaxlm.training import loop, memory, step
@@ -93,7 +94,7 @@ def choose(members: Sequence[Prepared], say: Callable[[str], None]) -> int:
         try:
             seconds = seconds_per_step(members[:wider], wider) / min(wider, len(members))
         except jax.errors.JaxRuntimeError as error:
-            if not memory.exhausted(error):
+            if not exhausted(error):
                 raise
             say(f"{wider} lanes do not fit the memory")
             break

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxlm.ablation import plot_data, stats
+from jaxlm.ablation import figures, plot_data
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.tables import Table
 
@@ -62,9 +62,9 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
     low, high = plot_data.difference_limits(findings)
     for row, one in enumerate(findings.comparisons):
         color, (left, right) = shown[one.variant].color, one.interval
-        mean = stats.number(one.mean, places, "+")
+        mean = figures.number(one.mean, places, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
-        ends = ", ".join(stats.number(end, places, "+") for end in one.interval)
+        ends = ", ".join(figures.number(end, places, "+") for end in one.interval)
         interval = "" if math.isnan(left) else f" [{ends}]"
         data.append(
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}
@@ -168,7 +168,7 @@ def _sensitivity(
 
 def _form(findings: Findings, places: int) -> str:
     """How Plotly writes the metric."""
-    return stats.form(places, *(one.value for one in findings.outcomes)).replace("g", "~g")
+    return figures.form(places, *(one.value for one in findings.outcomes)).replace("g", "~g")
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

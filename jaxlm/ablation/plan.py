@@ -21,7 +21,7 @@ from jaxlm.model import gpt2
 from jaxlm.optim import chain
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.text import aligned
-from jaxlm.training.prepare import doubts as doubts_of_a_run
+from jaxlm.training import sanity
 from jaxlm.training.prepare import prepare
 
 Arm = Callable[[str, Overrides | None], FrozenConfigDict]  # (variant, point of its tuning axes) -> its budgeted config
@@ -209,7 +209,7 @@ def _program(cfg: FrozenConfigDict) -> Hashable:
     if "jsonl" not in (given := tuple(cfg.log.writers)):
         raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     cfg = prepare(cfg).config
-    doubts_of_a_run(cfg)
+    sanity.check(cfg)
     energy.intensity(cfg.log.carbon_intensity)
     return lanes.shared(cfg)
 

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.ablation.figures import number
 from jaxlm.ablation.findings import OVER, Findings, Outcome
-from jaxlm.ablation.stats import LARGEST, Comparison, number
+from jaxlm.ablation.stats import LARGEST, Comparison
 
 GREY, FLOOR = "#666666", "#e8e8e8"
 _BASELINE = "#000000"

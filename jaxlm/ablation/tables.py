@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation import plot_data, stats
+from jaxlm.ablation import figures, plot_data
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.variants import written
 
@@ -85,12 +85,12 @@ def tables(findings: Findings) -> dict[str, Table]:
 def places(findings: Findings) -> int:
     """Decimals of the metric: two digits of what the seeds make of it."""
     spreads = [one.deviation for one in findings.comparisons]
-    return stats.places([*spreads, findings.noise.deviation] if findings.noise else spreads)
+    return figures.places([*spreads, findings.noise.deviation] if findings.noise else spreads)
 
 
 def words(findings: Findings) -> dict[str, Any]:
     """The facts, what the plots show, and notes on the statistics."""
-    figure = functools.partial(stats.number, places=places(findings))
+    figure = functools.partial(figures.number, places=places(findings))
     noise, direction = findings.noise, "lower" if findings.lower_is_better else "higher"
     facts = [f"Metric: {findings.metric}, {direction} is better.", f"Budget: {findings.budget}."]
     if noise:
@@ -131,7 +131,7 @@ def _ranking(findings: Findings, places: int) -> Table:
         trials = plot_data.compared(findings, variant)
         values = [one.value for one in trials if plot_data.finished(one)]
         mean = ranks[variant] = float(np.mean(values)) if values else math.nan
-        spread = f" ± {stats.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
+        spread = f" ± {figures.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
         lost = sum(map(plot_data.diverged, trials))
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
@@ -140,7 +140,7 @@ def _ranking(findings: Findings, places: int) -> Table:
             difference, interval = _figure(one.mean, places, "+"), _interval(one.interval, places)
             p = _p(one.p_corrected)
         row = [_word(variant), _word(one.verdict if one else "baseline")]
-        row += [Cell(f"{stats.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
+        row += [Cell(f"{figures.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
         gaps = [one.gap for one in trials if plot_data.finished(one)]
         rows.append(
             [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
@@ -251,11 +251,11 @@ def _number(value: float, form: str = "", unknown: str = "–") -> Cell:
 
 
 def _figure(value: float, places: int, sign: str = "") -> Cell:
-    return Cell(stats.number(value, places, sign) if math.isfinite(value) else "–", float(value))
+    return Cell(figures.number(value, places, sign) if math.isfinite(value) else "–", float(value))
 
 
 def _interval(ends: tuple[float, float], places: int) -> Cell:
-    shown = ", ".join(stats.number(end, places, "+") for end in ends)
+    shown = ", ".join(figures.number(end, places, "+") for end in ends)
     return Cell("–" if math.isnan(ends[0]) else f"[{shown}]", ends[0])
 
 

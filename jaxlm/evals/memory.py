@@ -10,6 +10,11 @@ import jax
 from jaxlm.errors import ConfigError
 
 
+def exhausted(error: Exception) -> bool:
+    """Whether an error of JAX's is a device's lack of memory."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" in str(error)
+
+
 @contextlib.contextmanager
 def explained(batch_size: int) -> Iterator[None]:
     """Turns a lack of memory, of a device or of this machine, into an error that says what to change.
@@ -20,7 +25,7 @@ def explained(batch_size: int) -> Iterator[None]:
     try:
         yield
     except (MemoryError, jax.errors.JaxRuntimeError) as error:
-        if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
+        if not isinstance(error, MemoryError) and not exhausted(error):
             raise
         said = str(error).splitlines() or ["no memory is left"]
         raise ConfigError(f"out of memory: {said[0].rstrip('.')}; give --batch_size below {batch_size:,}") from error

@@ -38,10 +38,6 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 }
 
 
-def _as_it_is(x: Any) -> Any:
-    return x
-
-
 class Placement(NamedTuple):
     """Word to the compiler of where arrays are to lie, and how queries, keys and values are computed there."""
 
@@ -49,7 +45,7 @@ class Placement(NamedTuple):
     # "table" [V, D], "kernel" the one [D, 3, H, K] of queries, keys and values
     array: Callable[[str, jax.Array], jax.Array]
     products: int = 3  # by which queries, keys and values are computed; or 1
-    product: Callable[[Callable[..., Any]], Callable[..., Any]] = _as_it_is  # of the function that computes them
+    product: Callable[[Callable[..., Any]], Callable[..., Any]] = lambda fn: fn  # of the function that computes them
 
 
 class Shape(NamedTuple):

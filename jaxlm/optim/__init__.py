@@ -16,7 +16,8 @@ from jaxlm.optim.edits import (
     to_json,
     with_args,
 )
-from jaxlm.optim.review import check, explain
+from jaxlm.optim.review import check
+from jaxlm.optim.ways import explain
 
 __all__ = [
     "build",

@@ -1,10 +1,8 @@
-"""What a spec does to each parameter, and what in it is almost surely a mistake. Shapes of parameters suffice."""
+"""What in a spec is almost surely a mistake, by rules. Shapes of parameters suffice."""
 
 from __future__ import annotations
 
-import operator
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -12,11 +10,10 @@ import numpy as np
 import optax
 import optax.contrib
 
-from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import chain, parts, transforms
-from jaxlm.optim.muon import HIDDEN
-from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
+from jaxlm.optim import transforms
+from jaxlm.optim.stages import Spec, Stage, stages
+from jaxlm.optim.ways import Way, argument, decay, peak, ways
 
 PyTree = Any
 
@@ -37,158 +34,12 @@ PARAMS = jax.tree.map(lambda rank: jax.ShapeDtypeStruct((8,) * rank, np.float32)
 """Parameters with GPT-2's paths and ranks, for a look at a spec without a model."""
 
 
-class Touched(NamedTuple):
-    """What the optimizer does to one parameter."""
-
-    stages: tuple[str, ...]  # those that touch it, in the chain's order
-    decay: float  # weight decay, before it is multiplied by the learning rate
-    multiplier: float  # its learning rate over the chain's first one, both at their peaks; that of its last layer
-    first_layer: float  # the same of its first layer, where layers have rates of their own
-    state_bytes: int  # of the optimizer's state, its own part
-
-
 class Finding(NamedTuple):
     """A doubt about a spec, and the reason."""
 
     rule: str
     stage: str
     reason: str
-
-
-# Explain
-
-
-def explain(spec: Spec, params: PyTree, steps: int = 1_000_000) -> dict[str, Touched]:
-    """{path: what touches it} for each parameter. Nothing is allocated.
-
-    Args:
-      spec: with its numbers in it, as in a config.
-      params: arrays or their shapes.
-      steps: the length of the run; by default one in which all lengths in a spec have room.
-
-    Raises:
-      ConfigError: see `stages.stages`; a mask that matches nothing, a partition that does not cover the parameters.
-    """
-    found, layers = ways(stages(spec), params), tree.num_layers(params)
-    sizes = _state_bytes(spec, params, steps)
-    first = next((rate for stage in walk(stages(spec)) if (rate := _peak(stage))), None)
-
-    def touched(way: Way) -> Touched:
-        rate = next((own for stage in way.stages if (own := _peak(stage, way.path))), None)
-        multiplier = 0.0 if way.frozen else rate / first if rate and first else float(bool(way.stages))
-        first_layer = last_layer = multiplier
-        for stage in way.stages:
-            factors = _factors(stage, way.path, layers)
-            first_layer, last_layer = first_layer * factors[0], last_layer * factors[-1]
-        decay = sum(_decay(stage, way.path) for stage in way.stages)
-        return Touched(tuple(stage.name for stage in way.stages), decay, last_layer, first_layer, sizes[way.path])
-
-    return {way.path: touched(way) for way in found}
-
-
-class Way(NamedTuple):
-    """What one parameter passes on its way through a chain."""
-
-    path: str
-    stages: tuple[Stage, ...]  # those that touch it, in the chain's order
-    frozen: bool  # by `freeze`, or as one of a group without stages
-
-
-def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
-    """The way of each parameter, through partitions too. Masks and groups see what their transforms will see.
-
-    Raises:
-      ConfigError: a mask that matches nothing there, a partition that does not cover it.
-    """
-    passed: dict[str, list[Stage]] = {path: [] for path in tree.paths(params)}
-    frozen: set[str] = set()
-
-    def go(found: Sequence[Stage], params: PyTree) -> None:
-        for stage in found:
-            if stage.groups:
-                names = chain.labels(stage.groups, params)
-                for name, group in stage.groups.items():
-                    part = _chosen(params, jax.tree.map(lambda label, name=name: label == name, names))
-                    go(group.stages, part)
-                    if not group.stages:
-                        frozen.update(tree.paths(part))
-                continue
-            mask = tree.mask(params, stage.where or "all")
-            if stage.function is parts.freeze:
-                frozen.update(tree.paths(_chosen(params, mask)))
-                params = _chosen(params, jax.tree.map(operator.not_, mask))  # what comes after it sees these only
-                continue
-            for path in tree.paths(_chosen(params, mask)):
-                passed[path].append(stage)
-
-    go(found, params)
-    return [Way(path, tuple(here), path in frozen) for path, here in passed.items()]
-
-
-def _chosen(params: PyTree, mask: PyTree) -> PyTree:
-    """As a transform behind a mask sees them."""
-    return jax.tree.map(lambda leaf, on: leaf if on else optax.MaskedNode(), params, mask)
-
-
-def _argument(stage: Stage, name: str) -> Any:
-    """An argument as given, at its peak where it follows a schedule, or its function's default; None without one."""
-    value: Any = stage.arguments.get(name)
-    if value is None and name in stage.parameters:
-        value = stage.parameters[name].default
-    if is_scheduled(value):
-        value = value["peak"]
-    return value if isinstance(value, (int, float)) else None
-
-
-def _decay(stage: Stage, path: str) -> float:
-    name = "weight_decay"
-    if stage.function is transforms.mechanize:  # there it is of the step size that it learns
-        return 0.0
-    if _is_muons_adam(stage, path):
-        if not path.endswith(("/kernel", "/embedding")):
-            return 0.0
-        name = "adam_weight_decay"
-    return _argument(stage, name) or 0.0
-
-
-def _is_muons_adam(stage: Stage, path: str) -> bool:
-    return stage.function is transforms.muon and not re.search(HIDDEN, path)
-
-
-def _peak(stage: Stage, path: str = "") -> float | None:
-    """The peak of a stage's learning rate, for a parameter where they have not all the same."""
-    rate = stage.rate
-    if path and _is_muons_adam(stage, path):
-        rate = _argument(stage, "adam_learning_rate") or rate
-    rate = rate["peak"] if isinstance(rate, dict) else rate
-    return rate if isinstance(rate, (int, float)) else None  # no number: a schedule of Python's
-
-
-def _factors(stage: Stage, path: str, layers: int) -> list[float]:
-    """What a stage multiplies the learning rate by, in each layer or in all that there is."""
-    below = tree.below_head(path, layers)
-    if stage.function is optax.scale:
-        return [_argument(stage, "step_size") or 0.0]
-    if stage.function is transforms.scale_by_layer:
-        return [(_argument(stage, "decay") or 0.0) ** power for power in below]
-    if stage.function is transforms.train_last_layers and len(below) > 1:
-        return [float(power <= stage.arguments["count"]) for power in below]
-    return [1.0]
-
-
-def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
-    """Bytes of optimizer state by parameter: that of the leaves whose path in the state contains the parameter's."""
-    out = dict.fromkeys(tree.paths(params), 0)
-    by_length = sorted(out, key=len, reverse=True)  # "wte/embedding" before "embedding"
-    state = jax.eval_shape(chain.build(spec, None, steps).init, params)
-    for path, leaf in zip(tree.paths(state), jax.tree.leaves(state), strict=True):
-        owner = next((name for name in by_length if f"/{name}/" in f"/{path}/"), None)
-        if owner is not None:
-            out[owner] += leaf.size * np.dtype(leaf.dtype).itemsize
-    return out
-
-
-# Check
 
 
 NO_LEARNING_RATE = "no learning rate"
@@ -223,7 +74,7 @@ def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[
       strict: raise instead.
 
     Raises:
-      ConfigError: as `explain`; and with `strict`, where anything is found.
+      ConfigError: as `ways.explain`; and with `strict`, where anything is found.
     """
     passed = ways(stages(spec), params)
     first: dict[tuple[str, str], Finding] = {}
@@ -256,12 +107,12 @@ def _two_learning_rates(passed: list[Way]) -> Iterator[Finding]:
 
 def _wrong_sign(passed: list[Way]) -> Iterator[Finding]:
     for stage in _once(passed):
-        rate = _peak(stage)
+        rate = peak(stage)
         if rate and rate < 0:
             yield Finding("a number of the wrong sign", stage.name, f"with a learning rate of {rate} training climbs")
         if stage.function in CLIPPING:
             name = next(iter(stage.parameters))
-            bound = _argument(stage, name)
+            bound = argument(stage, name)
             if bound is not None and bound <= 0:
                 reason = f"its {name} is {bound}, which leaves nothing of a gradient or turns it round: set it above 0"
                 yield Finding("a number of the wrong sign", stage.name, reason)
@@ -295,7 +146,7 @@ def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
 def _decay_of_what(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
         for stage in here:
-            if path.endswith(("/kernel", "/embedding")) or stage.arguments.get("mask") or not _decay(stage, path):
+            if path.endswith(("/kernel", "/embedding")) or stage.arguments.get("mask") or not decay(stage, path):
                 continue
             reason = f"it decays biases or norms, such as {path!r}: set where='kernels'"
             if stage.where is None and "mask" in stage.parameters:
@@ -379,7 +230,7 @@ def _known(stage: Stage) -> bool:
 def _descends(stage: Stage) -> bool:
     """Whether it turns a gradient into a step down, by a learning rate and a change of sign."""
     if stage.function is optax.scale:
-        return (_argument(stage, "step_size") or 0) < 0
+        return (argument(stage, "step_size") or 0) < 0
     if _is_scale_by(stage):
         return stage.function in RATES
     if stage.function is transforms.proximal_l1 or stage.wraps:  # the learning rate there is that of another stage

@@ -14,6 +14,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError
+from jaxlm.evals.memory import exhausted
 from jaxlm.model import attention
 from jaxlm.training import parallel, step
 from jaxlm.training.parallel import AnyMesh
@@ -77,11 +78,6 @@ def limit() -> int | None:
 def room(share: float) -> float:
     """Bytes that so large a share of a device's memory is; of a CPU's, of what is free now."""
     return share * (limit() or available() / jax.local_device_count())
-
-
-def exhausted(error: Exception) -> bool:
-    """Whether an error of JAX's is a device's lack of memory."""
-    return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def shown(parts: dict[str, int]) -> str:

@@ -24,9 +24,9 @@ from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import METRICS, Writers, open_writers, read_jsonl
-from jaxlm.training import devices, initial, lock, parallel, position, processes, rundir, step
+from jaxlm.training import devices, initial, lock, parallel, position, processes, rundir, sanity, step
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.prepare import Prepared, doubts
+from jaxlm.training.prepare import Prepared
 from jaxlm.training.recorder import Recorder, Spike
 from jaxlm.training.step import State
 from jaxlm.training.steps import Steps
@@ -57,7 +57,7 @@ def open_run(
             with Checkpoints(workdir / rundir.CHECKPOINTS, writable=False) as before:
                 if before.whole() is None:  # read them before anything is written: they may be damaged
                     first, told = initial.params(cfg, source or initial.follow(cfg)[1], opened.tokenizer)
-        told += [*doubts(cfg), *devices.remarks(cfg)]
+        told += [*sanity.check(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
         writes = processes.first()

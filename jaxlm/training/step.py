@@ -16,7 +16,7 @@ from jaxlm.config import TRACED, Hparams
 from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, losses
-from jaxlm.optim import chain, review
+from jaxlm.optim import chain, ways
 from jaxlm.optim.stages import stages
 from jaxlm.optim.static import static_arguments
 from jaxlm.optim.wrappers import evaluation_params
@@ -62,7 +62,7 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
 @functools.lru_cache(maxsize=64)
 def _static(cfg: FrozenConfigDict) -> frozenset[str]:
     params, spec = gpt2.shapes(cfg.model), cfg.optimizer.to_dict()
-    review.ways(stages(spec), params)  # the masks match, the partitions cover
+    ways.ways(stages(spec), params)  # the masks match, the partitions cover
     return static_arguments(spec, params, cfg.steps)
 
 

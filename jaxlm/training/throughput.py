@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, data, files
 from jaxlm.errors import ConfigError
+from jaxlm.evals.memory import exhausted
 from jaxlm.telemetry import flops
 from jaxlm.telemetry.text import aligned
 from jaxlm.training import devices, memory, processes, step
@@ -162,7 +163,7 @@ class _Timer:
         try:
             return self._tried(values)
         except jax.errors.JaxRuntimeError as error:
-            if not memory.exhausted(error):
+            if not exhausted(error):
                 raise
             self._state = None  # it may be given up, half of it
             return Tried(values, None, None, None, "out of memory")

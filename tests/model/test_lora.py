@@ -11,7 +11,7 @@ import jaxlm
 from jaxlm import tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2, lora
-from jaxlm.training import prepare, step
+from jaxlm.training import sanity, step
 from jaxlm.training.export import export
 from tests.tiny import assert_same_bits, batch, resolved, tiny
 
@@ -124,5 +124,5 @@ def test_what_is_no_matrix_and_what_matches_nothing():
 
 
 def test_products_beside_parameters_that_train_are_doubted():
-    assert any("model.lora is on and nothing is frozen" in line for line in prepare.doubts(resolved(**ON)))
-    assert not any("model.lora" in line for line in prepare.doubts(resolved(**ON, **FROZEN)))
+    assert any("model.lora is on and nothing is frozen" in line for line in sanity.check(resolved(**ON)))
+    assert not any("model.lora" in line for line in sanity.check(resolved(**ON, **FROZEN)))

@@ -6,7 +6,7 @@ import pytest
 from jaxlm import config
 from jaxlm.errors import ConfigError
 from jaxlm.optim import schedules
-from jaxlm.training import prepare, step
+from jaxlm.training import sanity, step
 from tests.tiny import assert_same_bits, batch, leaves, resolved
 
 PEAK = "optimizer__scale_by_learning_rate__peak"
@@ -262,5 +262,5 @@ def test_a_group_that_is_left_alone_is_frozen():
     rest = {"rest": {"where": "rest", "chain": ()}, "thin": {"where": "^lora/", "chain": ("adam",)}}
     raw = resolved(model__lora__rank=2).to_dict()
     raw["optimizer"] = {"chain": ("partition",), "partition": rest, "adam": {"learning_rate": 1e-3}}
-    assert not [line for line in prepare.doubts(config.resolve(config.ConfigDict(raw))) if "frozen" in line]
-    assert [line for line in prepare.doubts(resolved(model__lora__rank=2)) if "frozen" in line]
+    assert not [line for line in sanity.check(config.resolve(config.ConfigDict(raw))) if "frozen" in line]
+    assert [line for line in sanity.check(resolved(model__lora__rank=2)) if "frozen" in line]
