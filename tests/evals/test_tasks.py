@@ -268,11 +268,11 @@ def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=message):
         jaxlm.train(tiny(eval__tasks=("taking:it",)), tmp_path / "run")
-    (tmp_path / "averaging.py").write_text("def it(s):\n    return {'ema_loss': 2}\n")
+    (tmp_path / "mean_task.py").write_text("def it(s):\n    return {'ema_loss': 2}\n")
     average = {"optimizer__ema_of_params": {"decay": 0.9}}
     chain = ("scale_by_adam", "scale_by_learning_rate", "ema_of_params")
     with pytest.raises(ConfigError, match="'eval/ema_loss' is of jaxlm itself already"):
-        jaxlm.train(tiny(eval__tasks=("averaging:it",), optimizer__chain=chain, **average), tmp_path / "average")
+        jaxlm.train(tiny(eval__tasks=("mean_task:it",), optimizer__chain=chain, **average), tmp_path / "average")
 
 
 def test_perplexity_is_the_name_of_what_is_always_told(trained, tmp_path, capsys):
