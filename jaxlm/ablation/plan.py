@@ -172,8 +172,8 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
       The `program` of each address.
 
     Raises:
-      ConfigError, DataError: as `program`, of any of them; or two differ in functions of one name alone, by which their
-        runs can't be told apart.
+      ConfigError, DataError: as `program`, of any of them; or two differ in functions alone, and in nothing that
+        `functions.digest` knows of them.
     """
     trials = [*trials, *(one for name in study.variants for one in _like(study, arm, name))]
     first: dict[str, Trial] = {}
@@ -181,7 +181,7 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
         other = first.setdefault(one.address, one)
         if changed := config.differences(other.config, one.config):
             raise ConfigError(
-                f"{other.title} and {one.title} differ only in functions that have one name, in {', '.join(changed)}: "
+                f"{other.title} and {one.title} differ only in functions that look alike, in {', '.join(changed)}: "
                 "one run would serve both; give the functions names of their own, or arguments in the config"
             )
     return {address: program(one) for address, one in first.items()}

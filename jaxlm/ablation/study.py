@@ -15,6 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json
+from jaxlm.ablation import functions
 from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size
 from jaxlm.errors import ConfigError, DataError, nearest
 
@@ -190,11 +191,12 @@ class Trial(NamedTuple):
     tuning: bool  # one that chooses the arm's point, not one that is compared
     point: Overrides  # the values of the tuning axes
     config: FrozenConfigDict
+    code: str  # the digest of the config's functions, whose names alone its JSON holds
 
     @property
     def address(self) -> str:
-        """The hash of its resolved config: a study that runs again finds by it what was run."""
-        return hashlib.sha256(config_json.to_json(self.config).encode()).hexdigest()[:16]
+        """The hash of its resolved config and of its functions: a study that runs again finds by it what was run."""
+        return hashlib.sha256((config_json.to_json(self.config) + self.code).encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:
@@ -275,7 +277,7 @@ def trial(
     cfg: FrozenConfigDict, variant: str, seed: int, point: Overrides | None = None, tuning: bool = False
 ) -> Trial:
     """A run of an arm with a seed."""
-    return Trial(variant, seed, tuning, dict(point or {}), with_fields(cfg, seed=seed))
+    return Trial(variant, seed, tuning, dict(point or {}), with_fields(cfg, seed=seed), functions.digest(cfg))
 
 
 def with_fields(cfg: FrozenConfigDict, **fields: Any) -> FrozenConfigDict:

@@ -141,6 +141,21 @@ def test_the_address_does_not_depend_on_the_order_of_tables():
     )
 
 
+def test_an_edited_function_is_another_trial(tmp_path, monkeypatch):
+    """Else a study would go on with what the code before the edit gave."""
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)  # both files are of one second and one size
+
+    def found(text):
+        (tmp_path / "edited_later.py").write_text(text)
+        sys.modules.pop("edited_later", None)
+        overrides = {"optimizer.chain": ("mine",), "optimizer.mine": {"transform": "edited_later:mine"}}
+        return address(overrides=overrides)
+
+    mine = "import optax\ndef mine():\n    return optax.sgd(0.1)\n"
+    assert found(mine) == found(mine + "# Half would do.\n") != found(mine.replace("0.1", "0.2"))
+
+
 def test_another_process_finds_the_same_address():
     script = "from tests.ablation.test_study import address; print(address(seed=3))"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}
