@@ -14,21 +14,37 @@ import jax.numpy as jnp
 import optax
 
 from jaxlm import tree
+from jaxlm.config import Hparams
 from jaxlm.errors import ConfigError
 from jaxlm.optim import scheduled
+from jaxlm.optim.edits import drop, insert_after, insert_before, replace, with_args
 from jaxlm.optim.parts import of_part
 from jaxlm.optim.stages import REST, Group, Spec, Stage, is_scheduled, stages, walk
+
+__all__ = [  # with the edits of a spec
+    "build",
+    "drop",
+    "insert_after",
+    "insert_before",
+    "labels",
+    "learning_rates",
+    "replace",
+    "schedule_count",
+    "update",
+    "with_args",
+]
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
 
 
-def build(spec: Spec, hparams: Mapping[str, Any] | None, steps: int) -> Transform:
+def build(spec: Spec, hparams: Mapping[str, Any] | Hparams | None, steps: int) -> Transform:
     """The Optax chain of a spec.
 
     Args:
       spec: a config's `optimizer` section or a structure's.
-      hparams: the traced numbers, stage -> argument -> float32[]; None where `spec` holds all of its numbers.
+      hparams: the traced numbers, stage -> argument -> float32[], or a config's, which hold them; None where `spec`
+        holds all of its numbers.
       steps: the length of the run in optimizer steps.
 
     Its `update` hands on extra arguments to the stages that take them: `value`, `grad`, `value_fn`, `obj_fn`.
@@ -36,7 +52,7 @@ def build(spec: Spec, hparams: Mapping[str, Any] | None, steps: int) -> Transfor
     Raises:
       ConfigError: see `stages.stages`; or a function's own complaint about its arguments.
     """
-    found = stages(spec, hparams)
+    found = stages(spec, hparams.optimizer if isinstance(hparams, Hparams) else hparams)
     return _chained(found, steps, _first_rate(found))
 
 

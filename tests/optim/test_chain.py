@@ -6,6 +6,7 @@ import optax.contrib
 import pytest
 
 from jaxlm import optim, tree
+from jaxlm.config import Hparams
 from jaxlm.errors import ConfigError
 from jaxlm.optim import chain, schedules, transforms
 from tests.optim.small import (
@@ -327,3 +328,16 @@ def test_in_a_part_of_the_parameters_value_fn_is_a_function_of_the_part():
     found, alone = updates(spec, PARAMS), updates({**spec, "chain": ("sam", "sgd")}, kernels)
     for path, leaf in found.items():
         np.testing.assert_allclose(leaf, alone.get(path, jnp.zeros_like(leaf)), rtol=1e-6)
+
+
+def test_a_configs_numbers_are_taken_as_they_are():
+    spec, numbers = split(DEFAULT)
+    whole = Hparams(np.float32(0), {}, numbers)
+    assert_same_bits(
+        run(lambda all_: chain.build(spec, all_, STEPS), whole), run(lambda n: chain.build(spec, n, STEPS), numbers)
+    )
+
+
+@pytest.mark.parametrize("edit", ["drop", "insert_after", "insert_before", "replace", "with_args"])
+def test_the_edits_of_a_spec_are_here_too(edit):
+    assert getattr(chain, edit) is getattr(optim, edit)
