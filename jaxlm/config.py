@@ -42,6 +42,9 @@ def default() -> ConfigDict:
     # as "gpt2"; "" draws them from the seed. The architecture, model.num_layers to model.tie_embeddings, is then the
     # source's and best left out, but for context_length and vocab_size; data.tokenizer="bytes" means its tokenizer.
     c.init_from = ""
+    # With init_from, a run of jaxlm: begin as a branch of it, with its optimizer state, at its step and, on the same
+    # data, with the batches that come next. Rates, schedules and data may be others; what shapes the state may not.
+    c.init_state = False
 
     c.model = ConfigDict()
     c.model.num_layers = 4
@@ -200,6 +203,8 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
         raise ConfigError("model.context_length is 0; expected at least 1, or init_from, whose length 0 takes over")
     if model["embed_dim"] % model["num_heads"] and not out["init_from"]:  # these are then the source's
         raise ConfigError(f"model.num_heads={model['num_heads']} does not divide model.embed_dim={model['embed_dim']}")
+    if out["init_state"] and not out["init_from"]:
+        raise ConfigError("init_state=True begins with the state of another run: name it, as init_from")
     chunks, length = model["loss_chunks"], model["context_length"]
     if chunks and length % chunks:
         raise ConfigError(f"model.loss_chunks={chunks} does not divide model.context_length={length}")

@@ -1,4 +1,4 @@
-"""Where a run's first parameters come from: `init_from`, another model, whose architecture the config follows."""
+"""Where a run begins: `init_from`, another model, whose architecture the config follows, or a run, to branch off."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from jaxlm.data.tokenizers import Bytes, Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import lora
 from jaxlm.model.resize import resize
-from jaxlm.training import rundir
+from jaxlm.training import position, rundir
+from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.load import Located, locate, read_config, read_params, read_tokenizer
-from jaxlm.training.step import PyTree
+from jaxlm.training.step import PyTree, State
 from jaxlm.training.step_folders import StepFolders
 
 FOLLOWS = (
@@ -37,6 +38,14 @@ class Source(NamedTuple):
     config: FrozenConfigDict  # whose `model` section the parameters are of
     tokenizer: Tokenizer | None  # None where it has none
     said: list[str]  # what the config took over, as lines to say
+
+
+class Beginning(NamedTuple):
+    """What a run begins with: another run's state, or parameters, or None of both, and some are drawn from its seed."""
+
+    params: PyTree | None = None
+    state: State | None = None
+    sequences: int = 0  # of its data, that the state has seen
 
 
 def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
@@ -95,19 +104,21 @@ def taken_over(cfg: FrozenConfigDict, workdir: Path) -> FrozenConfigDict | None:
     return config.resolve(config.override(cfg, {name: known[name] for name in fields}))
 
 
-def params(cfg: FrozenConfigDict, source: Source, tokenizer: Tokenizer) -> tuple[PyTree, list[str]]:
-    """The source's parameters in the shapes and dtype of a config that follows it; and lines to say.
+def begin(
+    cfg: FrozenConfigDict, source: Source, tokenizer: Tokenizer, tokens: str, like: State
+) -> tuple[Beginning, list[str]]:
+    """What a run from `init_from` begins with; and lines to say.
 
     Args:
       tokenizer: that of the run's data, which is compared with the source's.
+      tokens: sha256 of the run's training tokens.
+      like: the run's state, in shapes, with shardings.
 
     Raises:
-      DataError: the parameters are damaged, or are not those of the source's config.
+      ConfigError: a branch is to end before it begins, or the source is no run of jaxlm.
+      DataError: what is read is damaged, or is not of the source's config, or a branch is of another structure.
     """
-    out, said = read_params(source.located, source.config), list(source.said)
-    key, _ = jax.random.split(jax.random.key(cfg.seed))  # the one that draws parameters where there is no source
-    out, resized = resize(lora.merged(out, source.config.model.lora), source.config.model, cfg.model, key)
-    out = lora.added(out, cfg.model.lora, key)
+    said = list(source.said)
     if source.tokenizer is None:
         said.append(f"{cfg.init_from!r} has no tokenizer that could be compared with that of the data")
     elif not _same(tokenizer, source.tokenizer):
@@ -115,7 +126,46 @@ def params(cfg: FrozenConfigDict, source: Source, tokenizer: Tokenizer) -> tuple
             f"warning: the tokenizer of the data is not that of {cfg.init_from!r}: "
             "ids mean other text than its parameters have learnt"
         )
-    return jax.tree.map(lambda x: x.astype(cfg.model.param_dtype), out), said + resized
+    found, more = _branch(cfg, source, tokens, like) if cfg.init_state else _parameters(cfg, source)
+    return found, said + more
+
+
+def _parameters(cfg: FrozenConfigDict, source: Source) -> tuple[Beginning, list[str]]:
+    """The source's in the shapes and dtype of a config that follows it."""
+    out = read_params(source.located, source.config)
+    key, _ = jax.random.split(jax.random.key(cfg.seed))  # the one that draws parameters where there is no source
+    out, resized = resize(lora.merged(out, source.config.model.lora), source.config.model, cfg.model, key)
+    out = lora.added(out, cfg.model.lora, key)
+    return Beginning(params=jax.tree.map(lambda x: x.astype(cfg.model.param_dtype), out)), resized
+
+
+def _branch(cfg: FrozenConfigDict, source: Source, tokens: str, like: State) -> tuple[Beginning, list[str]]:
+    """The source's whole state. Its root key becomes that of the config's seed, as where a run begins anew: of another
+    seed than the source's, dropout and the order of the data are others from here on."""
+    located = source.located
+    if located.step is None:
+        raise ConfigError(f"init_state=True needs the state of a run, and init_from={cfg.init_from!r} is a model alone")
+    if located.step >= cfg.steps:
+        raise ConfigError(
+            f"init_from={cfg.init_from!r} has {located.step} steps, and steps={cfg.steps} counts these too: "
+            "give the number at which the branch is to end"
+        )
+    with Checkpoints(located.folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
+        checkpoints.whole(located.step)
+        try:
+            restored = checkpoints.restore(like, located.step)
+        except DataError as error:
+            raise DataError(f"{error}. With init_state=False a run begins with the parameters alone") from error
+    _, root = jax.random.split(jax.random.key(cfg.seed))  # as where a run begins anew
+    then = position.of_json(restored.data)
+    if then.tokens == tokens:
+        seen, where = then.sequences, f"goes on with sequence {then.sequences:,} of its data"
+    else:
+        seen, where = 0, "begins with the first sequence of its own data"
+    if cfg.seed != source.config.seed:
+        where += f", in the order of seed {cfg.seed}"
+    state = restored.state._replace(key=jax.device_put(root, like.key.sharding))
+    return Beginning(state=state, sequences=seen), [f"a branch of it at step {located.step}, which {where}"]
 
 
 def _same(a: Tokenizer, b: Tokenizer) -> bool:

@@ -51,12 +51,12 @@ def open_run(
     """
     cfg, opened, source = prepared
     with contextlib.ExitStack() as stack:
-        first: step.PyTree | None = None
-        told: list[str] = []
+        first, told = initial.Beginning(), list[str]()
         if cfg.init_from:
             with Checkpoints(workdir / rundir.CHECKPOINTS, writable=False) as before:
                 if before.whole() is None:  # read them before anything is written: they may be damaged
-                    first, told = initial.params(cfg, source or initial.follow(cfg)[1], opened.tokenizer)
+                    named, tokens = source or initial.follow(cfg)[1], opened.train.sha256
+                    first, told = initial.begin(cfg, named, opened.tokenizer, tokens, steps.like)
         told += [*sanity.check(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
@@ -105,7 +105,7 @@ class Run:
         opened: data.Data,
         checkpoints: Checkpoints,
         steps: Steps,
-        params: step.PyTree | None,
+        first: initial.Beginning,
         seen: Callable[[int, Batch], None] | None,
     ):
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
@@ -140,7 +140,8 @@ class Run:
                     f"{workdir} began with; give another --workdir, or the data that it began with"
                 )
         else:
-            self.state = steps.init(cfg.seed, self.hparams, params)
+            self.state = first.state or steps.init(cfg.seed, self.hparams, first.params)
+            self._position = self._position._replace(sequences=first.sequences)
         self.done = self._started = int(self.state.step)
 
     def status(self, status: str) -> None:

@@ -101,7 +101,8 @@ def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]
         listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
         raise ConfigError(
             f"{where} holds a run of another config: {listed}. "
-            "Give another --workdir for a new run, or leave these as they were to go on with that one"
+            "Give another --workdir, for a new run or a branch of that one (init_from with init_state=True), or leave "
+            "these as they were to go on with that one"
         )
     return [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
 

@@ -267,3 +267,74 @@ def test_damaged_weights_are_an_error_that_leaves_no_run(folder, tmp_path, capsy
     assert call(f"--config.init_from={copy}", workdir=tmp_path / "run") == 4
     assert str(copy) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+# A branch of a run: its whole state
+
+
+@pytest.fixture(scope="module")
+def trunk(tmp_path_factory):
+    """A run of 12 steps with dropout, and a checkpoint at each fourth."""
+    where = tmp_path_factory.mktemp("trunk") / "run"
+    return jaxlm.train(branched(where, init_from="", init_state=False), where)
+
+
+def branched(source, **changes):
+    fields = dict(init_from=f"{source}/checkpoints/8", init_state=True, steps=12, model__dropout=0.1)
+    fields |= dict(eval__every=4, checkpoint__every=4, checkpoint__keep=9, log__every=1)
+    return tiny(**(fields | changes))
+
+
+def numbers(workdir, first):
+    """The rows from a step on, but for what a clock says."""
+    clocks = ("time", "throughput/", "energy/", "eval/gap")
+    kept = [row for row in rows(workdir) if row["step"] >= first]
+    return [{name: value for name, value in row.items() if not name.startswith(clocks)} for row in kept]
+
+
+def test_a_branch_that_changes_nothing_ends_with_the_bits_of_its_run(trunk, tmp_path):
+    result = jaxlm.train(branched(trunk.workdir), tmp_path / "run")
+    assert_same_bits(result.state, trunk.state)
+    assert numbers(tmp_path / "run", 0) == numbers(trunk.workdir, 9)
+    assert "at step 8, which goes on with sequence 32 of its data" in log(tmp_path / "run")
+    assert min(int(path.name) for path in (tmp_path / "run/checkpoints").iterdir()) > 8
+
+
+def test_a_branch_has_rates_and_schedules_of_its_own(trunk, tmp_path):
+    rate = {f"optimizer__scale_by_learning_rate__{name}": value for name, value in (("peak", 0.01), ("final", 0.0))}
+    jaxlm.train(branched(trunk.workdir, steps=10, **rate), tmp_path / "run")
+    first, second = (row for row in numbers(tmp_path / "run", 9) if "train/loss" in row)
+    then = next(row for row in numbers(trunk.workdir, 9) if "train/loss" in row)
+    assert first["train/loss"] == then["train/loss"]  # before its first update
+    assert first["optim/learning_rate"] > second["optim/learning_rate"] > 0 and first != then
+    assert first["data/tokens"] == then["data/tokens"]
+
+
+def test_a_branch_on_other_data_begins_with_its_first_sequence(trunk, tmp_path):
+    other = tmp_path / "other.txt"
+    other.write_text((CORPUS.read_text() if hasattr(CORPUS, "read_text") else "abc ") * 40)
+    result = jaxlm.train(branched(trunk.workdir, data__source=str(other)), tmp_path / "run")
+    assert int(result.state.step) == 12
+    assert "which begins with the first sequence of its own data" in log(tmp_path / "run")
+
+
+def test_a_branch_of_another_seed_says_so(trunk, tmp_path):
+    result = jaxlm.train(branched(trunk.workdir, seed=5), tmp_path / "run")
+    assert "goes on with sequence 32 of its data, in the order of seed 5" in log(tmp_path / "run")
+    assert np.any(leaves(result.state.params)["wte/embedding"] != leaves(trunk.state.params)["wte/embedding"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "said"),
+    [
+        ({"steps": 8}, ConfigError, "has 8 steps, and steps=8 counts these too"),
+        ({"init_from": "folder"}, ConfigError, "needs the state of a run, and init_from="),
+        ({"optimizer__chain": ("scale_by_learning_rate",)}, DataError, "With init_state=False a run begins with the"),
+        ({"init_from": ""}, ConfigError, "init_state=True begins with the state of another run: name it, as init_from"),
+    ],
+)
+def test_a_branch_that_can_not_be(trunk, folder, tmp_path, changes, error, said):
+    changes = {name: str(folder) if value == "folder" else value for name, value in changes.items()}
+    with pytest.raises(error, match=said):
+        jaxlm.train(branched(trunk.workdir, **changes), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
