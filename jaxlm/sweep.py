@@ -31,13 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not args.dry_run:
             lock.check(workdir)  # before anything slow
 
-        from jaxlm.ablation import plan, runner, study
+        from jaxlm.ablation import preview, runner, study
         from jaxlm.training import host
 
         found = study.load(args.experiment)
         host.settle()
         if args.dry_run:
-            print(plan.describe(found, runner.say))
+            print(preview.describe(found, runner.say))
             return 0
         execute: runner.Execute = runner.local
         if args.executor == "ray":

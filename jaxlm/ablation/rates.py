@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jaxlm import config
 from jaxlm.ablation import runner
 from jaxlm.ablation.findings import Outcome
-from jaxlm.ablation.plan import Memory
+from jaxlm.ablation.memory import Memory
 from jaxlm.ablation.stats import NOWHERE, t_interval
 from jaxlm.ablation.study import trial
 from jaxlm.ablation.variants import log_spaced

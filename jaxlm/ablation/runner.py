@@ -16,10 +16,10 @@ from typing import NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import files, redact
-from jaxlm.ablation import findings, plan, report, tuning
+from jaxlm.ablation import findings, plan, preview, report, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
-from jaxlm.ablation.plan import Memory
+from jaxlm.ablation.memory import Memory
 from jaxlm.ablation.study import Study, Trial, naming
 from jaxlm.ablation.variants import Overrides, written
 from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
@@ -84,7 +84,7 @@ def run(
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
 
-        warnings = plan.doubts(study, {variant: arm(variant) for variant in study.variants})
+        warnings = preview.doubts(study, {variant: arm(variant) for variant in study.variants})
         known = plan.known_trials(study, arm)
         plan.check(study, arm, known)
         edited = memory.note(known)

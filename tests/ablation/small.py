@@ -1,8 +1,9 @@
 """Studies that take seconds: of the tiny model, on the file that the other tests train on."""
 
 from jaxlm import optim
-from jaxlm.ablation import Study
+from jaxlm.ablation import Study, plan
 from jaxlm.ablation.lanes import Member
+from jaxlm.ablation.memory import Memory
 from jaxlm.telemetry.progress import Progress
 from jaxlm.training.prepare import prepare
 from tests.tiny import tiny
@@ -29,6 +30,12 @@ def small(**changes):
         "lanes": 2,
     }
     return Study(base=tiny(**{**BASE, **base}), **{**fields, **changes})
+
+
+def arms(made, memory=None):
+    """The budgeted config of each arm, where it is not tuned."""
+    memory = memory or Memory()
+    return {name: plan.budgeted(made, name, None, memory) for name in made.variants}
 
 
 def member(workdir, **changes):

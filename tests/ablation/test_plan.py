@@ -1,4 +1,4 @@
-"""A study before it runs: budgets, doubts, what it must not decide twice, and what it says that it will do."""
+"""A study before it runs: budgets, and what is checked before anything is trained."""
 
 import functools
 import operator
@@ -9,45 +9,20 @@ import optax
 import pytest
 
 from jaxlm import optim
-from jaxlm.ablation import Range, lanes, plan, study
-from jaxlm.ablation.plan import Memory
+from jaxlm.ablation import lanes, plan, study
+from jaxlm.ablation.memory import Memory
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.training.prepare import prepare
-from tests.ablation.small import PEAK, small, without
+from tests.ablation.small import PEAK, arms, small, without
 from tests.tiny import resolved
 
 TOKENS = 4 * 16  # of a step of the tiny model: its batch size times its context length
 WIDE = {"clip": {}, "wide": {"data.batch_size": 8}}
 DEEP = {"clip": {}, "deep": {"model.num_layers": 3}}
-TWO = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (100, 101)}
-
-
-def arms(made, memory=None):
-    memory = memory or Memory()
-    return {name: plan.budgeted(made, name, None, memory) for name in made.variants}
 
 
 def steps(**fields):
     return {name: cfg.steps for name, cfg in arms(small(**fields)).items()}
-
-
-def doubts(**fields):
-    made = small(**fields)
-    return plan.doubts(made, arms(made))
-
-
-@pytest.fixture
-def timed(monkeypatch):
-    """Seconds of a step that are made up: 0.25 for each sequence of the batch; the runs that were timed."""
-    found = []
-
-    def seconds_per_step(members, width):
-        assert (len(members), width) == (1, 0)
-        found.append(members[0].config)
-        return 0.25 * members[0].config.data.batch_size
-
-    monkeypatch.setattr(lanes, "seconds_per_step", seconds_per_step)
-    return found
 
 
 # Budgets
@@ -158,61 +133,6 @@ def test_a_budget_in_words(timed, budget, words):
     assert plan.budget(made, arms(made)) == words
 
 
-# Doubts
-
-
-def test_a_good_plan_has_no_doubts():
-    assert doubts() == []
-    assert doubts(**TWO) == []
-
-
-@pytest.mark.parametrize(
-    ("fields", "said"),
-    [
-        ({"seeds": (3,)}, "one seed: nothing can be concluded; give several"),
-        (
-            {"variants": {"clip": {}, "idle": {"optimizer.scale_by_adam.b2": 0.95}}},
-            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
-        ),
-        (
-            {"variants": {"idle": {}, "clip": {}}},
-            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
-        ),
-        (
-            {"variants": {"clip": {}, "a": {PEAK: 0.01}, "b": {PEAK: "1e-2"}}},
-            "variants 'a' and 'b' are alike: one run serves both",
-        ),
-        (
-            {"variants": WIDE, "budget": {"steps": 12}},
-            "the arms see different numbers of training tokens: clip 768, wide 1,536",
-        ),
-        (
-            {**TWO, "tuning": {PEAK: (1e-3, 1e-2), "b2": {PEAK: (1e-3, 3e-3, 1e-2)}}},
-            "the arms are tuned with different numbers of points: clip 2, no clip 2, b2 3",
-        ),
-        (
-            {**TWO, "tuning": {"b2": {PEAK: (1e-3, 1e-2)}}},
-            "the arms are tuned with different numbers of points: clip 0, no clip 0, b2 2",
-        ),
-        (
-            {**TWO, "tuning": {"b2": {PEAK: Range(1e-3, 1e-2)}}, "search": "random", "tuning_trials": 5},
-            "the arms are tuned with different numbers of points: clip 0, no clip 0, b2 5",
-        ),
-    ],
-)
-def test_what_its_author_may_not_have_meant_is_said(fields, said):
-    assert doubts(**fields) == [said]
-
-
-def test_alike_arms_that_are_tuned_differently_are_not_alike():
-    tuning = {PEAK: (1e-3, 1e-2), "other": {"model.dropout": (0.0, 0.1)}}
-    assert doubts(variants={"clip": {}, "other": {}}, tuning=tuning, tuning_seeds=(100,)) == []
-
-
-def test_a_rest_of_a_step_is_no_different_number_of_tokens():
-    assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}) == []
-
-
 # What is checked before anything is trained
 
 
@@ -304,133 +224,3 @@ def test_a_point_is_checked_once_for_all_seeds(monkeypatch):
     # two points and the arm without one; and the model once, for what a step costs
     assert len(asked) <= 4
     assert len(resolved) == 6  # and each time the baseline, whose tokens are the budget
-
-
-# Memory
-
-
-def trials(seeds=(0, 1), **fields):
-    made = small(seeds=seeds, **fields)
-    return [study.trial(cfg, name, seed) for name, cfg in arms(made).items() for seed in seeds]
-
-
-def test_memory_is_read_again(tmp_path):
-    first = Memory(tmp_path / "study.json")
-    first.lanes["a"], first.steps["seconds"]["b"] = 4, 0.5
-    assert first.note(trials()) == []
-    again = Memory(tmp_path / "study.json")
-    assert (again.lanes, again.steps) == ({"a": 4}, {"seconds": {"b": 0.5}, "joules": {}})
-    assert again.note(trials()) == []
-
-
-def test_memory_without_a_directory_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    memory = Memory()
-    memory.write()
-    assert memory.note(trials()) == []
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("text", ["", '{"lanes": {}', "[]", "null", '{"lanes": {}, "seconds": {}}', "\xff"])
-def test_damaged_memory_names_its_file(tmp_path, text):
-    path = tmp_path / "study.json"
-    path.write_bytes(text.encode("latin-1"))
-    with pytest.raises(DataError, match=f"{path} is damaged: .* delete it"):
-        Memory(path)
-    assert path.read_bytes() == text.encode("latin-1")
-
-
-def test_an_edited_study_says_which_trials_stay_are_new_and_are_gone(tmp_path):
-    def edited(**fields):
-        return Memory(tmp_path / "study.json").note(trials(**fields))
-
-    assert edited(variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}) == []
-    assert edited(seeds=(0, 1, 2), variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}) == [
-        "the study was edited: 4 trials stay, 2 are new (clip seed=2, b2 seed=2)"
-    ]
-    assert edited(variants={"clip": {}}) == [
-        "the study was edited: 2 trials stay, 0 are new, 4 are no longer looked at but keep their directories "
-        "(clip seed=2, b2 seed=0, b2 seed=1, ...)"
-    ]
-    assert edited(variants={"clip": {PEAK: 0.5}}) == [
-        "the study was edited: 0 trials stay, 2 are new (clip seed=0, clip seed=1), 2 are no longer looked at but "
-        "keep their directories (clip seed=0, clip seed=1)"
-    ]
-    assert edited(variants={"clip": {PEAK: 0.5}}) == []
-
-
-# What will be done
-
-
-def lines(**fields):
-    said = []
-    return plan.describe(small(**fields), said.append).splitlines(), said
-
-
-def test_a_plan_is_described(timed):
-    found, said = lines(variants={**WIDE, "peak": {PEAK: 1e-2}}, seeds=(0, 1, 2), lanes=2, **TWO)
-    assert said == ["timing a few steps of the baseline"]
-    assert [cfg.data.batch_size for cfg in timed] == [4]
-    flops = 768 * plan.cost(arms(small())["clip"]).flops_per_token
-    rows = {line.split()[0]: line.split()[1:6] for line in found[4:7]}
-    same = ["768", f"{flops:.3g}"]
-    assert rows == {"clip": ["3", "4", "12", *same], "wide": ["3", "4", "6", *same], "peak": ["3", "4", "12", *same]}
-    assert found[:3] == [
-        "Does clipping matter?",
-        "metric eval/loss, baseline 'clip', seeds 0, 1, 2",
-        "budget: 768 training tokens a trial",
-    ]
-    assert found[4].endswith(f"{flops:.3g}")
-    assert found[5].endswith("data.batch_size 4 -> 8; steps 12 -> 6")
-    assert found[6].endswith(f"{PEAK} 0.001 -> 0.01")
-    # 21 trials of as many FLOPs as 12 steps of the baseline, each a second
-    assert found[7] == "21 trials in 2 programs, as lanes of up to 2 where that is faster"
-    assert found[8].startswith(f"16,128 training tokens, {21 * flops:.3g} FLOPs, about 4.2 minutes here, ")
-    assert "at the baseline's 1e+03 ms a step" in found[8]
-
-
-def test_a_description_has_the_doubts(timed):
-    found, _ = lines(seeds=(0,), variants={"clip": {}, "idle": {}})
-    assert [line for line in found if line.startswith("doubt: ")] == [
-        "doubt: one seed: nothing can be concluded; give several",
-        "doubt: variant 'idle' changes nothing: its config is that of the baseline 'clip'",
-    ]
-
-
-@pytest.mark.parametrize(("asked", "tried"), [(0, 3), (2, 2), (3, 3), (50, 3)])
-def test_a_grid_counts_the_points_that_it_has(timed, asked, tried):
-    found, _ = lines(tuning={PEAK: (1e-3, 3e-3, 1e-2)}, tuning_seeds=(100, 101), tuning_trials=asked)
-    assert found[4].split()[:3] == ["clip", "2", str(2 * tried)]
-
-
-def test_long_differences_are_cut(timed):
-    spec = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
-    found, _ = lines(variants={"clip": {}, "sgd": {"optimizer": spec}})
-    assert found[5].endswith("...") and len(found[5]) < 200
-
-
-@pytest.mark.parametrize("search", ["grid", "random", "halton", "optuna"])
-def test_a_tuning_axis_that_is_no_field_is_told_before(timed, search):
-    wrong = {"tuning": {"optimizer.scale_by_adam.beta2": (0.9, 0.99)}, "tuning_seeds": (100,), "tuning_trials": 1}
-    with pytest.raises(ConfigError, match=r"variant 'clip'.*beta2"):
-        lines(search=search, **wrong)
-    assert not timed
-
-
-def test_a_stage_of_no_parameter_is_told_of_its_variant(timed):
-    variants = {"clip": {}, "odd": {"optimizer.add_decayed_weights.where": "zzz"}}
-    with pytest.raises(ConfigError, match=r"variant 'odd': where='zzz' matches no parameter"):
-        lines(variants=variants, budget={"steps": 3})
-
-
-def test_a_tuning_axis_over_the_batch_gives_each_trial_the_budget(timed):
-    found, _ = lines(variants={"clip": {}}, tuning={"data.batch_size": (2, 4, 8)}, tuning_seeds=(100,))
-    assert found[5].startswith("5 trials in 3 programs, ")
-    assert found[6].startswith(f"{5 * 768:,} training tokens, ")
-
-
-def test_what_optuna_will_try_is_counted(timed):
-    tuning = {"tuning": {PEAK: Range(1e-3, 1e-2)}, "tuning_seeds": (100, 101), "tuning_trials": 5, "search": "optuna"}
-    found, _ = lines(variants={"clip": {}}, **tuning)
-    assert found[4].split()[:3] == ["clip", "2", "10"]
-    assert found[5].startswith("12 trials in 1 programs")

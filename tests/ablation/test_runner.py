@@ -13,7 +13,7 @@ import pytest
 
 from jaxlm import optim
 from jaxlm.ablation import runner
-from jaxlm.ablation.plan import Memory
+from jaxlm.ablation.memory import Memory
 from jaxlm.errors import ConfigError, DataError
 from tests.ablation.small import PEAK, small, without
 from tests.runs import ROOT, THOROUGH, rows

@@ -1,0 +1,88 @@
+"""A study before it runs, in words: what is doubtful in it, and what it will cost."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from ml_collections import FrozenConfigDict
+
+from jaxlm import config, redact
+from jaxlm.ablation import lanes
+from jaxlm.ablation.memory import Memory
+from jaxlm.ablation.plan import Arm, budget, budgeted, changes, check, cost, flops_of, known_trials, like, tokens_of
+from jaxlm.ablation.study import Study
+from jaxlm.telemetry.text import aligned
+from jaxlm.training.prepare import prepare
+
+
+def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
+    """What of a study's plan its author may not have meant, as lines to say.
+
+    Args:
+      arms: variant -> its budgeted config.
+    """
+    out = []
+    if len(study.seeds) < 2:
+        out.append("one seed: nothing can be concluded; give several")
+    same = [
+        (one, other)
+        for one, other in itertools.combinations(arms, 2)
+        if not config.differences(arms[one], arms[other]) and study.axes(one) == study.axes(other)
+    ]
+    for one, other in same:
+        if study.baseline in (one, other):
+            variant = other if one == study.baseline else one
+            out.append(f"variant {variant!r} changes nothing: its config is that of the baseline {study.baseline!r}")
+        else:
+            out.append(f"variants {one!r} and {other!r} are alike: one run serves both")
+    tokens = {name: tokens_of(cfg) for name, cfg in arms.items()}
+    if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
+        listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
+        out.append(f"the arms see different numbers of training tokens: {listed}")
+    points = {name: study.tries(name) for name in arms}
+    if len(set(points.values())) > 1:
+        listed = ", ".join(f"{name} {count}" for name, count in points.items())
+        out.append(f"the arms are tuned with different numbers of points: {listed}")
+    return out
+
+
+def describe(study: Study, say: Callable[[str], None]) -> str:
+    """What `runner.run` will do: trials, lanes, tokens, FLOPs, and the time, for which some steps are timed."""
+    arm: Arm = functools.partial(budgeted, study, memory=Memory())
+    arms = {name: arm(name, None) for name in study.variants}
+    trials = known_trials(study, arm)
+    found = check(study, arm, trials)
+    if study.search == "optuna":
+        for name in filter(study.axes, arms):
+            trials += study.tries(name) * like(study, arm, name)[: len(study.tuning_seeds)]
+    rows = [("variant", "trials", "tuning", "steps", "tokens", "FLOPs a trial", "differs from the baseline in")]
+    for name, cfg in arms.items():
+        changed = changes(arms[study.baseline], cfg)
+        shown = "; ".join(f"{path} {was!r} -> {now!r}" for path, (was, now) in changed.items())
+        shown = shown if len(shown) <= 100 else shown[:97] + "..."
+        tuned = str(study.tries(name) * len(study.tuning_seeds))
+        spent = f"{tokens_of(cfg):,}", f"{flops_of(cfg):.3g}"
+        rows.append((name, str(len(study.seeds)), tuned, f"{cfg.steps:,}", *spent, shown))
+    programs = Counter(lanes.digest(found[one.address]) for one in trials)
+    baseline = arms[study.baseline]
+    say("timing a few steps of the baseline")
+    step_seconds = lanes.seconds_per_step([prepare(baseline)], 0)
+    tokens, in_all = sum(tokens_of(one.config) for one in trials), sum(flops_of(one.config) for one in trials)
+    minutes = step_seconds * baseline.steps * in_all / flops_of(baseline) / 60
+    fit = study.lanes or min(lanes.most(prepare(baseline).config), max(programs.values()))
+    text = "\n".join(
+        [
+            study.question,
+            f"metric {study.metric}, baseline {study.baseline!r}, seeds {', '.join(map(str, study.seeds))}",
+            f"budget: {budget(study, arms)}",
+            *(f"  {line}" for line in aligned(rows)),
+            *(f"doubt: {line}" for line in doubts(study, arms)),
+            f"{len(trials)} trials in {len(programs)} programs, as lanes of up to {fit} where that is faster",
+            f"{tokens:,} training tokens, {in_all:.3g} FLOPs, about {minutes:,.1f} minutes here, one run after another "
+            f"at the baseline's {step_seconds * 1e3:.3g} ms a step; evaluation and compilation come on top",
+        ]
+    )
+    return redact.text(text)

@@ -1,0 +1,58 @@
+"""What a study must not decide twice, and what it says of an edit."""
+
+import pytest
+
+from jaxlm.ablation import study
+from jaxlm.ablation.memory import Memory
+from jaxlm.errors import DataError
+from tests.ablation.small import PEAK, arms, small
+
+
+def trials(seeds=(0, 1), **fields):
+    made = small(seeds=seeds, **fields)
+    return [study.trial(cfg, name, seed) for name, cfg in arms(made).items() for seed in seeds]
+
+
+def test_memory_is_read_again(tmp_path):
+    first = Memory(tmp_path / "study.json")
+    first.lanes["a"], first.steps["seconds"]["b"] = 4, 0.5
+    assert first.note(trials()) == []
+    again = Memory(tmp_path / "study.json")
+    assert (again.lanes, again.steps) == ({"a": 4}, {"seconds": {"b": 0.5}, "joules": {}})
+    assert again.note(trials()) == []
+
+
+def test_memory_without_a_directory_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    memory = Memory()
+    memory.write()
+    assert memory.note(trials()) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["", '{"lanes": {}', "[]", "null", '{"lanes": {}, "seconds": {}}', "\xff"])
+def test_damaged_memory_names_its_file(tmp_path, text):
+    path = tmp_path / "study.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(DataError, match=f"{path} is damaged: .* delete it"):
+        Memory(path)
+    assert path.read_bytes() == text.encode("latin-1")
+
+
+def test_an_edited_study_says_which_trials_stay_are_new_and_are_gone(tmp_path):
+    def edited(**fields):
+        return Memory(tmp_path / "study.json").note(trials(**fields))
+
+    assert edited(variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}) == []
+    assert edited(seeds=(0, 1, 2), variants={"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}) == [
+        "the study was edited: 4 trials stay, 2 are new (clip seed=2, b2 seed=2)"
+    ]
+    assert edited(variants={"clip": {}}) == [
+        "the study was edited: 2 trials stay, 0 are new, 4 are no longer looked at but keep their directories "
+        "(clip seed=2, b2 seed=0, b2 seed=1, ...)"
+    ]
+    assert edited(variants={"clip": {PEAK: 0.5}}) == [
+        "the study was edited: 0 trials stay, 2 are new (clip seed=0, clip seed=1), 2 are no longer looked at but "
+        "keep their directories (clip seed=0, clip seed=1)"
+    ]
+    assert edited(variants={"clip": {PEAK: 0.5}}) == []

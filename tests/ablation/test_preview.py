@@ -1,0 +1,147 @@
+"""A study before it runs, in words: its doubts, and what it says that it will do."""
+
+import pytest
+
+from jaxlm.ablation import Range, plan, preview
+from jaxlm.errors import ConfigError
+from tests.ablation.small import PEAK, arms, small
+
+WIDE = {"clip": {}, "wide": {"data.batch_size": 8}}
+TWO = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (100, 101)}
+
+
+def doubts(**fields):
+    made = small(**fields)
+    return preview.doubts(made, arms(made))
+
+
+# Doubts
+
+
+def test_a_good_plan_has_no_doubts():
+    assert doubts() == []
+    assert doubts(**TWO) == []
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"seeds": (3,)}, "one seed: nothing can be concluded; give several"),
+        (
+            {"variants": {"clip": {}, "idle": {"optimizer.scale_by_adam.b2": 0.95}}},
+            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+        ),
+        (
+            {"variants": {"idle": {}, "clip": {}}},
+            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+        ),
+        (
+            {"variants": {"clip": {}, "a": {PEAK: 0.01}, "b": {PEAK: "1e-2"}}},
+            "variants 'a' and 'b' are alike: one run serves both",
+        ),
+        (
+            {"variants": WIDE, "budget": {"steps": 12}},
+            "the arms see different numbers of training tokens: clip 768, wide 1,536",
+        ),
+        (
+            {**TWO, "tuning": {PEAK: (1e-3, 1e-2), "b2": {PEAK: (1e-3, 3e-3, 1e-2)}}},
+            "the arms are tuned with different numbers of points: clip 2, no clip 2, b2 3",
+        ),
+        (
+            {**TWO, "tuning": {"b2": {PEAK: (1e-3, 1e-2)}}},
+            "the arms are tuned with different numbers of points: clip 0, no clip 0, b2 2",
+        ),
+        (
+            {**TWO, "tuning": {"b2": {PEAK: Range(1e-3, 1e-2)}}, "search": "random", "tuning_trials": 5},
+            "the arms are tuned with different numbers of points: clip 0, no clip 0, b2 5",
+        ),
+    ],
+)
+def test_what_its_author_may_not_have_meant_is_said(fields, said):
+    assert doubts(**fields) == [said]
+
+
+def test_alike_arms_that_are_tuned_differently_are_not_alike():
+    tuning = {PEAK: (1e-3, 1e-2), "other": {"model.dropout": (0.0, 0.1)}}
+    assert doubts(variants={"clip": {}, "other": {}}, tuning=tuning, tuning_seeds=(100,)) == []
+
+
+def test_a_rest_of_a_step_is_no_different_number_of_tokens():
+    assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}) == []
+
+
+# What will be done
+
+
+def lines(**fields):
+    said = []
+    return preview.describe(small(**fields), said.append).splitlines(), said
+
+
+def test_a_plan_is_described(timed):
+    found, said = lines(variants={**WIDE, "peak": {PEAK: 1e-2}}, seeds=(0, 1, 2), lanes=2, **TWO)
+    assert said == ["timing a few steps of the baseline"]
+    assert [cfg.data.batch_size for cfg in timed] == [4]
+    flops = 768 * plan.cost(arms(small())["clip"]).flops_per_token
+    rows = {line.split()[0]: line.split()[1:6] for line in found[4:7]}
+    same = ["768", f"{flops:.3g}"]
+    assert rows == {"clip": ["3", "4", "12", *same], "wide": ["3", "4", "6", *same], "peak": ["3", "4", "12", *same]}
+    assert found[:3] == [
+        "Does clipping matter?",
+        "metric eval/loss, baseline 'clip', seeds 0, 1, 2",
+        "budget: 768 training tokens a trial",
+    ]
+    assert found[4].endswith(f"{flops:.3g}")
+    assert found[5].endswith("data.batch_size 4 -> 8; steps 12 -> 6")
+    assert found[6].endswith(f"{PEAK} 0.001 -> 0.01")
+    # 21 trials of as many FLOPs as 12 steps of the baseline, each a second
+    assert found[7] == "21 trials in 2 programs, as lanes of up to 2 where that is faster"
+    assert found[8].startswith(f"16,128 training tokens, {21 * flops:.3g} FLOPs, about 4.2 minutes here, ")
+    assert "at the baseline's 1e+03 ms a step" in found[8]
+
+
+def test_a_description_has_the_doubts(timed):
+    found, _ = lines(seeds=(0,), variants={"clip": {}, "idle": {}})
+    assert [line for line in found if line.startswith("doubt: ")] == [
+        "doubt: one seed: nothing can be concluded; give several",
+        "doubt: variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+    ]
+
+
+@pytest.mark.parametrize(("asked", "tried"), [(0, 3), (2, 2), (3, 3), (50, 3)])
+def test_a_grid_counts_the_points_that_it_has(timed, asked, tried):
+    found, _ = lines(tuning={PEAK: (1e-3, 3e-3, 1e-2)}, tuning_seeds=(100, 101), tuning_trials=asked)
+    assert found[4].split()[:3] == ["clip", "2", str(2 * tried)]
+
+
+def test_long_differences_are_cut(timed):
+    spec = {"chain": ("scale_by_learning_rate",), "scale_by_learning_rate": {"peak": 0.1}}
+    found, _ = lines(variants={"clip": {}, "sgd": {"optimizer": spec}})
+    assert found[5].endswith("...") and len(found[5]) < 200
+
+
+@pytest.mark.parametrize("search", ["grid", "random", "halton", "optuna"])
+def test_a_tuning_axis_that_is_no_field_is_told_before(timed, search):
+    wrong = {"tuning": {"optimizer.scale_by_adam.beta2": (0.9, 0.99)}, "tuning_seeds": (100,), "tuning_trials": 1}
+    with pytest.raises(ConfigError, match=r"variant 'clip'.*beta2"):
+        lines(search=search, **wrong)
+    assert not timed
+
+
+def test_a_stage_of_no_parameter_is_told_of_its_variant(timed):
+    variants = {"clip": {}, "odd": {"optimizer.add_decayed_weights.where": "zzz"}}
+    with pytest.raises(ConfigError, match=r"variant 'odd': where='zzz' matches no parameter"):
+        lines(variants=variants, budget={"steps": 3})
+
+
+def test_a_tuning_axis_over_the_batch_gives_each_trial_the_budget(timed):
+    found, _ = lines(variants={"clip": {}}, tuning={"data.batch_size": (2, 4, 8)}, tuning_seeds=(100,))
+    assert found[5].startswith("5 trials in 3 programs, ")
+    assert found[6].startswith(f"{5 * 768:,} training tokens, ")
+
+
+def test_what_optuna_will_try_is_counted(timed):
+    tuning = {"tuning": {PEAK: Range(1e-3, 1e-2)}, "tuning_seeds": (100, 101), "tuning_trials": 5, "search": "optuna"}
+    found, _ = lines(variants={"clip": {}}, **tuning)
+    assert found[4].split()[:3] == ["clip", "2", "10"]
+    assert found[5].startswith("12 trials in 1 programs")
