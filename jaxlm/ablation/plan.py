@@ -55,15 +55,19 @@ def flops_of(cfg: FrozenConfigDict) -> float:
 
 
 def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory) -> FrozenConfigDict:
-    """The config of an arm with the steps that the study's budget allows.
+    """The config of an arm with the steps that the study's budget allows, evaluated on as many windows as the baseline:
+    in other batches, as far as that divides, where neither the variant nor its point sets `eval.batches`.
 
     Raises:
       ConfigError: an override is wrong; names the variant. Or it sets the steps, which the budget decides.
       DataError: data is missing or broken.
     """
-    cfg = arm(study, variant, point)
+    cfg, baseline = arm(study, variant, point), arm(study, study.baseline)
+    if cfg.data.batch_size != baseline.data.batch_size and not windows(baseline) % cfg.data.batch_size:
+        if "eval.batches" not in {**study.variants[variant], **(point or {})}:
+            batches = windows(baseline) // cfg.data.batch_size
+            cfg = config.resolve(config.override(cfg, {"eval.batches": batches}))
     if study.budget != {}:
-        baseline = arm(study, study.baseline)
         if cfg.steps != baseline.steps:
             raise ConfigError(
                 f"variant {variant!r} sets steps={cfg.steps}, and the study's budget decides them; "
@@ -76,6 +80,11 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
     with naming(variant):
         chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
     return cfg
+
+
+def windows(cfg: FrozenConfigDict) -> int:
+    """Of held-out text, or rows of pairs, in an evaluation; 0: the whole split."""
+    return int(cfg.eval.batches * cfg.data.batch_size)
 
 
 def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:

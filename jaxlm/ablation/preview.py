@@ -12,8 +12,21 @@ from ml_collections import FrozenConfigDict
 from jaxlm import config, redact
 from jaxlm.ablation import lanes
 from jaxlm.ablation.memory import Memory
-from jaxlm.ablation.plan import Arm, budget, budgeted, changes, check, cost, flops_of, known_trials, like, tokens_of
+from jaxlm.ablation.plan import (
+    Arm,
+    budget,
+    budgeted,
+    changes,
+    check,
+    cost,
+    flops_of,
+    known_trials,
+    like,
+    tokens_of,
+    windows,
+)
 from jaxlm.ablation.study import Study
+from jaxlm.data import heldout
 from jaxlm.telemetry.text import aligned
 from jaxlm.training.prepare import prepare
 
@@ -42,10 +55,41 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
     if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())
         out.append(f"the arms see different numbers of training tokens: {listed}")
+    out += _texts(study, arms)
     points = {name: study.tries(name) for name in arms}
     if len(set(points.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in points.items())
         out.append(f"the arms are tuned with different numbers of points: {listed}")
+    return out
+
+
+def _texts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
+    """Where arms are evaluated on different text."""
+    if not study.metric.startswith("eval/"):
+        return []
+    out = []
+    parts = {name: (windows(cfg), cfg.model.context_length, cfg.data.tokenizer) for name, cfg in arms.items()}
+    if any(count for count, *_ in parts.values()) and len(set(parts.values())) > 1:
+        listed = "; ".join(
+            f"{name} {count or 'all'} windows of {length} tokens by {tokenizer!r}"
+            for name, (count, length, tokenizer) in parts.items()
+        )
+        out.append(
+            f"the arms are evaluated on different parts of the held-out text ({listed}): set eval.batches=0 in "
+            "overrides, to evaluate the whole split"
+        )
+    texts = {
+        name: {
+            "data.validation": data.validation,
+            "data.source": data.source if heldout.share(data.validation) else "",  # of which a share is held out
+            "data.format": data.format,
+        }
+        for name, data in ((name, cfg.data) for name, cfg in arms.items())
+    }
+    for field in ("data.validation", "data.source", "data.format"):
+        if len({one[field] for one in texts.values()}) > 1:
+            listed = ", ".join(f"{name} {one[field]!r}" for name, one in texts.items())
+            out.append(f"the arms are evaluated on different text, by {field} ({listed}): their {study.metric} differ")
     return out
 
 

@@ -62,6 +62,10 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 class Study:
     """A comparison: every variant with every seed, at an equal budget.
 
+    An arm of another `data.batch_size` than the baseline's gets the `eval.batches` that hold as many windows of
+    held-out text, which are then the same ones, unless it sets them or they don't divide. Where arms are evaluated on
+    different text nonetheless, a doubt says so; `overrides={"eval.batches": 0}` evaluates all on the whole split.
+
     Args:
       question: what the study answers.
       base: `configs/x.py[:arg]`, or a config.

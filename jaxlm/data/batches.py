@@ -204,7 +204,8 @@ def evaluation(
       tokens: [N] of an integer type.
       batch_size: B.
       context_length: T.
-      limit: give at most so many batches, evenly spaced over the split; 0 gives all.
+      limit: give at most so many batches, of windows evenly spaced over the split: as many windows are the same ones
+        whatever the batch size. 0 gives all.
       stride: from 1 to T; 0 is T, windows that don't overlap. The work grows by T / stride.
 
     Raises:
@@ -221,44 +222,49 @@ def evaluation(
     T, stride, plain = context_length, stride or context_length, np.asarray(tokens)
     rows = 1 + -(-max(len(tokens) - 1 - T, 0) // stride)
 
-    def batch(n: int) -> Batch:
-        first = n * batch_size * stride
-        span = (batch_size - 1) * stride + T + 1
+    def batch(places: np.ndarray) -> Batch:
+        starts = places * stride
+        where = starts[:, None] + np.arange(T + 1)
         mapped.check_unchanged(plain)
-        part = plain[first : first + span]
-        mapped.check_ids(plain, part[None], [first])
+        ids = plain[np.minimum(where, len(plain) - 1)]
+        mapped.check_ids(plain, ids, starts)
+        known = where[:, 1:] < len(plain)
+        weights = known.astype(np.float32)
+        weights[starts > 0, : T - stride] = 0  # counted in the window before, if there is one
+        return {
+            "inputs": np.where(known, ids[:, :-1], 0).astype(np.int32),
+            "targets": np.where(known, ids[:, 1:], 0).astype(np.int32),
+            "weights": weights,
+        }
 
-        def windows(values: np.ndarray | float, dtype: type) -> np.ndarray:
-            """[B, T + 1], filled with zeros."""
-            flat: np.ndarray = np.zeros(span, dtype)
-            flat[: len(part)] = values
-            return np.lib.stride_tricks.sliding_window_view(flat, T + 1)[::stride]
-
-        ids, known = windows(part, np.int32), windows(1.0, np.float32)[:, 1:]
-        weights = known.copy()
-        weights[1 if first == 0 else 0 :, : T - stride] = 0  # counted in the window before, if there is one
-        return {"inputs": ids[:, :-1] * known.astype(np.int32), "targets": ids[:, 1:].copy(), "weights": weights}
-
-    return Chosen(-(-rows // batch_size), limit, batch)
+    return Chosen(rows, batch_size, limit, batch)
 
 
 class Chosen(Sequence[Batch]):
-    """At most `limit` of so many batches, evenly spaced: the middles of equal parts; all of them if it is 0.
-    Each is made when it is asked for."""
+    """Rows as batches: of so many rows those of `limit` batches, evenly spaced, the middles of equal parts; or all, in
+    order, if it is 0 or they are fewer. Each batch is made when it is asked for.
 
-    def __init__(self, total: int, limit: int, make: Callable[[int], Batch]) -> None:
-        count = min(limit, total) if limit else total
-        self._numbers, self._make = [(2 * j + 1) * total // (2 * count) for j in range(count)], make
+    Args:
+      make: of places int64[B], a batch; a place that is `rows` or more has no row, and fills the last batch.
+    """
+
+    def __init__(self, rows: int, batch_size: int, limit: int, make: Callable[[np.ndarray], Batch]) -> None:
+        self._rows, self._batch_size, self._make = rows, batch_size, make
+        self._count = min(limit * batch_size or rows, rows)
 
     def __len__(self) -> int:
-        return len(self._numbers)
+        return -(-self._count // self._batch_size)
 
     @overload
     def __getitem__(self, n: int) -> Batch: ...
     @overload
     def __getitem__(self, n: slice) -> list[Batch]: ...
     def __getitem__(self, n: int | slice) -> Batch | list[Batch]:
-        return [self[i] for i in range(len(self))[n]] if isinstance(n, slice) else self._make(self._numbers[n])
+        if isinstance(n, slice):
+            return [self[i] for i in range(len(self))[n]]
+        numbers = range(len(self))[n] * self._batch_size + np.arange(self._batch_size)
+        places = (2 * numbers + 1) * self._rows // (2 * self._count)
+        return self._make(np.where(numbers < self._count, places, self._rows + numbers))
 
 
 @contextlib.contextmanager

@@ -63,7 +63,8 @@ def training(section: Section, data: Data, context_length: int, seed: int) -> tu
 def held_out(
     section: Section, tokenizer: Tokenizer, file: TokenFile, context_length: int, batch_size: int, limit: int = 0
 ) -> HeldOut:
-    """A split in order, each prediction once; at most `limit` batches, evenly spaced, where that is not 0.
+    """A split in order, each prediction once; at most `limit` batches, of rows evenly spaced, where that is
+    not 0. As many rows are the same ones whatever the batch size.
 
     Raises:
       DataError: as `training`.
@@ -73,11 +74,10 @@ def held_out(
         return HeldOut(batches, file.num_bytes / (file.num_tokens - 1))  # nothing is before the first
     rows = Examples(section, tokenizer, file, context_length)
 
-    def batch(n: int) -> Batch:
-        places = n * batch_size + np.arange(batch_size, dtype=np.uint64)
-        return rows.take(np.minimum(places, np.uint64(len(rows))))
+    def batch(places: np.ndarray) -> Batch:
+        return rows.take(np.minimum(places, len(rows)).astype(np.uint64))
 
-    return HeldOut(Chosen(-(-len(rows) // batch_size), limit, batch), rows.bytes_per_token(tokenizer))
+    return HeldOut(Chosen(len(rows), batch_size, limit, batch), rows.bytes_per_token(tokenizer))
 
 
 def pairs(tokenizer: Tokenizer, file: TokenFile) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -104,6 +104,15 @@ def test_a_budget_of_seconds_times_each_program_once(timed, tmp_path):
     assert len(timed) == 2
 
 
+def test_arms_of_other_batch_sizes_are_evaluated_on_as_many_windows():
+    """Which are the same ones then; else a batch size at which nothing is learned would be better than another."""
+    variants = {**WIDE, "odd": {"data.batch_size": 3}, "own": {"data.batch_size": 8, "eval.batches": 5}}
+    found = arms(small(variants=variants, eval__batches=4))
+    assert {name: cfg.eval.batches for name, cfg in found.items()} == {"clip": 4, "wide": 2, "odd": 4, "own": 5}
+    assert plan.budgeted(small(variants=WIDE), "clip", {"data.batch_size": 2}, Memory()).eval.batches == 4
+    assert {cfg.eval.batches for cfg in arms(small(variants=variants | {"own": {}}, eval__batches=0)).values()} == {0}
+
+
 def test_a_point_is_on_top_of_the_arm_and_pays_for_itself():
     cfg = plan.budgeted(small(variants=WIDE), "clip", {"data.batch_size": 2}, Memory())
     assert (cfg.data.batch_size, cfg.steps) == (2, 24)

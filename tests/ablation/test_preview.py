@@ -61,13 +61,41 @@ def test_what_its_author_may_not_have_meant_is_said(fields, said):
     assert doubts(**fields) == [said]
 
 
+@pytest.mark.parametrize(
+    ("change", "listed"),
+    [
+        ({"data.batch_size": 3}, "other 6 windows of 16 tokens by 'bytes'"),
+        ({"eval.batches": 0}, "other all windows of 16 tokens by 'bytes'"),
+        ({"model.context_length": 8}, "other 8 windows of 8 tokens by 'bytes'"),
+        ({"data.tokenizer": "chars"}, "other 8 windows of 16 tokens by 'chars'"),
+    ],
+)
+def test_arms_that_are_evaluated_on_different_parts_of_the_text_are_doubtful(change, listed):
+    variants = {"clip": {}, "other": change}
+    said = (
+        f"the arms are evaluated on different parts of the held-out text (clip 8 windows of 16 tokens by 'bytes'; "
+        f"{listed}): set eval.batches=0 in overrides, to evaluate the whole split"
+    )
+    assert said in doubts(variants=variants)
+    assert "the arms are evaluated" not in str(doubts(variants=variants, overrides={"eval.batches": 0}))
+    assert "the arms are evaluated" not in str(doubts(variants=variants, metric="train/loss"))
+
+
+def test_arms_that_are_evaluated_on_other_text_are_doubtful():
+    variants = {"clip": {}, "other": {"data.validation": "10%"}}
+    said = (
+        "the arms are evaluated on different text, by data.validation (clip '5%', other '10%'): their eval/loss differ"
+    )
+    assert said in doubts(variants=variants, overrides={"eval.batches": 0})
+
+
 def test_alike_arms_that_are_tuned_differently_are_not_alike():
     tuning = {PEAK: (1e-3, 1e-2), "other": {"model.dropout": (0.0, 0.1)}}
     assert doubts(variants={"clip": {}, "other": {}}, tuning=tuning, tuning_seeds=(100,)) == []
 
 
 def test_a_rest_of_a_step_is_no_different_number_of_tokens():
-    assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}) == []
+    assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}, eval__batches=5) == []
 
 
 # What will be done
@@ -92,7 +120,7 @@ def test_a_plan_is_described(timed):
         "budget: 768 training tokens a trial",
     ]
     assert found[4].endswith(f"{flops:.3g}")
-    assert found[5].endswith("data.batch_size 4 -> 8; steps 12 -> 6")
+    assert found[5].endswith("data.batch_size 4 -> 8; eval.batches 2 -> 1; steps 12 -> 6")
     assert found[6].endswith(f"{PEAK} 0.001 -> 0.01")
     # 21 trials of as many FLOPs as 12 steps of the baseline, each a second
     assert found[7] == "21 trials in 2 programs, as lanes of up to 2 where that is faster"

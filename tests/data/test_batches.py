@@ -186,10 +186,26 @@ def test_evaluation_limit_is_spread_over_the_split() -> None:
     every = evaluation(tokens, 2, 10)
     assert len(every) == 100
     some = evaluation(tokens, 2, 10, limit=4)
-    assert [int(batch["inputs"][0, 0]) // 20 for batch in some] == [12, 37, 62, 87]
+    assert [(batch["inputs"][:, 0] // 10).tolist() for batch in some] == [[12, 37], [62, 87], [112, 137], [162, 187]]
     assert len(evaluation(tokens, 2, 10, limit=1000)) == 100
     assert len(evaluation(tokens, 2, 10, limit=100)[1:3]) == 2
     np.testing.assert_array_equal(every[-1]["targets"], every[99]["targets"])
+
+
+@pytest.mark.parametrize("stride", [0, 3])
+def test_as_many_windows_are_the_same_ones_whatever_the_batch_size(stride: int) -> None:
+    """Else arms of a study that differ in the batch size would be judged on different text."""
+
+    def windows(batch_size: int, limit: int) -> dict[str, np.ndarray]:
+        batches = list(evaluation(np.arange(1003), batch_size, 10, limit, stride))
+        return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+    expected = windows(1, 24)
+    assert len(expected["inputs"]) == 24
+    for batch_size in (2, 3, 8, 24):
+        found = windows(batch_size, 24 // batch_size)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
 @pytest.mark.parametrize("size", [0, 1])

@@ -72,6 +72,17 @@ def test_an_example_is_prompt_completion_and_end_of_text(opened, pack):
         assert batch["weights"][2:].sum() == 0
 
 
+def test_as_many_rows_are_the_same_ones_whatever_the_batch_size(opened):
+    section, found = opened([(f"{i:02d}", "x") for i in range(30)])
+
+    def read(size):
+        batches = data.held_out(section, found.tokenizer, found.train, 12, size, 12 // size).batches
+        return [row for batch in batches for row in rows_of(batch)]
+
+    assert len(read(1)) == 12
+    assert read(3) == read(4) == read(12) == read(1)
+
+
 def test_the_loss_may_be_on_all(opened):
     section, found = opened([("ab", "cd")], loss_on="all")
     (batch,) = data.held_out(section, found.tokenizer, found.train, 6, 1).batches
