@@ -22,6 +22,11 @@ from jaxlm.errors import ConfigError, DataError, nearest
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
 SEARCHES = ("grid", "random", "halton", "optuna")
 
+# last parts of the names of metrics
+_HIGHER_IS_BETTER = frozenset(
+    ["accuracy", "accuracy_by_length", "exact_match", "f1", "macro_f1", "bleu", "chrf", "mfu", "tokens_per_second"]
+)
+
 
 def _is(*types: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, types)
@@ -73,9 +78,9 @@ class Study:
       variants: name -> how its config differs from the base's.
       seeds: of the compared trials. Each seed gives all variants the same initial parameters and the same data order.
       metric: a name of metrics.jsonl; its last value counts, after an early stop that where `early_stopping.metric` was
-        best.
+        best. "-name", as for an accuracy: higher is better; the study then holds the name, and `lower_is_better` False.
       overrides: of the base, for all variants.
-      lower_is_better: False for an accuracy.
+      lower_is_better: of the metric.
       budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and
         backward passes, {"seconds": n} or {"joules": n} by what a step takes here. None: the tokens of the baseline's
         `steps`. {}: each variant has its own `steps`.
@@ -109,6 +114,13 @@ class Study:
         for name, (fits, expected) in _FIELDS.items():
             if not fits(value := getattr(self, name)):
                 raise ConfigError(f"{name} is {value!r}; expected {expected}")
+        if self.metric.startswith("-"):
+            object.__setattr__(self, "metric", self.metric.removeprefix("-"))
+            object.__setattr__(self, "lower_is_better", False)
+        if self.lower_is_better and self.metric.rpartition("/")[2] in _HIGHER_IS_BETTER:
+            raise ConfigError(
+                f"metric is {self.metric!r}, of which lower would count as better; write metric={'-' + self.metric!r}"
+            )
         for name, overrides in self.variants.items():
             if not isinstance(name, str) or not name:
                 raise ConfigError(f"variant {name!r}: expected a name, a string such as {str(name) or 'smaller'!r}")

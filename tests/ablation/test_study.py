@@ -1,5 +1,6 @@
 """What a study compares: its variants, its points, its trials' addresses, and what it refuses."""
 
+import dataclasses
 import math
 import os
 import re
@@ -23,6 +24,25 @@ from tests.tiny import tiny
 
 B2 = "optimizer.scale_by_adam.b2"
 TUNED = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (100,)}
+
+# Metrics
+
+
+def test_a_metric_with_a_minus_is_to_rise():
+    """As in checkpoint.best and early_stopping.metric."""
+    made = small(metric="-eval/accuracy")
+    assert (made.metric, made.lower_is_better) == ("eval/accuracy", False)
+    assert (small().metric, small().lower_is_better) == ("eval/loss", True)
+    again = dataclasses.replace(made, question="And again?")
+    assert (again.metric, again.lower_is_better) == ("eval/accuracy", False)
+    assert small(metric="eval/accuracy", lower_is_better=False).metric == "eval/accuracy"
+
+
+@pytest.mark.parametrize("metric", ["train/accuracy", "eval/generate/exact_match", "throughput/mfu"])
+def test_a_metric_that_would_silently_be_minimised_is_refused(metric):
+    with pytest.raises(ConfigError, match=f"metric is '{metric}', .*write metric='-{metric}'"):
+        small(metric=metric)
+
 
 # Overrides
 
