@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json
 from jaxlm.ablation import functions
-from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size
+from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size, spread
 from jaxlm.errors import ConfigError, DataError, nearest
 
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
@@ -180,16 +180,14 @@ class Study:
     def points(self, variant: str) -> list[Overrides]:
         """What an arm tries, as far as it is known before: nothing of what Optuna will propose.
 
-        Of a grid all points, or `tuning_trials` of them, evenly spaced.
+        Of a grid all points, or `tuning_trials` of them, see `variants.spread`.
         """
         axes = self.axes(variant)
         if not axes or self.search == "optuna":
             return []
         if self.search != "grid":
             return sampled(axes, self.tuning_trials, self.search)
-        points = combinations(axes)
-        count = min(self.tuning_trials or len(points), len(points))
-        return [points[(2 * i + 1) * len(points) // (2 * count)] for i in range(count)]
+        return spread(axes, self.tuning_trials) if self.tuning_trials else combinations(axes)
 
     def tries(self, variant: str) -> int:
         """How many points an arm tries."""

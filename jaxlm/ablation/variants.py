@@ -67,6 +67,35 @@ def combinations(axes: Axes) -> list[Overrides]:
     return [dict(zip(axes, values)) for values in itertools.product(*_distinct(axes).values())]
 
 
+def spread(axes: Axes, count: int) -> list[Overrides]:
+    """So many combinations of the values of axes, or all, in which each axis takes as many of its values as it can, and
+    as evenly: a Latin hypercube (McKay et al. 1979) over the values. Of one axis they are evenly spaced.
+
+    Where two points of the hypercube are one combination, that of the values that are used least takes the place.
+
+    Raises:
+      ConfigError: an axis is a `Range`.
+    """
+    points = combinations(axes)
+    sizes = [len(values) for values in _distinct(axes).values()]
+    if count >= len(points):
+        return points
+    generator = np.random.default_rng(0)
+    orders = [np.arange(count), *(generator.permutation(count) for _ in sizes[1:])]
+    chosen = {
+        tuple((2 * int(place) + 1) * size // (2 * count) for place, size in zip(places, sizes))
+        for places in zip(*orders)
+    }
+    rows = list(itertools.product(*map(range, sizes)))
+    while len(chosen) < count:
+        uses = [Counter(values) for values in zip(*chosen)]
+        shares = {
+            row: sum(use[i] * size for use, i, size in zip(uses, row, sizes)) for row in rows if row not in chosen
+        }
+        chosen.add(min(shares, key=shares.__getitem__))
+    return [point for point, row in zip(points, rows) if row in chosen]
+
+
 def crossing(axes: Axes) -> list[Overrides]:
     """Points along one axis after the other, from the first values of all: each value once, and one of a `Range`."""
     values = {path: [of.at(0.5)] if isinstance(of, Range) else of for path, of in _distinct(axes).items()}

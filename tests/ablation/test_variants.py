@@ -1,5 +1,6 @@
 """Values to try: axes, their points, and the variants made of them."""
 
+import collections
 import math
 import re
 
@@ -158,3 +159,22 @@ def test_fewer_points_are_the_first_of_more(make):
 def test_text_is_no_sequence_of_values(make):
     with pytest.raises(ConfigError, match="axis 'model.dtype' is 'float32'; expected a sequence of values"):
         make({"model.dtype": "float32"})
+
+
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 130))
+def test_a_part_of_a_grid_has_values_of_every_axis(sizes, count):
+    """Evenly spaced points of the product left a whole axis at one value: 4 of 4 peaks x 4 b2 all had one b2."""
+    axes = {f"axis{k}": [k + 10 * i for i in range(size)] for k, size in enumerate(sizes)}
+    points = variants.spread(axes, count)
+    assert len(points) == min(count, math.prod(sizes))
+    assert [point for point in variants.combinations(axes) if point in points] == points
+    for path, values in axes.items():
+        assert len({point[path] for point in points}) == min(count, len(values))
+
+
+@pytest.mark.parametrize(("sizes", "count"), [((4, 4), 4), ((4, 4), 8), ((4, 4), 15), ((2, 3, 4), 12)])
+def test_a_part_of_a_grid_takes_values_evenly(sizes, count):
+    points = variants.spread({f"axis{k}": range(size) for k, size in enumerate(sizes)}, count)
+    for values in zip(*(point.values() for point in points)):
+        uses = collections.Counter(values).values()
+        assert max(uses) - min(uses) <= 2
