@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ml_collections import FrozenConfigDict
 
 from jaxlm import files
-from jaxlm.ablation.study import Trial
+from jaxlm.ablation.study import Trial, trial
 from jaxlm.errors import DataError
+
+Over = Callable[[str], bool]
 
 
 class Memory:
     """What a study must not decide twice, kept in its directory: the lanes of each program, the seconds and joules of a
-    step, all measured, and which trials it had when it last ran. Where an arm is tuned, the point at which it will be
-    compared isn't known before: its trials are noted as they would be without one.
+    step, all measured, which trials it had when it last ran, and the designs under which results were seen. Where an
+    arm is tuned, the point at which it will be compared isn't known before: its trials are noted as they would be
+    without one.
 
     Raises:
       DataError: the file is damaged.
@@ -25,16 +32,18 @@ class Memory:
         self.lanes: dict[str, int] = {}
         self.steps: dict[str, dict[str, float]] = {"seconds": {}, "joules": {}}
         self._trials: dict[str, str] = {}
+        self._designs: list[dict[str, Any]] = []
         if path is not None and path.exists():
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
                 self.lanes, self.steps, self._trials = read["lanes"], read["steps"], read["trials"]
+                self._designs = read.get("designs", [])  # which earlier versions did not keep
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is damaged: {error!r}; delete it, and its numbers are taken anew") from error
 
     def write(self) -> None:
         if self._path is not None:
-            value = {"lanes": self.lanes, "steps": self.steps, "trials": self._trials}
+            value = {"lanes": self.lanes, "steps": self.steps, "trials": self._trials, "designs": self._designs}
             with files.atomic(self._path) as file:
                 file.write(json.dumps(value, indent=1).encode())
 
@@ -50,6 +59,56 @@ class Memory:
         kept = f", {len(gone)} are no longer looked at but keep their directories ({_few(gone)})" if gone else ""
         added = f" ({_few(new)})" if new else ""
         return [f"the study was edited: {len(now) - len(new)} trials stay, {len(new)} are new{added}{kept}"]
+
+    def design(
+        self, arms: Mapping[str, FrozenConfigDict], seeds: Sequence[int], trials: Sequence[Trial], over: Over
+    ) -> list[str]:
+        """Takes down what is compared now; what of it was changed after results were seen, as lines to say.
+
+        An earlier design counts if one of its trials was over when it was changed, and if it shares an arm with this
+        one: else this one's results are new.
+
+        Args:
+          arms: variant -> its config, at its tuned point.
+          trials: those that are compared.
+          over: whether the trial of an address is over.
+        """
+        if self._designs and (waiting := self._designs[-1]["trials"]):
+            if any(map(over, waiting)):
+                self._designs[-1]["trials"] = []  # it is seen, whatever becomes of their directories
+            else:
+                self._designs.pop()
+        variants = {name: trial(cfg, name, 0).address for name, cfg in arms.items()}
+        now = {"variants": variants, "seeds": list(seeds)}
+        if not self._designs or self._designs[-1] | now != self._designs[-1]:
+            self._designs.append(now | {"trials": [one.address for one in trials]})
+        self.write()
+        same = set(variants.values())
+        related = [one for one in self._designs if same & set(one["variants"].values())]
+        return _changed_seeds(related) + _dropped(related)
+
+
+def _changed_seeds(designs: Sequence[Mapping[str, Any]]) -> list[str]:
+    seeds = [tuple(one) for one, _ in itertools.groupby(one["seeds"] for one in designs)]
+    if len(seeds) == 1:
+        return []
+    what = "added" if all(set(a) < set(b) for a, b in itertools.pairwise(seeds)) else "changed"
+    listed = ", then ".join(map(str, seeds))
+    return [f"seeds were {what} after results were seen: {listed}; the intervals do not account for it"]
+
+
+def _dropped(designs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The variants that the last design has under no name."""
+    now = designs[-1]["variants"]
+    gone = [
+        name
+        for one in designs
+        for name, address in one["variants"].items()
+        if name not in now and address not in now.values()
+    ]
+    listed = ", ".join(dict.fromkeys(gone))
+    said = f"variants were dropped after results were seen: {listed}; the correction for several does not count them"
+    return [said] if gone else []
 
 
 def _few(titles: Sequence[str]) -> str:

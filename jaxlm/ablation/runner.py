@@ -28,6 +28,9 @@ from jaxlm.training import lock
 from jaxlm.training.prepare import Prepared, prepare
 from jaxlm.training.signals import Signals
 
+TRIALS = "trials"
+"""In a study's directory: the run directories of its trials."""
+
 
 class Stopped(JaxlmError):
     """A signal asked to stop; what was trained is saved."""
@@ -94,9 +97,12 @@ def run(
         for line in chosen.warnings:
             say(f"warning: {line}")
         trials = plan.compared_trials(study, arm, chosen.points)
-        outcomes = [*chosen.outcomes, *train_all(trials)]
-        warnings += chosen.warnings
         arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
+        changed = memory.design(arms, study.seeds, trials, lambda address: findings.over(workdir / TRIALS / address))
+        for line in changed:
+            say(f"warning: {line}")
+        outcomes = [*chosen.outcomes, *train_all(trials)]
+        warnings += [*chosen.warnings, *changed]
         found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
         written = report.write(found, workdir)
     say(found.verdict)
@@ -168,7 +174,7 @@ def _tokens(prepared: Prepared) -> dict[str, str]:
 
 def folder(workdir: Path, trial: Trial) -> Path:
     """The run directory of a trial."""
-    return workdir / "trials" / trial.address
+    return workdir / TRIALS / trial.address
 
 
 def grouped(

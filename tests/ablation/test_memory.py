@@ -56,3 +56,39 @@ def test_an_edited_study_says_which_trials_stay_are_new_and_are_gone(tmp_path):
         "keep their directories (clip seed=0, clip seed=1)"
     ]
     assert edited(variants={"clip": {PEAK: 0.5}}) == []
+
+
+def designed(tmp_path, *, over, seeds=(0, 1), **fields):
+    made = small(seeds=seeds, **fields)
+    return Memory(tmp_path / "study.json").design(arms(made), seeds, trials(seeds, **fields), lambda address: over)
+
+
+def test_a_design_counts_once_one_of_its_trials_is_over(tmp_path):
+    assert designed(tmp_path, over=False) == []
+    assert designed(tmp_path, over=False, seeds=(0, 1, 2)) == []  # the first was seen by nobody
+    said = "seeds were added after results were seen: (0, 1, 2), then (0, 1, 2, 3); the intervals do not account for it"
+    for over in (True, True, False):  # nor do directories that are gone undo it
+        assert designed(tmp_path, over=over, seeds=(0, 1, 2, 3)) == [said]
+
+
+def test_other_seeds_and_dropped_variants_are_told(tmp_path):
+    assert designed(tmp_path, over=True) == []
+    (line,) = designed(tmp_path, over=True, seeds=(5,))
+    assert line.startswith("seeds were changed after results were seen: (0, 1), then (5,);")
+    renamed = {"clip": {}, "beta": {"optimizer.scale_by_adam.b2": 0.9}}
+    assert designed(tmp_path, over=True, seeds=(5,), variants=renamed)[1:] == [
+        "variants were dropped after results were seen: no clip; the correction for several does not count them"
+    ]
+
+
+def test_a_design_that_shares_no_arm_has_new_results(tmp_path):
+    """As a first try of a few steps in the same directory."""
+    assert designed(tmp_path, over=True, seeds=(0,), steps=2) == []
+    assert designed(tmp_path, over=True, seeds=(0, 1, 2)) == []
+
+
+def test_a_memory_of_earlier_versions_is_read(tmp_path):
+    path = tmp_path / "study.json"
+    path.write_text('{"lanes": {"a": 4}, "steps": {"seconds": {}, "joules": {}}, "trials": {}}')
+    assert Memory(path).lanes == {"a": 4}
+    assert designed(tmp_path, over=True) == []

@@ -128,7 +128,25 @@ def test_an_edited_study_keeps_the_trials_that_it_still_has(tmp_path, capsys):
     found = runner.run(small(steps=4, seeds=(0,), variants=variants), tmp_path, execute=execute)
     assert trained == ["b1 seed=0"]
     assert "2 trials stay, 1 are new (b1 seed=0), 1 are no longer looked at" in capsys.readouterr().err
-    assert not found.warnings[1:] and "one seed" in found.warnings[0]  # "was edited" holds of this call alone
+    assert "one seed" in found.warnings[0] and "was edited" not in str(found.warnings)  # which holds of this call alone
+
+
+def test_what_was_changed_after_results_were_seen_is_in_the_report(tmp_path):
+    """Adding seeds until p < 0.05 finds a difference in a fifth of studies where there is none."""
+    b2 = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}, "b1": {"optimizer.scale_by_adam.b1": 0.8}}
+    steps = {"steps": 2, "lanes": 1}
+    first = runner.run(small(variants=b2, seeds=(0, 1), **steps), tmp_path)
+    assert "results were seen" not in str(first.warnings)
+    del b2["b1"]
+    found = runner.run(small(variants=b2, seeds=(0, 1, 2), **steps), tmp_path)
+    assert found.warnings == (
+        "seeds were added after results were seen: (0, 1), then (0, 1, 2); the intervals do not account for it",
+        "variants were dropped after results were seen: b1; the correction for several does not count them",
+    )
+    report = (tmp_path / "report.md").read_bytes()
+    assert b"(0, 1), then (0, 1, 2)" in report
+    runner.run(small(variants=b2, seeds=(0, 1, 2), **steps), tmp_path)
+    assert (tmp_path / "report.md").read_bytes() == report
 
 
 @pytest.mark.parametrize("tuned", [False, True])
