@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from jaxlm import config, config_json, redact
 from jaxlm.ablation import lanes
 from jaxlm.ablation.memory import Memory
-from jaxlm.ablation.study import Study, Trial, arm, naming, trial, with_fields
+from jaxlm.ablation.study import Study, Trial, arm, essential, naming, trial, with_fields
 from jaxlm.ablation.variants import Overrides, crossing
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
@@ -94,7 +94,7 @@ def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
     if kind not in memory.steps:
         return cost(cfg).tokens_per_step * (cost(cfg).flops_per_token if kind == "flops" else 1.0)
     prepared, known = prepare(cfg), memory.steps[kind]
-    digest = lanes.digest(lanes.shared(prepared.config))
+    digest = lanes.digest(lanes.shared(essential(prepared.config)))
     if digest not in known:
         known[digest] = lanes.seconds_per_step([prepared], 0) if kind == "seconds" else lanes.joules_per_step(prepared)
         memory.write()
@@ -139,7 +139,7 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
     first: dict[str, Trial] = {}
     for one in trials:
         other = first.setdefault(one.address, one)
-        if changed := config.differences(other.config, one.config):
+        if changed := config.differences(essential(other.config), essential(one.config)):
             raise ConfigError(
                 f"{other.title} and {one.title} differ only in functions that look alike, in {', '.join(changed)}: "
                 "one run would serve both; give the functions names of their own, or arguments in the config"

@@ -25,7 +25,7 @@ from jaxlm.ablation.plan import (
     tokens_of,
     windows,
 )
-from jaxlm.ablation.study import Study
+from jaxlm.ablation.study import Study, essential
 from jaxlm.data import heldout
 from jaxlm.telemetry.text import aligned
 from jaxlm.training.prepare import prepare
@@ -43,14 +43,16 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
     same = [
         (one, other)
         for one, other in itertools.combinations(arms, 2)
-        if not config.differences(arms[one], arms[other]) and study.axes(one) == study.axes(other)
+        if not config.differences(essential(arms[one]), essential(arms[other])) and study.axes(one) == study.axes(other)
     ]
     for one, other in same:
+        fields = ", ".join(config.differences(arms[one], arms[other]))
+        but = f" but {fields}, on which no result depends" if fields else ""
         if study.baseline in (one, other):
             variant = other if one == study.baseline else one
-            out.append(f"variant {variant!r} changes nothing: its config is that of the baseline {study.baseline!r}")
+            out.append(f"variant {variant!r} changes nothing{but}: its run is that of the baseline {study.baseline!r}")
         else:
-            out.append(f"variants {one!r} and {other!r} are alike: one run serves both")
+            out.append(f"variants {one!r} and {other!r} are alike{but}: one run serves both")
     tokens = {name: tokens_of(cfg) for name, cfg in arms.items()}
     if max(tokens.values()) - min(tokens.values()) > max(cost(cfg).tokens_per_step for cfg in arms.values()):
         listed = ", ".join(f"{name} {count:,}" for name, count in tokens.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import math
 import numbers
@@ -209,8 +210,9 @@ class Trial(NamedTuple):
 
     @property
     def address(self) -> str:
-        """The hash of its resolved config and of its functions: a study that runs again finds by it what was run."""
-        return hashlib.sha256((config_json.to_json(self.config) + self.code).encode()).hexdigest()[:16]
+        """The hash of its resolved config, as far as results depend on it, and of its functions: a study that runs
+        again finds by it what was run."""
+        return hashlib.sha256((config_json.to_json(essential(self.config)) + self.code).encode()).hexdigest()[:16]
 
     @property
     def title(self) -> str:
@@ -285,6 +287,17 @@ def _edited(edit: Callable[[dict[str, Any]], Any], spec: dict[str, Any]) -> Any:
         return edit(spec)
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise ConfigError(f"its edit of the optimizer raised {type(error).__name__}: {error}") from error
+
+
+@functools.lru_cache(maxsize=4096)
+def essential(cfg: FrozenConfigDict) -> FrozenConfigDict:
+    """A resolved config, where fields on which no result depends are the defaults: how a run is shown, and what it
+    saves, unless it goes back to what it saved."""
+    fields = ["log.progress", "log.writers", "log.profile", "log.carbon_intensity", "data.cache_dir"]
+    if not cfg.divergence.rollback_z:
+        fields += ["checkpoint.every", "checkpoint.keep", "checkpoint.max_failures"]
+    usual = config.flat(config.default())
+    return config.resolve(config.override(cfg, {path: usual[path] for path in fields}))
 
 
 def trial(

@@ -113,6 +113,18 @@ def test_arms_of_other_batch_sizes_are_evaluated_on_as_many_windows():
     assert {cfg.eval.batches for cfg in arms(small(variants=variants | {"own": {}}, eval__batches=0)).values()} == {0}
 
 
+def test_what_no_result_depends_on_is_not_timed_anew(timed):
+    """Else it would change the steps, and with them every trial."""
+    memory = Memory()
+    for overrides in ({}, {"log.progress": True, "checkpoint.every": 1}):
+        arms(small(variants={"clip": {}}, budget={"seconds": 30}, overrides=overrides), memory)
+    assert len(timed) == 1
+
+
+def test_variants_that_differ_in_what_no_result_depends_on_share_a_trial():
+    checked(variants={"clip": {}, "idle": {"log.profile": 2}})
+
+
 def test_a_point_is_on_top_of_the_arm_and_pays_for_itself():
     cfg = plan.budgeted(small(variants=WIDE), "clip", {"data.batch_size": 2}, Memory())
     assert (cfg.data.batch_size, cfg.steps) == (2, 24)

@@ -29,11 +29,16 @@ def test_a_good_plan_has_no_doubts():
         ({"seeds": (3,)}, "one seed: nothing can be concluded; give several"),
         (
             {"variants": {"clip": {}, "idle": {"optimizer.scale_by_adam.b2": 0.95}}},
-            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+            "variant 'idle' changes nothing: its run is that of the baseline 'clip'",
         ),
         (
             {"variants": {"idle": {}, "clip": {}}},
-            "variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+            "variant 'idle' changes nothing: its run is that of the baseline 'clip'",
+        ),
+        (
+            {"variants": {"clip": {}, "idle": {"log.profile": 2, "checkpoint.every": 1}}},
+            "variant 'idle' changes nothing but checkpoint.every, log.profile, on which no result depends: its run is "
+            "that of the baseline 'clip'",
         ),
         (
             {"variants": {"clip": {}, "a": {PEAK: 0.01}, "b": {PEAK: "1e-2"}}},
@@ -132,7 +137,7 @@ def test_a_description_has_the_doubts(timed):
     found, _ = lines(seeds=(0,), variants={"clip": {}, "idle": {}})
     assert [line for line in found if line.startswith("doubt: ")] == [
         "doubt: one seed: nothing can be concluded; give several",
-        "doubt: variant 'idle' changes nothing: its config is that of the baseline 'clip'",
+        "doubt: variant 'idle' changes nothing: its run is that of the baseline 'clip'",
     ]
 
 

@@ -12,6 +12,7 @@ import time
 import pytest
 
 from jaxlm import optim
+from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation import runner
 from jaxlm.ablation.memory import Memory
 from jaxlm.errors import ConfigError, DataError
@@ -161,6 +162,23 @@ def test_an_edit_is_told_before_anything_is_trained(tmp_path, capsys, tuned):
             runner.run(made, tmp_path, execute=execute)
     new = "4 trials stay, 4 are new (b2 peak=0.001 seed=7" if tuned else "2 trials stay, 2 are new (b2 seed=0"
     assert f"the study was edited: {new}" in capsys.readouterr().err
+
+
+def test_a_trial_that_was_broken_off_goes_on_under_settings_that_change_no_result(tmp_path, monkeypatch):
+    go = side_by_side.loop.go
+
+    def stopped(runs, steps, signals):
+        signals.caught = signal.SIGTERM
+        return go(runs, steps, signals)
+
+    fields = {"variants": {"clip": {}}, "seeds": (0,)}
+    with monkeypatch.context() as patch, pytest.raises(runner.Stopped):
+        patch.setattr(side_by_side.loop, "go", stopped)
+        runner.run(small(**fields), tmp_path)
+    assert len(list(tmp_path.glob("trials/*/checkpoints/*"))) > 0
+    settings = {"log.progress": True, "log.writers": ("jsonl", "tensorboard"), "checkpoint.every": 3}
+    found = runner.run(small(**fields, overrides=settings), tmp_path)
+    assert [one.status for one in found.outcomes] == ["done"] and len(list(tmp_path.glob("trials/*"))) == 1
 
 
 def test_variants_that_are_alike_share_a_run(tmp_path, capsys):

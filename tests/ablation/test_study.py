@@ -139,8 +139,26 @@ def small_of(base, **fields):
 # Addresses
 
 
+HARMLESS = {"log.progress": True, "log.writers": ("jsonl", "tensorboard"), "log.profile": 2, "data.cache_dir": "/cache"}
+SAVES = {"checkpoint.every": 3, "checkpoint.keep": 7, "checkpoint.max_failures": 9}
+
+
 def address(seed=0, variant="clip", point=None, **changes):
     return study.trial(study.arm(small(**changes), "clip"), variant, seed, point).address
+
+
+def test_what_no_result_depends_on_makes_no_other_trial():
+    """Else a study without a progress bar would train all of its trials again."""
+    for field, value in {**HARMLESS, **SAVES, "log.carbon_intensity": "FRA"}.items():
+        assert address(overrides={field: value}) == address(), field
+    for field, value in {"log.every": 3, "log.groups": True, "eval.every": 3, "checkpoint.best": "", PEAK: 0.1}.items():
+        assert address(overrides={field: value}) != address(), field
+
+
+def test_a_run_that_goes_back_to_its_checkpoints_depends_on_them():
+    for field, value in SAVES.items():
+        back = {"divergence.rollback_z": 5.0}
+        assert address(overrides={**back, field: value}) != address(overrides=back), field
 
 
 def test_the_address_of_a_trial_is_its_configs():
