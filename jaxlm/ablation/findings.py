@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from jaxlm import redact
-from jaxlm.ablation import stats
+from jaxlm.ablation import scoring, stats
 from jaxlm.ablation.figures import number, places
 from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
@@ -21,7 +21,7 @@ from jaxlm.ablation.variants import Overrides
 from jaxlm.errors import ConfigError, DataError, nearest
 from jaxlm.telemetry import writers
 from jaxlm.telemetry.energy import JOULES_PER_KWH
-from jaxlm.training import position, rundir
+from jaxlm.training import rundir
 
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, on what tokens, and how many runs shared its calls."""
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     point: Mapping[str, Any]  # {config field: value} of the tuning axes; empty where nothing is tuned
     tuning: bool  # a trial that chose the point, on a seed of its own, not one that is compared
     status: str  # of its status.json: "done", "stopped early", "diverged", ...; "" where it has not begun
-    value: float  # the study's metric at the end; nan where the run diverged or is not over
+    value: float  # the study's metric, as its rule scores it; nan where the run diverged or is not over
     curve: Curve
     tokens: int  # training tokens seen
     flops: float
@@ -82,6 +82,7 @@ class Findings(NamedTuple):
     warnings: Sequence[str]
     verdict: str  # the answer, in a sentence or two
     command: str  # that runs it again
+    score: str = scoring.words("")  # the rule by which all trials are scored
 
 
 def over(folder: Path) -> bool:
@@ -90,11 +91,11 @@ def over(folder: Path) -> bool:
     return found is not None and found.status in OVER
 
 
-def read(trial: Trial, folder: Path, metric: str) -> Outcome:
-    """What a trial gave: the last value of a metric; after an early stop that where `early_stopping.metric` was best.
+def read(trial: Trial, folder: Path, metric: str, watched: str = "") -> Outcome:
+    """What a trial gave.
 
-    The metric's own best would flatter such a run beside those that went on. `min_delta`, which decides when it stops,
-    has no part in it.
+    Args:
+      watched: the study's rule, see `scoring`: its metric's last value counts, or that where this metric was best.
 
     Raises:
       ConfigError: it is over, and its rows have no such metric.
@@ -124,14 +125,8 @@ def read(trial: Trial, folder: Path, metric: str) -> Outcome:
     tokens = steps * own.tokens_per_step
     gaps = np.array([row.get("eval/gap", math.nan) for row in found], np.float64)
     value = gap = math.nan
-    at = len(found) - 1
-    if ended == "stopped early":
-        watched = trial.config.early_stopping.metric
-        seen = [row for row in rows if watched.removeprefix("-") in row]
-        lowest = [(position.lowest(row, watched, "early_stopping.metric"), row["step"]) for row in seen]
-        if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
-            at = max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     if ended in ("done", "stopped early"):
+        at = scoring.place(rows, steps, watched)
         value, gap = float(values[at]), float(gaps[at])
     return Outcome(
         trial=trial.address,
@@ -213,12 +208,14 @@ def gather(
     *,
     name: str,
     command: str,
+    watched: str = "",
 ) -> Findings:
     """What the outcomes of a study say together.
 
     Args:
       arms: variant -> its config, at its tuned point.
       points: variant -> that point.
+      watched: by which the outcomes were read.
     """
     values: dict[str, dict[int, float]] = {variant: {} for variant in study.variants}
     for outcome in outcomes:
@@ -242,6 +239,7 @@ def gather(
         warnings=tuple(map(redact.text, warnings)),
         verdict=verdict(study, comparisons, values),
         command=command,
+        score=scoring.words(watched),
     )
 
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import files, redact
-from jaxlm.ablation import findings, plan, preview, report, tuning
+from jaxlm.ablation import findings, plan, preview, report, scoring, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.memory import Memory
@@ -82,13 +82,14 @@ def run(
         memory = Memory(workdir / "study.json")
 
         def train_all(trials: Sequence[Trial]) -> list[Outcome]:
-            return train(trials, workdir, memory, signals, study.metric, lanes=study.lanes, execute=execute)
+            return train(trials, workdir, memory, signals, study.metric, watched, lanes=study.lanes, execute=execute)
 
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
 
         warnings = preview.doubts(study, {variant: arm(variant) for variant in study.variants})
         known = plan.known_trials(study, arm)
+        watched = scoring.watched(known, study.baseline)
         plan.check(study, arm, known)
         edited = memory.note(known)
         for line in [*warnings, *edited]:  # the report, which a second call writes too, has no word of an edit
@@ -103,7 +104,9 @@ def run(
             say(f"warning: {line}")
         outcomes = [*chosen.outcomes, *train_all(trials)]
         warnings += [*chosen.warnings, *changed]
-        found = findings.gather(study, arms, chosen.points, outcomes, warnings, name=name, command=command)
+        found = findings.gather(
+            study, arms, chosen.points, outcomes, warnings, name=name, command=command, watched=watched
+        )
         written = report.write(found, workdir)
     say(found.verdict)
     say(f"report: {', '.join(str(path) for path in written if path.suffix in ('.md', '.html'))}")
@@ -116,6 +119,7 @@ def train(
     memory: Memory,
     signals: Signals,
     metric: str,
+    watched: str = "",
     *,
     lanes: int = 0,
     execute: Execute | None = None,
@@ -124,6 +128,7 @@ def train(
 
     Args:
       workdir: each trial has its `folder` there.
+      watched: see `scoring`.
       lanes: runs at once; 0: as many as are fastest, see `grouped`.
 
     Raises:
@@ -139,7 +144,7 @@ def train(
         with Board(len(waiting), steps, metric) as board:
             groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
             (execute or local)(groups, workdir, board, signals)
-    return [findings.read(one, folder(workdir, one), metric) for one in trials]
+    return [findings.read(one, folder(workdir, one), metric, watched) for one in trials]
 
 
 def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:

@@ -78,8 +78,9 @@ class Study:
       baseline: the variant that the others are compared with.
       variants: name -> how its config differs from the base's.
       seeds: of the compared trials. Each seed gives all variants the same initial parameters and the same data order.
-      metric: a name of metrics.jsonl; its last value counts, after an early stop that where `early_stopping.metric` was
-        best. "-name", as for an accuracy: higher is better; the study then holds the name, and `lower_is_better` False.
+      metric: a name of metrics.jsonl; its last value counts. Where an arm may stop early, that where its
+        `early_stopping.metric` was best, in all trials alike. "-name", as for an accuracy: higher is better; the study
+        then holds the name, and `lower_is_better` False.
       overrides: of the base, for all variants.
       lower_is_better: of the metric.
       budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and

@@ -92,7 +92,10 @@ def words(findings: Findings) -> dict[str, Any]:
     """The facts, what the plots show, and notes on the statistics."""
     figure = functools.partial(figures.number, places=places(findings))
     noise, direction = findings.noise, "lower" if findings.lower_is_better else "higher"
-    facts = [f"Metric: {findings.metric}, {direction} is better.", f"Budget: {findings.budget}."]
+    facts = [
+        f"Metric: {findings.metric}, {direction} is better; score: {findings.score}.",
+        f"Budget: {findings.budget}.",
+    ]
     if noise:
         facts.append(
             f"Baseline (“{findings.baseline}”): {figure(noise.mean)} ± {figure(noise.deviation)} "

@@ -85,39 +85,43 @@ def test_a_row_that_is_not_due_is_not_missed(run):
 
 
 @pytest.mark.parametrize(
-    ("status", "values", "value"),
+    ("status", "values", "value", "best"),
     [
-        ("done", [3.0, 2.0, 2.5], 2.5),
-        ("done", [3.0, 2.0, "nan"], NAN),
-        ("done", [3.0, 2.0, "inf"], NAN),
-        ("stopped early", [3.0, 2.0, 2.5], 2.0),
-        ("stopped early", [3.0, 2.0, 1.999], 1.999),  # below min_delta
-        ("stopped early", ["nan", 2.0, "inf"], 2.0),
-        ("stopped early", ["-inf", 2.0, "inf", "nan"], 2.0),
-        ("stopped early", ["nan", "nan"], NAN),
-        *((status, [3.0, 2.0], NAN) for status in ("diverged", "running", "preempted", "failed", "")),
+        ("done", [3.0, 2.0, 2.5], 2.5, 2.0),
+        ("stopped early", [3.0, 2.0, 2.5], 2.5, 2.0),
+        ("done", [3.0, 2.0, "nan"], NAN, 2.0),
+        ("done", [3.0, 2.0, "inf"], NAN, 2.0),
+        ("stopped early", [3.0, 2.0, 1.999], 1.999, 1.999),  # below min_delta
+        ("stopped early", ["nan", 2.0, "inf"], NAN, 2.0),
+        ("stopped early", ["-inf", 2.0, "inf", "nan"], NAN, 2.0),
+        ("stopped early", ["nan", "nan"], NAN, NAN),
+        *((status, [3.0, 2.0], NAN, NAN) for status in ("diverged", "running", "preempted", "failed", "")),
     ],
 )
-def test_the_value_of_a_run_is_its_last_and_after_an_early_stop_its_best(trial, run, status, values, value):
+def test_the_value_of_a_run_is_its_last_or_that_where_the_watched_metric_was_best(
+    trial, run, status, values, value, best
+):
+    """However the run ended: runs that are the same must not differ by what might have stopped them."""
     found = findings.read(trial, run(rows_of(values), status), "eval/loss")
     assert found.value == pytest.approx(value, nan_ok=True, abs=0)
     assert found.status == status
     np.testing.assert_array_equal(found.curve.values, np.array(values, np.float64))
+    found = findings.read(trial, run(rows_of(values), status), "eval/loss", "eval/loss")
+    assert found.value == pytest.approx(best, nan_ok=True, abs=0)
 
 
 @pytest.mark.parametrize(("watched", "value"), [("eval/loss", 0.2), ("-eval/accuracy", 0.4), ("eval/none", 0.1)])
-def test_after_an_early_stop_the_value_is_that_where_the_watched_metric_was_best(run, watched, value):
-    """A metric's own best would be chosen by chance, once for each trial that stopped and for no other."""
-    stopping = study.trial(study.arm(small(overrides={"early_stopping.metric": watched}), "clip"), "clip", 1)
+def test_the_value_is_that_where_the_watched_metric_was_best(trial, run, watched, value):
+    """A metric's own best would be chosen by chance."""
     rows = [*rows_of([3.0, 2.0, 2.0, 2.5]), *rows_of([0.3, 0.2, 0.4, 0.1], "eval/accuracy")]
-    assert findings.read(stopping, run(rows, "stopped early"), "eval/accuracy").value == value
+    assert findings.read(trial, run(rows, "stopped early"), "eval/accuracy", watched).value == value
 
 
 @pytest.mark.parametrize(("every", "value"), [(1, 4.0), (3, 1.0), (5, 1.0)])
 def test_a_metric_of_other_rows_is_the_latest_at_the_best_step_or_its_first(trial, run, every, value):
     """The evaluations' best is at step 4."""
     rows = [*rows_of([3.0, 2.0, 2.5]), *rows_of([1.0, 2.0, 3.0, 4.0, 5.0, 6.0], "train/loss", every)]
-    assert findings.read(trial, run(rows, "stopped early"), "train/loss").value == value
+    assert findings.read(trial, run(rows, "stopped early"), "train/loss", "eval/loss").value == value
 
 
 def test_an_outcome_is_its_trials(trial, run):
@@ -202,7 +206,8 @@ def test_the_energy_of_a_run_is_what_its_last_row_tells(trial, run):
 @pytest.mark.parametrize(("status", "gap"), [("done", 2.5), ("stopped early", 0.5), ("diverged", NAN)])
 def test_the_gap_is_that_where_the_value_was_taken(trial, run, status, gap):
     rows = [row | {"eval/gap": gap} for row, gap in zip(rows_of([5.0, NAN, 3.0, 4.0]), (0.1, 0.2, 0.5, 2.5))]
-    assert findings.read(trial, run(rows, status), "eval/loss").gap == pytest.approx(gap, nan_ok=True)
+    watched = "eval/loss" if status == "stopped early" else ""
+    assert findings.read(trial, run(rows, status), "eval/loss", watched).gap == pytest.approx(gap, nan_ok=True)
     assert math.isnan(findings.read(trial, run(rows_of([1.0])), "eval/loss").gap)
 
 

@@ -1,0 +1,53 @@
+"""Which value of a run counts: one rule for all trials of a study, so that runs that are the same count the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxlm.ablation.study import Trial
+from jaxlm.training import position
+
+
+def watched(trials: Sequence[Trial], baseline: str) -> str:
+    """The metric where whose best every trial of a study is scored: `early_stopping.metric` of an arm that may stop
+    early, the baseline first. "": none may, and the last values count.
+
+    A stopped run's value is that of its best state. Beside it the last value of a run that went on would be that of
+    another rule: the same run, with patience and without, would differ.
+    """
+    stopping = [one for one in trials if one.config.early_stopping.patience]
+    first = min(stopping, key=lambda one: one.variant != baseline, default=None)
+    return str(first.config.early_stopping.metric) if first else ""
+
+
+def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, watched: str) -> int:
+    """Which of some measurements counts: the last one, or the last that was made where `watched` was best.
+
+    The metric's own best would flatter it. `min_delta`, which decides when a run stops, has no part in it.
+
+    Args:
+      rows: of metrics.jsonl.
+      steps: of the measurements, ascending, one at least.
+      watched: as `watched` gives it; where a run has no finite value of it the last measurement counts.
+    """
+    if watched:
+        seen = [row for row in rows if watched.removeprefix("-") in row]
+        lowest = [(position.lowest(row, watched, "early_stopping.metric"), row["step"]) for row in seen]
+        if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
+            return max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
+    return len(steps) - 1
+
+
+def words(watched: str) -> str:
+    """The rule, for a report."""
+    if not watched:
+        return "the last value of each trial"
+    best = "highest" if watched.startswith("-") else "lowest"
+    return (
+        f"in every trial the value where {watched.removeprefix('-')} was {best}, as an arm may stop early, and a "
+        "stopped run counts as it was at its best"
+    )
