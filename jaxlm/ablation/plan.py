@@ -26,6 +26,7 @@ Arm = Callable[[str, Overrides | None], FrozenConfigDict]  # (variant, point of 
 class Cost(NamedTuple):
     tokens_per_step: int
     flops_per_token: int  # of the model's forward and backward pass; the optimizer's are not counted
+    model: FrozenConfigDict  # as it is built, with the vocabulary of its data
 
 
 def cost(cfg: FrozenConfigDict) -> Cost:
@@ -41,7 +42,7 @@ def _cost(model: FrozenConfigDict, data: FrozenConfigDict, init_from: str, progr
     cfg = config.default()
     cfg.model, cfg.data, cfg.init_from, cfg.log.progress = ConfigDict(model), ConfigDict(data), init_from, progress
     prepared = prepare(cfg).config.model
-    return Cost(data.batch_size * prepared.context_length, flops.of_model(prepared, gpt2.shapes(prepared)))
+    return Cost(data.batch_size * prepared.context_length, flops.of_model(prepared, gpt2.shapes(prepared)), prepared)
 
 
 def tokens_of(cfg: FrozenConfigDict) -> int:

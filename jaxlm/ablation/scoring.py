@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,11 @@ import numpy as np
 
 from jaxlm.ablation.study import Trial
 from jaxlm.training import position
+
+MARGIN = 1.0
+"""Nats per token above a uniform guess, from which a loss counts as that of a run that diverged."""
+
+_LOSS = re.compile(r"train/loss|eval/(\w+_)?loss")
 
 
 def watched(trials: Sequence[Trial], baseline: str) -> str:
@@ -40,6 +46,28 @@ def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, watched: str) ->
         if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
             return max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     return len(steps) - 1
+
+
+def exploded(
+    metric: str, value: float, step: int, rows: Sequence[Mapping[str, Any]], vocabulary: int, fresh: bool
+) -> bool:
+    """Whether a run is lost though its numbers are finite: as one that diverged.
+
+    It is where the metric is a loss, and its value is more than `MARGIN` above ln V, the loss of a uniform guess; and
+    so is the training loss by then, as an overfitted model's is not. A run that began with other weights may have
+    begun higher: there its first training loss counts instead, if it is more.
+
+    Args:
+      value, step: that counts, and where.
+      rows: of metrics.jsonl.
+      fresh: it began with weights of no other model.
+    """
+    if not _LOSS.fullmatch(metric):
+        return False
+    training = [row["train/loss"] for row in rows if "train/loss" in row]
+    by_then = [row["train/loss"] for row in rows if "train/loss" in row and row["step"] <= step]
+    start = math.log(vocabulary) if fresh else max([math.log(vocabulary), *training[:1]])
+    return all(loss > start + MARGIN for loss in (value, *by_then[-1:]))
 
 
 def words(watched: str) -> str:

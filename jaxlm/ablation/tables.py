@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation import figures, plot_data
+from jaxlm.ablation import figures, plot_data, scoring
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.variants import written
 
@@ -22,7 +22,11 @@ _NOTES = (
     ),
     (
         "Diverged seeds",
-        "Those on which one of the two arms alone diverged have a sign test of their own, corrected with the others: "
+        "A run diverged where its loss is no finite number any more; or, where the metric is a loss, if both it and "
+        f"the training loss are more than {scoring.MARGIN:g} nat above that of a uniform guess, the logarithm of the "
+        "vocabulary's size (or, of a run that began with a model's weights, above its first training loss, if that is "
+        "more). Seeds on which one of the two arms alone diverged have a sign test of their own, corrected with the "
+        "others: "
         "where it finds that one arm loses more of them, that arm is the worse one. With five such seeds or fewer it "
         "finds nothing at 95%.",
     ),
@@ -240,7 +244,8 @@ def _trials(findings: Findings, places: int) -> Table:
         row = [_word(one.variant), _number(one.seed, "d"), _figure(one.value, places)]
         row += [_figure(difference, places, "+"), _word("tuning" if one.tuning else "compared")]
         point = ", ".join(f"{name} = {written(value)}" for name, value in one.point.items())
-        rows.append([*row, *map(_word, (point, one.status or "not begun", one.trial))])
+        status = f"{one.status}, lost" if plot_data.diverged(one) and one.status != "diverged" else one.status
+        rows.append([*row, *map(_word, (point, status or "not begun", one.trial))])
     headers = ("Variant", "Seed", findings.metric, "Difference", "Role", "Tuned values", "Status", "Trial")
     return Table("One row a trial; the difference is to the baseline's value on the same seed", headers, rows)
 

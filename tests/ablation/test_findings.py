@@ -219,6 +219,30 @@ def test_training_losses_stand_beside_those_of_evaluation(trial, run):
     assert np.isnan(findings.read(trial, run(rows), "eval/accuracy").curve.training).all()
 
 
+# Finite explosions
+
+
+@pytest.mark.parametrize(
+    ("status", "evaluated", "training", "metric", "lost"),
+    [
+        ("done", [5.6, 900.0], 700.0, "eval/loss", True),
+        ("done", [5.6, 900.0], 700.0, "train/loss", True),
+        ("stopped early", [900.0, 950.0], 700.0, "eval/loss", True),
+        ("done", [5.6, 6.5], 6.5, "eval/loss", False),  # ln 257 is 5.549: within a nat of it
+        ("done", [5.6, 6.6], 6.6, "eval/loss", True),
+        ("done", [5.6, 9.0], 0.1, "eval/loss", False),  # overfitted
+        ("done", [5.6, 900.0], 700.0, "eval/accuracy", False),
+    ],
+)
+def test_a_run_far_above_a_uniform_guess_is_lost_as_one_that_diverged(
+    trial, run, status, evaluated, training, metric, lost
+):
+    rows = rows_of([900.0, training], "train/loss")  # at a high rate the first has exploded too
+    rows += [row | {"eval/accuracy": 0.1} for row in rows_of(evaluated)]
+    found = findings.read(trial, run(rows, status), metric)
+    assert math.isnan(found.value) == lost and found.status == status
+
+
 # What can't be read
 
 

@@ -33,6 +33,14 @@ def test_the_measurement_that_counts_is_the_last_up_to_the_best_step():
         assert scoring.place(rows, np.array(steps), "") == len(steps) - 1
 
 
+def test_a_run_that_began_with_other_weights_may_have_begun_higher():
+    rows = [{"step": 1, "train/loss": 9.0}, {"step": 2, "train/loss": 9.5}, {"step": 3, "train/loss": 20.0}]
+    assert scoring.exploded("eval/loss", 9.5, 2, rows, 256, fresh=True)
+    assert not scoring.exploded("eval/loss", 9.5, 2, rows, 256, fresh=False)
+    assert scoring.exploded("eval/ema_loss", 21.0, 3, rows, 256, fresh=False)
+    assert scoring.exploded("eval/loss", 9.5, 2, [], 256, fresh=False)  # of one that logs no training loss
+
+
 def test_arms_whose_runs_are_the_same_get_the_same_value(tmp_path):
     """Both are worse at the end than at their best; one of them may stop early, and has no cause to."""
     variants = {"base": {}, "patient": {PATIENCE: 5}}
