@@ -258,9 +258,12 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
         return f"{study.baseline} alone: {study.metric} {figure(float(np.mean(finite)))} over {len(finite)} seeds."
 
     def lost(one: Comparison) -> str:
-        of_all = f"{len(one.lost)} of {len(values[one.variant])} seeds"
-        others = f", {study.baseline} on {len(one.baseline_lost)}" if one.baseline_lost else ""
+        of_all = f"{len(one.lost) or 'none'} of {len(values[one.variant])} seeds"
+        others = f", {study.baseline} on {len(one.baseline_lost) or 'none'}"
         return f"diverged on {of_all}{others}"
+
+    def every_seed(one: Comparison) -> bool:
+        return one.verdict == "nothing can be concluded" and len(one.lost) == len(values[one.variant]) > 0
 
     def by_value(one: Comparison) -> bool:
         return one.interval[0] > 0 or one.interval[1] < 0
@@ -286,8 +289,10 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
         elif found:
             listed = "; ".join(f"{one.variant}, {figures(one)}" for one in found)
             said.append(f"{what[0].upper()}{what[1:]} than {study.baseline}{over}: {listed}.")
+    if lost_all := [f"{one.variant} {lost(one)}" for one in comparisons if every_seed(one)]:
+        said.append(f"{'; '.join(lost_all)}.")
     for what in ("no difference shown", "nothing can be concluded", "changes nothing"):
-        found = [one for one in comparisons if one.verdict == what]
-        if names := [f"{one.variant} ({lost(one)})" if one.lost else one.variant for one in found]:
+        found = [one for one in comparisons if one.verdict == what and not every_seed(one)]
+        if names := [f"{one.variant} ({lost(one)})" if one.lost or one.baseline_lost else one.variant for one in found]:
             said.append(f"{what[0].upper()}{what[1:]}: {', '.join(names)}.")
     return " ".join(said)

@@ -70,7 +70,7 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}
             | {"name": _text(plot_data.cut(one.variant)), "marker": {"color": color, "size": 10}}
             | {"error_x": bar | {"visible": bool(interval), "thickness": 2, "width": 5}}
-            | {"hovertemplate": f"{mean}{interval}<br>{one.verdict}"}
+            | {"hovertemplate": f"{mean}{interval}<br>{plot_data.judged(findings, one)}"}
         )
         label = f"{plot_data.cut(one.variant, 24)} · {plot_data.remark(findings, one, places)}"
         place = {"xref": "paper", "x": 0, "xanchor": "left", "y": row - 0.36, "showarrow": False}

@@ -124,10 +124,25 @@ def difference_limits(findings: Findings) -> tuple[float, float]:
     return low - room, high + room
 
 
+def judged(findings: Findings, one: Comparison) -> str:
+    """The verdict, and how many seeds the variant lost: all that is said of one that lost all, where no test rejects.
+
+    Lost seeds say something to a reader, also where they are too few for any test.
+    """
+    over = [trial for trial in compared(findings, one.variant) if trial.status in OVER]
+    if not one.lost:
+        return one.verdict
+    lost = f"diverged on {len(one.lost)} of {len(over)} seeds"
+    if len(one.lost) == len(over) and one.verdict == "nothing can be concluded":
+        return lost
+    return f"{one.verdict}; {lost}"
+
+
 def remark(findings: Findings, one: Comparison, places: int) -> str:
-    """Beside a point of the forest plot: the verdict, or the difference where the plot has no room for it."""
+    """Beside a point of the forest plot: what is `judged`, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
-    return f"outside, at {number(one.mean, places, '+')}" if one.mean < low or one.mean > high else one.verdict
+    outside = one.mean < low or one.mean > high
+    return f"outside, at {number(one.mean, places, '+')}" if outside else judged(findings, one)
 
 
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:

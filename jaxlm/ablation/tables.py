@@ -130,32 +130,34 @@ def words(findings: Findings) -> dict[str, Any]:
 
 
 def _ranking(findings: Findings, places: int) -> Table:
-    """Best first; what never finished last."""
+    """Best first; below all others what lost seeds, the more the lower: the mean of those that are left flatters it."""
     against = {one.variant: one for one in findings.comparisons}
     sign = 1 if findings.lower_is_better else -1
-    ranks, rows = {}, []
+    ranks, rows = {}, []  # variant -> (seeds lost, mean, the lower the better)
     for variant in findings.variants:
         trials = plot_data.compared(findings, variant)
         values = [one.value for one in trials if plot_data.finished(one)]
-        mean = ranks[variant] = float(np.mean(values)) if values else math.nan
+        mean = float(np.mean(values)) if values else math.nan
         spread = f" ± {figures.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
         lost = sum(map(plot_data.diverged, trials))
+        ranks[variant] = (lost, sign * mean if values else math.inf)
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
         if one:
             difference, interval = _figure(one.mean, places, "+"), _interval(one.interval, places)
             p = _p(one.p_corrected)
-        row = [_word(variant), _word(one.verdict if one else "baseline")]
+        row = [_word(variant), _word(plot_data.judged(findings, one) if one else "baseline")]
         row += [Cell(f"{figures.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
         gaps = [one.gap for one in trials if plot_data.finished(one)]
         rows.append(
             [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
         )
-    rows.sort(key=lambda row: math.inf if math.isnan(ranks[row[0].text]) else sign * ranks[row[0].text])
+    rows.sort(key=lambda row: ranks[row[0].text])
     headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Gap", "Seeds finished")
     title = (
-        "By the mean over the seeds; differences and intervals are to the baseline; gap: eval/loss less training loss"
+        "By the mean over the seeds, those that lost any last; differences and intervals are to the baseline; gap: "
+        "eval/loss less training loss"
     )
     return Table(title, headers, rows)
 

@@ -340,22 +340,32 @@ def test_findings_hold_what_the_report_says():
         (
             diverged("clip", 0) + diverged("b2", 6),
             {},
-            "b2 is worse than clip: it diverged on 6 of 6 seeds.",
+            "b2 is worse than clip: it diverged on 6 of 6 seeds, clip on none.",
         ),
         (
             diverged("clip", 0, 9) + diverged("b2", 7, 9),
             {"seeds": range(9)},
-            "b2 is worse than clip: it diverged on 7 of 9 seeds.",
+            "b2 is worse than clip: it diverged on 7 of 9 seeds, clip on none.",
         ),
         (
             diverged("clip", 0) + diverged("b2", 5),
             {},
-            "Nothing can be concluded: b2 (diverged on 5 of 6 seeds).",
+            "Nothing can be concluded: b2 (diverged on 5 of 6 seeds, clip on none).",
         ),
         (
             diverged("clip", 6) + diverged("b2", 6),
             {},
-            "Nothing can be concluded: b2 (diverged on 6 of 6 seeds, clip on 6).",
+            "b2 diverged on 6 of 6 seeds, clip on 6.",
+        ),
+        (
+            diverged("clip", 0, 5) + diverged("b2", 5, 5),  # so few that no test can reject
+            {"seeds": range(5)},
+            "b2 diverged on 5 of 5 seeds, clip on none.",
+        ),
+        (
+            diverged("clip", 3) + diverged("b2", 0),
+            {},
+            "No difference shown: b2 (diverged on none of 6 seeds, clip on 3).",
         ),
         (diverged("clip", 0), {"variants": ("clip",)}, f"clip alone: eval/loss {2 + np.mean(NOISE):.4f} over 6 seeds."),
         (

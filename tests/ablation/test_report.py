@@ -171,6 +171,24 @@ def test_ranking_is_best_first_and_the_diverged_last(tmp_path):
     assert rows.index("longer warmup") < rows.index("baseline") < rows.index("no weight decay")
 
 
+def test_what_lost_seeds_is_ranked_below_all_that_lost_none_and_says_so(tmp_path):
+    """By the one seed that is left, an arm that diverged on four of five would be the first."""
+    effects = {"baseline": 0.0, "bad": 1.0, "peak without limit": -1.0, "always": math.nan}
+    made = study(effects, peaks=())
+    values = {name: {one.seed: one.value for one in made.outcomes if one.variant == name} for name in effects}
+    made = made._replace(comparisons=stats.compare(values, "baseline"))
+    made = made._replace(
+        outcomes=[one._replace(status="diverged") if math.isnan(one.value) else one for one in made.outcomes]
+    )
+    rows = [[cell.text for cell in row] for row in tables.tables(made)["ranking"].rows]
+    assert [row[0] for row in rows] == ["baseline", "bad", "peak without limit", "always"]
+    assert rows[2][1] == "nothing can be concluded; diverged on 4 of 5 seeds"
+    assert rows[3][1] == "diverged on 5 of 5 seeds"
+    report.write(made, tmp_path)
+    for name in ("report.md", "report.html"):
+        assert "diverged on 5 of 5 seeds" in (tmp_path / name).read_text()
+
+
 def test_results_hold_every_trial(tmp_path):
     parquet = pytest.importorskip("pyarrow.parquet")
     findings = study()
