@@ -60,7 +60,7 @@ def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, 
 def _forest(findings: Findings, places: int) -> dict[str, Any]:
     shown, data, labels = plot_data.looks(findings), [], []
     low, high = plot_data.difference_limits(findings)
-    for row, one in enumerate(findings.comparisons):
+    for row, one in enumerate(plot_data.ranked(findings)):
         color, (left, right) = shown[one.variant].color, one.interval
         mean = figures.number(one.mean, places, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
@@ -72,18 +72,22 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
             | {"error_x": bar | {"visible": bool(interval), "thickness": 2, "width": 5}}
             | {"hovertemplate": f"{mean}{interval}<br>{plot_data.judged(findings, one)}"}
         )
+        for side, edge in plot_data.beyond(findings, one).items():
+            arrow = {"symbol": f"triangle-{side}", "size": 11, "color": color}
+            data.append(
+                {"type": "scatter", "mode": "markers", "x": [edge], "y": [row], "showlegend": False}
+                | {"marker": arrow, "cliponaxis": False, "hoverinfo": "skip"}
+            )
         label = f"{plot_data.cut(one.variant, 24)} · {plot_data.remark(findings, one, places)}"
         place = {"xref": "paper", "x": 0, "xanchor": "left", "y": row - 0.36, "showarrow": False}
         labels.append(place | {"text": _text(label)})
-    floor = findings.noise.floor if findings.noise else 0.0
     behind = {"y0": 0, "y1": 1, "yref": "paper", "layer": "between"}
-    grey = {"type": "rect", "x0": -floor, "x1": floor, "fillcolor": plot_data.FLOOR, "line": {"width": 0}}
     zero = {"type": "line", "x0": 0, "x1": 0, "line": {"color": plot_data.GREY, "width": 2}}
     layout = _layout(f"{_text(findings.metric)}: variant minus baseline", "")
     layout["xaxis"] |= {"range": [low, high]}
-    layout["yaxis"] |= {"range": [len(data) - 0.4, -0.75], "visible": False, "fixedrange": True}
-    layout |= {"annotations": labels, "shapes": [grey | behind, zero | behind], "hovermode": "closest"}
-    layout |= {"height": 110 + 54 * len(data), "margin": {"l": 8, "r": 8, "t": 32, "b": 52}}
+    layout["yaxis"] |= {"range": [len(labels) - 0.4, -0.75], "visible": False, "fixedrange": True}
+    layout |= {"annotations": labels, "shapes": [zero | behind], "hovermode": "closest"}
+    layout |= {"height": 110 + 54 * len(labels), "margin": {"l": 8, "r": 8, "t": 32, "b": 52}}
     return {"data": data, "layout": layout}
 
 

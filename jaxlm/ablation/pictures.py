@@ -25,18 +25,19 @@ def _ranking(findings: Findings, folder: Path) -> Path | None:
     if figure is None or not findings.comparisons:
         return None
     axes, shown = figure.subplots(), plot_data.looks(findings)
-    if findings.noise:
-        axes.axvspan(-findings.noise.floor, findings.noise.floor, color=plot_data.FLOOR, zorder=0)
     axes.axvline(0, color=plot_data.GREY, linewidth=1.2, zorder=1)
-    for row, one in enumerate(findings.comparisons):
+    for row, one in enumerate(ranked := plot_data.ranked(findings)):
         color = shown[one.variant].color
         axes.plot(one.interval, [row, row], color=color, linewidth=2)
         axes.plot([one.mean], [row], color=color, marker="o", markersize=7)
+        for side, edge in plot_data.beyond(findings, one).items():
+            marker = {"left": "<", "right": ">"}[side]
+            axes.plot([edge], [row], color=color, marker=marker, markersize=9, clip_on=False, zorder=5)
         remark = plot_data.remark(findings, one, places(findings))
-        axes.annotate(remark, (1.01, row), xycoords=("axes fraction", "data"), va="center", fontsize="small")
-    axes.set_yticks(range(len(findings.comparisons)), [plot_data.cut(one.variant) for one in findings.comparisons])
-    axes.set_ylim(len(findings.comparisons) - 0.4, -0.6)
-    axes.set_xlabel(f"{findings.metric}: variant minus baseline; grey: noise floor", parse_math=False)
+        axes.annotate(remark, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize="small")
+    axes.set_yticks(range(len(ranked)), [plot_data.cut(one.variant) for one in ranked])
+    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    axes.set_xlabel(f"{findings.metric}: variant minus baseline", parse_math=False)
     curves.frame(axes)
     axes.set_xlim(plot_data.difference_limits(findings))
     for label in axes.get_yticklabels():
@@ -73,6 +74,8 @@ def _sensitivity(findings: Findings, folder: Path) -> Path | None:
     figure = curves.new_figure(0.6 + 4 * len(tuned))
     if figure is None or not tuned:
         return None
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
+
     panels = figure.subplots(len(tuned), 1, squeeze=False)[:, 0]
     for axes, (axis, found) in zip(panels, tuned.items()):
         heights = plot_data.edge_heights(findings, found)
@@ -92,6 +95,12 @@ def _sensitivity(findings: Findings, folder: Path) -> Path | None:
         if ticks := plot_data.tried(found):
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
+        elif axes.get_xscale() == "log":
+            axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=6))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.minorticks_off()
+        else:
+            axes.xaxis.set_major_locator(MaxNLocator(6))
     _legend(panels[-1], list(dict.fromkeys(variant for found in tuned.values() for variant in found)), findings)
     return curves.save(figure, folder / "sensitivity.png")
 

@@ -13,7 +13,7 @@ from jaxlm.ablation.figures import number
 from jaxlm.ablation.findings import OVER, Findings, Outcome
 from jaxlm.ablation.stats import LARGEST, Comparison
 
-GREY, FLOOR = "#666666", "#e8e8e8"
+GREY = "#666666"
 _BASELINE = "#000000"
 # Apart for colour-blind eyes too, and dark enough on white (Paul Tol's and Okabe and Ito's).
 _COLORS = ("#4477aa", "#e06010", "#228833", "#aa3377", "#1fa2d8", "#8c7a00", "#882255", "#2f9e8a")
@@ -45,8 +45,9 @@ class Sensitivity(NamedTuple):
     values: np.ndarray  # of the axis, ascending, where a seed finished
     metric: np.ndarray  # mean over the seeds that finished
     whole: np.ndarray  # bool: every seed finished; a point where one diverged is not chosen, so it is not the best
-    good: np.ndarray  # bool: whole, and within the baseline's noise floor of the best
+    good: np.ndarray  # bool: whole, and within `floor` of the best
     edge: float  # the smallest value from which a seed diverged; nan where none did
+    floor: float  # the baseline's noise floor, for means over as many seeds as are behind a point
 
 
 def looks(findings: Findings) -> dict[str, Look]:
@@ -113,15 +114,20 @@ def band_limits(found: Mapping[str, Band]) -> tuple[float, float]:
 
 
 def difference_limits(findings: Findings) -> tuple[float, float]:
-    """Of the forest plot: room for the noise floor and all intervals, but not for those far longer than most."""
-    floor = findings.noise.floor if findings.noise else 0.0
+    """Of the forest plot: room for 0 and all intervals, but not for those far longer than most."""
     ends = [end for one in findings.comparisons for end in (one.mean, *one.interval) if math.isfinite(end)]
-    ends += [-floor, floor]
-    most = 6 * float(np.median(np.abs(ends))) or max(map(abs, ends)) or 1.0
-    near = [end for end in ends if abs(end) <= most]
+    most = 6 * float(np.median(np.abs(ends or [0.0]))) or max(map(abs, ends), default=1.0)
+    near = [0.0, *(end for end in ends if abs(end) <= most)]
     low, high = min(near), max(near)
     room = 0.08 * (high - low) or 1.0
     return low - room, high + room
+
+
+def beyond(findings: Findings, one: Comparison) -> dict[str, float]:
+    """Where the forest plot marks that an interval, or its point, goes on outside: {"left": its edge, "right": ...}."""
+    low, high = difference_limits(findings)
+    left, right = min(one.mean, one.interval[0]) < low, max(one.mean, one.interval[1]) > high
+    return ({"left": low} if left else {}) | ({"right": high} if right else {})
 
 
 def judged(findings: Findings, one: Comparison) -> str:
@@ -138,6 +144,19 @@ def judged(findings: Findings, one: Comparison) -> str:
     return f"{one.verdict}; {lost}"
 
 
+def ranked(findings: Findings) -> list[Comparison]:
+    """The comparisons in the order of the ranking: by the variant's mean, below the others those that lost seeds."""
+    return sorted(findings.comparisons, key=lambda one: rank(findings, one.variant))
+
+
+def rank(findings: Findings, variant: str) -> tuple[int, float]:
+    """What a ranking sorts by, the best first: the seeds that were lost, as the mean of the rest flatters; then it."""
+    trials = compared(findings, variant)
+    values = [one.value for one in trials if finished(one)]
+    sign = 1 if findings.lower_is_better else -1
+    return sum(map(diverged, trials)), sign * float(np.mean(values)) if values else math.inf
+
+
 def remark(findings: Findings, one: Comparison, places: int) -> str:
     """Beside a point of the forest plot: what is `judged`, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
@@ -148,8 +167,7 @@ def remark(findings: Findings, one: Comparison, places: int) -> str:
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
     """Axis -> variant -> what it does, for the tuning axes of numbers on which a variant tried two values or more."""
     found: dict[str, dict[str, Sensitivity]] = {}
-    floor = findings.noise.floor if findings.noise else 0.0
-    sign = 1 if findings.lower_is_better else -1
+    noise, sign = findings.noise, 1 if findings.lower_is_better else -1
     for axis in dict.fromkeys(axis for one in findings.outcomes for axis in one.point):
         for variant in findings.variants:
             trials = [one for one in findings.outcomes if one.variant == variant and _is_number(one.point.get(axis))]
@@ -164,8 +182,12 @@ def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
             if len({*values, *([] if math.isnan(edge) else [edge])}) > 1:
                 means = np.array([best[value][1] for value in values])
                 whole = np.array([not best[value][0] for value in values], bool)
+                seeds = len({one.seed for one in trials})
+                floor = noise.floor * math.sqrt(noise.seeds / seeds) if noise else 0.0
                 good = whole & (means <= means[whole].min(initial=math.inf) + floor)
-                found.setdefault(axis, {})[variant] = Sensitivity(np.array(values), sign * means, whole, good, edge)
+                found.setdefault(axis, {})[variant] = Sensitivity(
+                    np.array(values), sign * means, whole, good, edge, floor
+                )
     return found
 
 
@@ -201,9 +223,11 @@ def scale(found: Mapping[str, Sensitivity]) -> str:
 
 
 def tried(found: Mapping[str, Sensitivity]) -> list[float]:
-    """The values to label on the axis: all, where these are few."""
+    """The values to label on the axis: all, where these are few and their labels, that are short, have room."""
     values = sorted(_all_values(found))
-    return values if len(values) <= 8 else []
+    places = np.log(values) if scale(found) == "log" else np.array(values)
+    room = all(np.diff(places) > 0.06 * np.ptp(places))
+    return values if len(values) <= 8 and room and all(len(f"{value:g}") <= 6 for value in values) else []
 
 
 def time_unit(found: Mapping[str, Band]) -> tuple[str, float]:

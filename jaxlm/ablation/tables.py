@@ -87,9 +87,13 @@ def tables(findings: Findings) -> dict[str, Table]:
 
 
 def places(findings: Findings) -> int:
-    """Decimals of the metric: two digits of what the seeds make of it."""
-    spreads = [one.deviation for one in findings.comparisons]
-    return figures.places([*spreads, findings.noise.deviation] if findings.noise else spreads)
+    """Decimals of the metric: two digits of the baseline's spread over the seeds, and up to two more where pairing
+    makes that of the differences smaller. One bad arm, whose differences are large, doesn't take the others' digits."""
+    spreads = [one.deviation for one in findings.comparisons if one.deviation > 0]
+    if not findings.noise or not findings.noise.deviation:
+        return figures.places(spreads)
+    own = findings.noise.deviation
+    return figures.places([min(own, max(own / 100, float(np.median(spreads)))) if spreads else own])
 
 
 def words(findings: Findings) -> dict[str, Any]:
@@ -113,12 +117,13 @@ def words(findings: Findings) -> dict[str, Any]:
         facts.append(
             f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
         )
-    floor = f"Grey: the noise floor, ±{figure(noise.floor)}." if noise else "The noise floor is not known."
-    good = f"the good region, within the noise floor (±{figure(noise.floor)}) of " if noise else ""
+    floors = [one.floor for found in plot_data.sensitivities(findings).values() for one in found.values()]
+    width = f"±{figure(max(floors))}, as it is for means over the seeds that tuned" if floors else ""
+    good = f"the good region, within the noise floor ({width}) of " if noise else ""
     return {
         "facts": facts,
         "forest": f"Points: mean difference over the paired seeds; bars: intervals. Further left is "
-        f"{'better' if findings.lower_is_better else 'worse'}. {floor}",
+        f"{'better' if findings.lower_is_better else 'worse'}. Arrows: bars that go on beyond the plot.",
         "curves": "Lines: mean over the seeds that finished, as far as all of them ran; bands: ± one standard "
         "deviation over the seeds. Dotted: no seed finished. Thin and dashed, where the metric is eval/loss: the mean "
         "training loss since the evaluation before. The start of the run lies outside.",
@@ -130,17 +135,15 @@ def words(findings: Findings) -> dict[str, Any]:
 
 
 def _ranking(findings: Findings, places: int) -> Table:
-    """Best first; below all others what lost seeds, the more the lower: the mean of those that are left flatters it."""
+    """Best first, by `plot_data.rank`."""
     against = {one.variant: one for one in findings.comparisons}
-    sign = 1 if findings.lower_is_better else -1
-    ranks, rows = {}, []  # variant -> (seeds lost, mean, the lower the better)
-    for variant in findings.variants:
+    rows = []
+    for variant in sorted(findings.variants, key=lambda variant: plot_data.rank(findings, variant)):
         trials = plot_data.compared(findings, variant)
         values = [one.value for one in trials if plot_data.finished(one)]
         mean = float(np.mean(values)) if values else math.nan
         spread = f" ± {figures.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
         lost = sum(map(plot_data.diverged, trials))
-        ranks[variant] = (lost, sign * mean if values else math.inf)
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
@@ -153,7 +156,6 @@ def _ranking(findings: Findings, places: int) -> Table:
         rows.append(
             [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
         )
-    rows.sort(key=lambda row: ranks[row[0].text])
     headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Gap", "Seeds finished")
     title = (
         "By the mean over the seeds, those that lost any last; differences and intervals are to the baseline; gap: "

@@ -7,6 +7,7 @@ import pytest
 
 from jaxlm.ablation import plot_data, tables, tuning
 from jaxlm.ablation.findings import Curve
+from jaxlm.ablation.plot_data import Sensitivity
 from jaxlm.ablation.stats import Noise
 from tests.ablation.small import small
 from tests.ablation.test_report import AXIS, EFFECTS, PEAKS, study
@@ -27,14 +28,14 @@ def test_bands_hold_the_seeds_that_finished_where_all_measured():
 
 def test_sensitivity_knows_the_good_region_and_the_edge():
     findings = study()
+    findings = findings._replace(noise=findings.noise._replace(floor=0.004))
     found = plot_data.sensitivities(findings)
     assert list(found) == [AXIS] and list(found[AXIS]) == list(EFFECTS)
     of_baseline, fragile = found[AXIS]["baseline"], found[AXIS]["peak without limit"]
     assert of_baseline.edge == 0.03 and fragile.edge == 0.01
     np.testing.assert_array_equal(of_baseline.values, PEAKS[:4])
-    np.testing.assert_array_equal(
-        of_baseline.good, of_baseline.metric <= of_baseline.metric.min() + findings.noise.floor
-    )
+    np.testing.assert_array_equal(of_baseline.good, of_baseline.metric <= of_baseline.metric.min() + of_baseline.floor)
+    assert of_baseline.floor == pytest.approx(findings.noise.floor * 5**0.5)  # of one tuning seed, not of five
     assert of_baseline.good.any() and not of_baseline.good.all()
 
 
@@ -61,7 +62,7 @@ def test_a_point_where_a_seed_diverged_is_neither_best_nor_good(lower_is_better)
         for peak, pair in values.items()
         for value in pair
     ]
-    made = findings._replace(outcomes=outcomes, lower_is_better=lower_is_better, noise=Noise(5, 3.5, 0.01, 0.05))
+    made = findings._replace(outcomes=outcomes, lower_is_better=lower_is_better, noise=Noise(5, 3.5, 0.01, 0.02))
     found = plot_data.sensitivities(made)[AXIS]["baseline"]
     np.testing.assert_array_equal(found.metric, sign * np.array([3.0, 2.9, 1.0, 1.5]))
     assert found.good.tolist() == [False, True, False, False] and found.edge == 1e-2
@@ -80,7 +81,39 @@ def test_ranges_leave_out_what_would_flatten_the_rest():
     assert 3.3 < low < 3.5 and high < 5  # the curves begin at 11
     far = [findings.comparisons[0]._replace(mean=3.0, interval=(-9.0, 9.0)), *findings.comparisons[1:3]]
     low, high = plot_data.difference_limits(findings._replace(comparisons=far))
-    assert -0.3 < low < -findings.noise.floor and findings.noise.floor < high < 0.3
+    ends = [end for one in far[1:] for end in one.interval]
+    assert -0.3 < low < min(ends) and max(ends) < high < 0.3
+    sides = [plot_data.beyond(findings._replace(comparisons=far), one) for one in far]
+    assert sides == [{"left": low, "right": high}, {}, {}]
+
+
+def test_the_forest_is_in_the_order_of_the_ranking():
+    findings = study(peaks=())
+    ranking = [row[0].text for row in tables.tables(findings)["ranking"].rows]
+    assert [one.variant for one in plot_data.ranked(findings)] == [name for name in ranking if name != "baseline"]
+    assert ranking != list(findings.variants)
+
+
+def test_labels_of_an_axis_are_its_values_where_these_have_room():
+    def found(*values):
+        return {"a": Sensitivity(np.array(values), *[np.zeros(len(values))] * 3, math.nan, 0.0)}
+
+    assert plot_data.tried(found(1e-3, 3e-3, 1e-2)) == [1e-3, 3e-3, 1e-2]
+    assert plot_data.tried(found(0.00123456, 0.00345678, 0.01)) == []  # sampled
+    assert plot_data.tried(found(1e-3, 1.01e-3, 1e-2)) == []
+    assert plot_data.tried(found(*np.logspace(-4, 0, 9))) == []
+
+
+def test_decimals_are_those_of_the_baselines_spread_whatever_a_bad_arm_does():
+    findings = study({"baseline": 0.0, "bad": 0.0, "worse": 0.0}, peaks=())
+    noise = findings.noise._replace(deviation=0.012)
+
+    def places(*spreads):
+        arms = [one._replace(deviation=spread) for one, spread in zip(findings.comparisons, spreads)]
+        return tables.places(findings._replace(noise=noise, comparisons=arms))
+
+    assert places(0.013, 0.011) == places(80.0, 900.0) == places(math.nan, math.nan) == 3
+    assert places(0.0011, 0.0011) == 4 and places(1e-9, 1e-9) == 5
 
 
 def test_every_variant_has_its_own_look():
