@@ -12,8 +12,9 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from jaxlm import redact
-from jaxlm.ablation import scoring, stats
+from jaxlm.ablation import methods, scoring, stats
 from jaxlm.ablation.figures import number, places
+from jaxlm.ablation.methods import Machine
 from jaxlm.ablation.plan import budget, changes, cost
 from jaxlm.ablation.stats import Comparison, Noise
 from jaxlm.ablation.study import Study, Trial
@@ -61,6 +62,7 @@ class Outcome(NamedTuple):
     estimated: bool = False  # the joules are no counter's
     gap: float = math.nan  # evaluation loss less training loss, where the value was taken
     gco2e: float = math.nan  # grams; nan where unknown
+    machine: Machine = {}  # that trained it, as its trial.json says
 
 
 class Findings(NamedTuple):
@@ -83,6 +85,7 @@ class Findings(NamedTuple):
     verdict: str  # the answer, in a sentence or two
     command: str  # that runs it again
     score: str = scoring.words("")  # the rule by which all trials are scored
+    setup: Mapping[str, str] = {}  # how the study was done, in words by their headings
 
 
 def over(folder: Path) -> bool:
@@ -153,6 +156,7 @@ def read(trial: Trial, folder: Path, metric: str, watched: str = "") -> Outcome:
         estimated=any("energy/estimated" in row for row in rows),
         gap=gap,
         gco2e=latest("energy/gco2e"),
+        machine=_machine(folder),
     )
 
 
@@ -177,6 +181,11 @@ def note(folder: Path) -> dict[str, Any]:
         return dict(json.loads((folder / TRIAL).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return {}
+
+
+def _machine(folder: Path) -> Machine:
+    found = note(folder).get("machine")
+    return {str(name): str(value) for name, value in found.items()} if isinstance(found, Mapping) else {}
 
 
 def _beside(folder: Path) -> int:
@@ -223,6 +232,7 @@ def gather(
     for outcome in outcomes:
         if not outcome.tuning and outcome.status in OVER:
             values[outcome.variant][outcome.seed] = outcome.value
+    machines = [one.machine for one in outcomes]
     comparisons = stats.compare(values, study.baseline, lower_is_better=study.lower_is_better)
     return Findings(
         name=name,
@@ -238,10 +248,11 @@ def gather(
         noise=stats.noise(values[study.baseline]),
         differences={variant: changes(arms[study.baseline], cfg) for variant, cfg in arms.items()},
         chosen=points,
-        warnings=tuple(map(redact.text, warnings)),
+        warnings=tuple(map(redact.text, [*warnings, *methods.mixed(machines)])),
         verdict=verdict(study, comparisons, values),
         command=command,
         score=scoring.words(watched),
+        setup=methods.setup(study, arms[study.baseline], machines),
     )
 
 

@@ -49,6 +49,8 @@ def _markdown(findings: Findings, tables: Mapping[str, Table], words: Mapping[st
     for name, about in (("ranking", "forest"), ("curves", "curves"), ("sensitivity", "sensitivity")):
         if f"{name}.png" in drawn:
             parts += [f"![{name}]({name}.png)", words[about]]
+    if findings.setup:
+        parts += ["## Setup", "\n".join(f"- **{name}**: {_escaped(line)}." for name, line in findings.setup.items())]
     titles = ("Tuned values", "What the variants change", "Costs", "Statistics")
     for name, title in zip(("tuning", "changes", "costs", "statistics"), titles):
         if tables[name].rows:

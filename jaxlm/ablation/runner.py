@@ -16,7 +16,7 @@ from typing import NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import files, redact
-from jaxlm.ablation import findings, plan, preview, report, scoring, tuning
+from jaxlm.ablation import findings, methods, plan, preview, report, scoring, tuning
 from jaxlm.ablation import lanes as side_by_side
 from jaxlm.ablation.findings import Findings, Outcome
 from jaxlm.ablation.memory import Memory
@@ -230,7 +230,7 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals) -> 
                 where.mkdir(parents=True, exist_ok=True)
                 prepared = prepare(one.config)
                 note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": written(one.point)}
-                note |= {"beside": len(part.trials), "tokens": _tokens(prepared)}
+                note |= {"beside": len(part.trials), "tokens": _tokens(prepared), "machine": methods.machine()}
                 with files.atomic(where / findings.TRIAL) as file:
                     file.write(json.dumps(note).encode())
                 view = functools.partial(board.lane, one.title, one.config.steps)

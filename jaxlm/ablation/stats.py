@@ -21,6 +21,7 @@ from jaxlm.ablation.power import quantile, seeds_needed, smallest_effect
 from jaxlm.errors import ConfigError, nearest
 
 RESAMPLES = 9_999
+CONFIDENCE, POWER = 0.95, 0.8  # of a study
 LARGEST = 1e300  # a larger value counts as diverged: differences and sums of such values overflow
 NOWHERE = (math.nan, math.nan)
 
@@ -63,8 +64,8 @@ def compare(
     values: Mapping[str, Mapping[int, float]],
     baseline: str,
     *,
-    confidence: float = 0.95,
-    power: float = 0.8,
+    confidence: float = CONFIDENCE,
+    power: float = POWER,
     lower_is_better: bool = True,
 ) -> list[Comparison]:
     """Each variant against the baseline, in the order of `values` {variant: {seed: metric}}.
