@@ -63,6 +63,7 @@ class Outcome(NamedTuple):
     gap: float = math.nan  # evaluation loss less training loss, where the value was taken
     gco2e: float = math.nan  # grams; nan where unknown
     machine: Machine = {}  # that trained it, as its trial.json says
+    config: FrozenConfigDict | None = None  # the trial's
 
 
 class Findings(NamedTuple):
@@ -157,6 +158,7 @@ def read(trial: Trial, folder: Path, metric: str, watched: str = "") -> Outcome:
         gap=gap,
         gco2e=latest("energy/gco2e"),
         machine=_machine(folder),
+        config=trial.config,
     )
 
 

@@ -46,8 +46,8 @@ def setup(study: Study, baseline: FrozenConfigDict, machines: Sequence[Machine])
         "Data": f"{data.source}, tokenizer {data.tokenizer}, held out: {data.validation or 'nothing'}",
         "Training": f"{baseline.steps:,} steps of {data.batch_size:,} sequences, {baseline.steps * tokens:,} tokens",
         "Seeds": f"{_listed(study.seeds)}{tuning}",
-        "Intervals": f"{stats.CONFIDENCE:.0%} for all verdicts together: each is drawn at its variant's level of Holm's "
-        "method, and leaves out 0 where the corrected test finds a difference",
+        "Intervals": f"{stats.CONFIDENCE:.0%} for all verdicts together: each is drawn at its variant's level of "
+        "Holm's method, and leaves out 0 where the corrected test finds a difference",
         "Power": f"{stats.POWER:.0%}, for the smallest visible effect and the seeds needed, at the corrected level",
         "Versions": _told(machines, "jaxlm", "jax"),
         "Device": _told(machines, "device"),

@@ -1,17 +1,15 @@
-"""A study's findings as files: report.md, report.html, results.csv, results.parquet and pictures."""
+"""A study's findings as files: report.md, report.html, ranking.tex, results and pictures."""
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxlm import files
-from jaxlm.ablation import page, pictures, tables, variants
-from jaxlm.ablation.findings import Findings, Outcome
+from jaxlm.ablation import latex, page, pictures, results, tables
+from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.tables import Table
 
 
@@ -32,7 +30,8 @@ def write(findings: Findings, folder: Path) -> list[Path]:
     html = page.render(findings, shown, words, tables.places(findings))
     if html is not None:
         written.append(_text(folder / "report.html", html))
-    return written + _results(findings, folder) + drawn
+    written.append(_text(folder / "ranking.tex", latex.tabular(shown["ranking"])))
+    return written + results.write(findings, folder) + drawn
 
 
 def _markdown(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, Any], drawn: list[str]) -> str:
@@ -56,7 +55,11 @@ def _markdown(findings: Findings, tables: Mapping[str, Table], words: Mapping[st
         if tables[name].rows:
             parts += [f"## {title}", lines(tables[name]), f"{tables[name].title}."]
     parts += [f"**{name}.** {note}" for name, note in words["notes"]]
-    parts += ["## To run it again", f"```\n{findings.command}\n```", "Every trial is in results.csv."]
+    parts += [
+        "## To run it again",
+        f"```\n{findings.command}\n```",
+        "Every trial is in results.csv, every measurement in curves.csv.",
+    ]
     return "\n\n".join(parts) + "\n"
 
 
@@ -64,43 +67,6 @@ def _escaped(text: str) -> str:
     """As Markdown that shows this text, on one line."""
     text = re.sub(r"([\\`*|<$]|~(?=~)|&(?=#?\w+;)|\](?=[(\[:])|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9]))", r"\\\1", text)
     return " ".join(text.split())
-
-
-def _results(findings: Findings, folder: Path) -> list[Path]:
-    axes = list(dict.fromkeys(axis for one in findings.outcomes for axis in one.point))
-
-    def row(one: Outcome) -> dict[str, Any]:
-        values = one._asdict()
-        point = {f"point.{axis}": variants.written(one.point.get(axis)) for axis in axes}
-        before, after = (
-            ("trial", "variant", "seed", "tuning"),
-            ("status", "value", "tokens", "flops", "seconds", "joules"),
-        )
-        return {name: values[name] for name in before} | point | {name: values[name] for name in after}
-
-    rows = [row(one) for one in findings.outcomes]
-    if not rows:
-        return []
-    text = io.StringIO(newline="")
-    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    table.writeheader()
-    table.writerows(rows)
-    written = [_text(folder / "results.csv", text.getvalue())]
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        return written
-    columns = {}
-    for name in rows[0]:
-        values = [one[name] for one in rows]
-        try:
-            columns[name] = pyarrow.array(values)
-        except (pyarrow.ArrowInvalid, pyarrow.ArrowTypeError, pyarrow.ArrowNotImplementedError):  # mixed: as text
-            columns[name] = pyarrow.array([None if value is None else str(value) for value in values])
-    with files.atomic(folder / "results.parquet") as file:
-        parquet.write_table(pyarrow.table(columns), file)
-    return [*written, folder / "results.parquet"]
 
 
 def _text(path: Path, text: str) -> Path:

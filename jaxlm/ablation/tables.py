@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation import figures, plot_data, scoring
+from jaxlm.ablation import figures, plot_data, scoring, speedup
 from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.variants import written
 
@@ -153,13 +153,16 @@ def _ranking(findings: Findings, places: int) -> Table:
         row = [_word(variant), _word(plot_data.judged(findings, one) if one else "baseline")]
         row += [Cell(f"{figures.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
         gaps = [one.gap for one in trials if plot_data.finished(one)]
+        row += [_share(speedup.tokens_to_baseline(findings, variant))]
         rows.append(
             [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
         )
-    headers = ("Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p", "Gap", "Seeds finished")
+    headers = ["Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p"]
+    headers += ["Tokens to baseline", "Gap", "Seeds finished"]
     title = (
-        "By the mean over the seeds, those that lost any last; differences and intervals are to the baseline; gap: "
-        "eval/loss less training loss"
+        "By the mean over the seeds, those that lost any last; differences and intervals are to the baseline; tokens "
+        "to baseline: those at which the variant first reached the baseline's final value on the same seed, as a share "
+        "of those at which the baseline did, the median over the seeds; gap: eval/loss less training loss"
     )
     return Table(title, headers, rows)
 
@@ -264,6 +267,10 @@ def _number(value: float, form: str = "", unknown: str = "–") -> Cell:
 
 def _figure(value: float, places: int, sign: str = "") -> Cell:
     return Cell(figures.number(value, places, sign) if math.isfinite(value) else "–", float(value))
+
+
+def _share(value: float) -> Cell:
+    return Cell("not reached", value) if value == math.inf else _number(value, ".0%")
 
 
 def _interval(ends: tuple[float, float], places: int) -> Cell:

