@@ -9,9 +9,10 @@ token meets the first document.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar, overload
 
@@ -24,6 +25,7 @@ from jaxlm.errors import ConfigError, DataError
 Batch = dict[str, np.ndarray]
 """`inputs` int32[B, T], `targets` int32[B, T], `weights` float32[B, T] (0 where a token does not count)."""
 
+Argument = TypeVar("Argument")
 Item = TypeVar("Item")
 UInt64s = NDArray[np.uint64]
 
@@ -268,20 +270,22 @@ class Chosen(Sequence[Batch]):
 
 
 @contextlib.contextmanager
-def prefetch(get: Callable[[int], Item], start: int, stop: int, depth: int = 2) -> Iterator[Iterator[Item]]:
-    """`with prefetch(batches.__getitem__, start, stop) as items:` gives get(start), ..., get(stop - 1) in order.
+def prefetch(
+    get: Callable[[Argument], Item], arguments: Iterable[Argument], depth: int = 2
+) -> Iterator[Iterator[Item]]:
+    """`with prefetch(batches.__getitem__, range(start, stop)) as items:` gives what `get` makes of each, in order.
 
     A thread keeps the next `depth` ready. What `get` raises is raised where its item would have come. Leaving the
     block, at the end or early, joins the thread.
     """
     with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
-        ahead = deque(thread.submit(get, n) for n in range(start, min(start + depth, stop)))
+        submitted = (thread.submit(get, argument) for argument in arguments)
+        ahead = deque(itertools.islice(submitted, depth))
 
         def items() -> Iterator[Item]:
-            for n in range(start + depth, stop + depth):
+            while ahead:
                 future = ahead.popleft()
-                if n < stop:
-                    ahead.append(thread.submit(get, n))
+                ahead.extend(itertools.islice(submitted, 1))
                 yield future.result()
 
         try:

@@ -109,21 +109,21 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     states = steps.together([run.begin(where, meter, steps.mesh.size, lambda: going) for run in runs])
     hparams = steps.stacked([run.hparams for run in runs])
     first, cfg = runs[0], runs[0].cfg
-    plan = position.calls(first.done, cfg)
     compiled: set[int] = set()
 
-    parts = position.together(plan, _AHEAD // (cfg.data.batch_size * cfg.model.context_length * len(runs)))
+    at_once = _AHEAD // (cfg.data.batch_size * cfg.model.context_length * len(runs))
+    parts = position.together(position.calls(first.done, cfg), at_once)
 
-    def batches(i: int) -> list[Any]:
-        """Of the calls of a part, made in one go: a thread that wakes for each one holds up small steps."""
-        begin, end = parts[i][0][0], sum(parts[i][-1])
+    def batches(part: list[tuple[int, int]]) -> list[tuple[tuple[int, int], Any]]:
+        """Beside the calls of a part, made in one go: a thread that wakes for each one holds up small steps."""
+        begin, end = part[0][0], sum(part[-1])
         made = [run.batch(begin, end - begin, steps.rows) for run in runs]
 
         def of(start: int, count: int) -> Any:
             where: Any = start - begin if count == 1 else slice(start - begin, start - begin + count)
             return steps.batch([{name: x[where] for name, x in batch.items()} for batch in made])
 
-        return [of(*call) for call in parts[i]]
+        return [(call, of(*call)) for call in part]
 
     def pause() -> None:
         for run in runs:
@@ -133,10 +133,10 @@ def _go(runs: Sequence[Run], steps: Steps, signals: Signals, meter: energy.Meter
     signals.stepping = True
     profiled = cfg.log.profile if len(runs) == 1 and processes.first() else 0
     with (
-        data.prefetch(batches, 0, len(parts)) as ahead,
+        data.prefetch(batches, parts) as ahead,
         contextlib.closing(Profile(profiled, first.workdir / "profile", first.say)) as profile,
     ):
-        for (start, count), rows in zip(plan, itertools.chain.from_iterable(ahead), strict=True):
+        for (start, count), rows in itertools.chain.from_iterable(ahead):
             if count not in compiled:  # what that takes is no step's time
                 pause()
             if all(run.ended for run in runs):

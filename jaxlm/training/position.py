@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
@@ -85,30 +85,30 @@ def stale(now: Position, cfg: FrozenConfigDict) -> str:
     return f"{name} has not improved on {patience.value if name == stopping.metric else -patience.value:.4f}"
 
 
-def calls(start: int, cfg: FrozenConfigDict) -> list[tuple[int, int]]:
-    """(first step, number of steps) of each dispatch from `start` to the end of the run.
+def calls(start: int, cfg: FrozenConfigDict) -> Iterator[tuple[int, int]]:
+    """(first step, number of steps) of each dispatch from `start` to the end of the run, which may be far.
 
     Calls end at multiples of steps_per_call, at evaluations and at checkpoints. So they depend on where a run is,
     not on where it was resumed, and neither do its bits.
     """
-    steps, out = cfg.steps, []  # a config's fields take longer to read than all else here
+    steps = cfg.steps  # a config's fields take longer to read than all else here
     marks = [every for every in (cfg.steps_per_call, cfg.eval.every, cfg.checkpoint.every) if every]
     while start < steps:
         stop = min([steps, *((start // every + 1) * every for every in marks)])
-        out.append((start, stop - start))
+        yield start, stop - start
         start = stop
-    return out
 
 
-def together(plan: Sequence[tuple[int, int]], steps: int) -> list[list[tuple[int, int]]]:
+def together(plan: Iterable[tuple[int, int]], steps: int) -> Iterator[list[tuple[int, int]]]:
     """The calls in their order, in parts of at most so many steps, or of one call."""
-    out: list[list[tuple[int, int]]] = []
+    part: list[tuple[int, int]] = []
     for start, count in plan:
-        if out and start + count - out[-1][0][0] <= steps:
-            out[-1].append((start, count))
-        else:
-            out.append([(start, count)])
-    return out
+        if part and start + count - part[0][0] > steps:
+            yield part
+            part = []
+        part.append((start, count))
+    if part:
+        yield part
 
 
 def lowest(metrics: Mapping[str, float], name: str, field: str) -> float:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -223,16 +224,16 @@ def prefetch_threads() -> list[threading.Thread]:
 
 @pytest.mark.parametrize("depth", [1, 2, 10])
 def test_prefetch_gives_all_in_order(depth: int) -> None:
-    with prefetch(lambda n: n * n, 3, 8, depth) as items:
+    with prefetch(lambda n: n * n, range(3, 8), depth) as items:
         assert list(items) == [9, 16, 25, 36, 49]
-    with prefetch(lambda n: n, 5, 5, depth) as items:
+    with prefetch(lambda n: n, [], depth) as items:
         assert list(items) == []
     assert not prefetch_threads()
 
 
 def test_prefetch_works_ahead() -> None:
     done: list[int] = []
-    with prefetch(lambda n: done.append(n), 0, 10, depth=3) as items:
+    with prefetch(lambda n: done.append(n), range(10), depth=3) as items:
         next(items)
         deadline = time.monotonic() + 5
         while len(done) < 4 and time.monotonic() < deadline:
@@ -247,14 +248,14 @@ def test_prefetch_raises_in_its_place() -> None:
         return n
 
     got = []
-    with pytest.raises(DataError, match="two"), prefetch(get, 0, 5) as items:
+    with pytest.raises(DataError, match="two"), prefetch(get, range(5)) as items:
         for item in items:
             got.append(item)
     assert got == [0, 1] and not prefetch_threads()
 
 
 def test_prefetch_stops_when_left_early() -> None:
-    with pytest.raises(KeyboardInterrupt), prefetch(lambda n: n, 0, 10**9) as items:
+    with pytest.raises(KeyboardInterrupt), prefetch(lambda n: n, itertools.count()) as items:
         next(items)
         raise KeyboardInterrupt
     assert not prefetch_threads()

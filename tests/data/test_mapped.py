@@ -41,7 +41,7 @@ def test_truncated_between_two_batches(path: Path, left: int, reader: str) -> No
         "from jaxlm import data, errors\n"
         "tokens = data.open_tokens(sys.argv[1]).tokens\n"
         "def door():\n"
-        f"    with data.prefetch({reader}.__getitem__, 0, 300, depth=1) as batches:\n"
+        f"    with data.prefetch({reader}.__getitem__, range(300), depth=1) as batches:\n"
         "        next(batches)\n"
         f"        os.truncate(sys.argv[1], {left})\n"
         "        list(batches)\n"

@@ -22,23 +22,28 @@ def test_json_gives_a_position_back():
 @given(st.integers(1, 200), st.integers(0, 199), st.integers(1, 40), st.integers(0, 30), st.integers(0, 30))
 def test_calls_cover_each_step_once_and_do_not_depend_on_where_a_run_resumed(steps, at, per_call, evals, saves):
     cfg = resolved(steps=steps, steps_per_call=per_call, eval__every=evals, checkpoint__every=saves)
-    plan = position.calls(0, cfg)
+    plan = list(position.calls(0, cfg))
     assert [first + i for first, count in plan for i in range(count)] == list(range(steps))
     ends = {first + count for first, count in plan}
     assert all(n in ends for every in (evals, saves) if every for n in range(every, steps + 1, every))
     assert all(count <= per_call for _, count in plan)
     resume = max((end for end in ends if end <= at), default=0)
-    assert position.calls(resume, cfg) == [call for call in plan if call[0] >= resume]
+    assert list(position.calls(resume, cfg)) == [call for call in plan if call[0] >= resume]
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 30), st.integers(0, 100))
 def test_calls_made_together_stay_in_order_and_are_few_steps_or_one_call(steps, per_call, evals, size):
-    plan = position.calls(0, resolved(steps=steps, steps_per_call=per_call, eval__every=evals))
-    parts = position.together(plan, size)
+    plan = list(position.calls(0, resolved(steps=steps, steps_per_call=per_call, eval__every=evals)))
+    parts = list(position.together(plan, size))
     assert [call for part in parts for call in part] == plan
     totals = [sum(count for _, count in part) for part in parts]
     assert all(total <= size or len(part) == 1 for part, total in zip(parts, totals))
     assert all(total + part[0][1] > size for total, part in zip(totals, parts[1:]))  # as many as go
+
+
+def test_the_calls_of_a_long_run_are_not_listed_before_its_first():
+    parts = position.together(position.calls(0, resolved(steps=2**31 - 1, steps_per_call=1, eval__every=0)), 2)
+    assert next(parts) == [(0, 1), (1, 1)]
 
 
 @given(st.lists(st.floats(0, 10), max_size=20), st.floats(0, 1))
