@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError, nearest
+from jaxlm.optim import chain
 
 
 class Best(NamedTuple):
@@ -109,6 +111,23 @@ def together(plan: Iterable[tuple[int, int]], steps: int) -> Iterator[list[tuple
         part.append((start, count))
     if part:
         yield part
+
+
+def moved_rates(cfg: FrozenConfigDict, length: int, count: jax.Array, step: int) -> list[str]:
+    """How learning rates move where a run was to have `length` steps, as lines to say: a schedule is stretched.
+
+    Args:
+      count: int32[], at which the schedules stand.
+      step: completed steps.
+    """
+    spec = cfg.optimizer.to_dict()
+    before, now = (chain.learning_rates(spec, None, steps, count) for steps in (length, cfg.steps))
+    return [
+        f"the schedule of optimizer.{stage} ends at step {cfg.steps} now, not {length}: the learning rate of step "
+        f"{step + 1} is {rate:.3g}, not {before[stage]:.3g}"
+        for stage, rate in now.items()
+        if rate != before[stage]
+    ]
 
 
 def lowest(metrics: Mapping[str, float], name: str, field: str) -> float:

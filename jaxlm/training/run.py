@@ -20,6 +20,7 @@ from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import asking, perplexity
 from jaxlm.model.losses import TokenSums
+from jaxlm.optim import chain
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
@@ -75,7 +76,7 @@ def open_run(
         stack.callback(lambda: run.status(run.ended or "failed"))
         stack.callback(lambda: run.writers.close())
         run.status("running")
-        for line in [*told, *checkpoints.tell()]:
+        for line in [*told, *run.moved, *checkpoints.tell()]:
             run.say(line)
         try:
             yield run
@@ -93,6 +94,7 @@ class Run:
       ended: why it stopped: "done", "stopped early", "preempted", "interrupted", "diverged"; "" while it goes on.
       error: of a run that diverged.
       metrics: of the last evaluation.
+      moved: learning rates that are not what they were to be, as lines to say.
     """
 
     log: TextIO
@@ -122,6 +124,7 @@ class Run:
         self._ask = None
         if opened.validation is not None and cfg.eval.tasks:
             self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
+        self.moved: list[str] = []
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
@@ -133,6 +136,8 @@ class Run:
             restored = checkpoints.restore(self._like, latest)
             rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
             self.state = restored.state
+            count = chain.schedule_count(self.state.opt_state, self.state.step)
+            self.moved = position.moved_rates(cfg, restored.config.steps, count, latest)
             self._position = position.of_json(restored.data)._replace(validation=held_out)
             if self._position.tokens != opened.train.sha256:
                 raise DataError(

@@ -61,7 +61,7 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
       what changed since the last time, as lines to say.
 
     Raises:
-      ConfigError: another run lives there; names the fields and how to go on.
+      ConfigError: another run lives there, or one that is past the config's last step; says how to go on.
       DataError: the tokenizer is another, or the directory can't be written.
     """
     changed = []
@@ -72,6 +72,12 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
                 f"the tokenizer {cfg.data.tokenizer!r} differs from the one that {str(workdir)!r} was trained with; "
                 "give another --workdir, or the data that the run began with"
             )
+    if (latest := max(_steps(workdir), default=0)) > cfg.steps:
+        raise ConfigError(
+            f"steps is {cfg.steps}, and the run in {str(workdir)!r} has a checkpoint of step {latest}: give at least "
+            f"{latest}, or another --workdir for a shorter run. An earlier checkpoint that is kept is read as "
+            f"--checkpoint={workdir / CHECKPOINTS}/STEP"
+        )
     for path, name in config_json.objects(cfg).items():
         changed.append(f"config.json can't hold {path}, {name}: give the same from Python to go on")
     write(workdir / "tokenizer.json", tokenizer.to_json())
@@ -83,9 +89,11 @@ def begun(workdir: Path) -> bool:
     """Whether a run has left something there: a checkpoint, or a row of metrics. One that found out no more than that
     its config is wrong has not."""
     metrics = workdir / writers.METRICS
-    return bool(StepFolders(workdir / CHECKPOINTS, writable=False).steps()) or (
-        metrics.exists() and metrics.stat().st_size > 0
-    )
+    return bool(_steps(workdir)) or (metrics.exists() and metrics.stat().st_size > 0)
+
+
+def _steps(workdir: Path) -> list[int]:
+    return StepFolders(workdir / CHECKPOINTS, writable=False).steps()
 
 
 def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]:

@@ -17,7 +17,7 @@ import pytest
 import jaxlm
 from jaxlm import config, config_json, data
 from jaxlm.errors import ConfigError, DataError, DivergedError
-from jaxlm.optim import wrappers
+from jaxlm.optim import chain, wrappers
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.writers import read_jsonl
 from jaxlm.training import load, loop, recorder, rundir
@@ -87,7 +87,22 @@ def test_more_steps_resume_and_a_finished_run_says_so(tmp_path, capsys):
     told = capsys.readouterr().err
     assert int(more.state.step) == 12
     assert "steps changed from 8 to 12" in told and "resumed at step 8" in told
+    before, now = (chain.learning_rates(tiny().optimizer.to_dict(), None, steps, 8) for steps in (8, 12))
+    [(stage, rate)] = now.items()
+    length = "ends at step 12 now, not 8: the learning rate of step 9 is"
+    assert f"the schedule of optimizer.{stage} {length} {rate:.3g}, not {before[stage]:.3g}" in told
     assert [row["step"] for row in rows(tmp_path / "run") if "train/loss" in row] == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_finished_run_is_not_made_shorter(tmp_path):
+    jaxlm.train(tiny(), tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"steps is 4, and the run in .* has a checkpoint of step 8: give at least 8"):
+        jaxlm.train(tiny(steps=4), tmp_path / "run")
+    assert rundir.read_config(tmp_path / "run").steps == 8
+    constant = {"optimizer__scale_by_learning_rate": {"peak": 1e-3, "schedule": "constant"}}
+    jaxlm.train(tiny(**constant), tmp_path / "constant")
+    jaxlm.train(tiny(**constant, steps=9), tmp_path / "constant")
+    assert "the schedule of" not in (tmp_path / "constant" / "log.txt").read_text()
 
 
 def test_several_steps_a_call_are_the_same_run(tmp_path):
