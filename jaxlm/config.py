@@ -146,7 +146,7 @@ def default() -> ConfigDict:
     c.parallel.deterministic = False
 
     c.log = ConfigDict()
-    c.log.every = 10  # steps between rows of train metrics; 0: never
+    c.log.every = 10  # steps between rows of train metrics, of which the last step has one too; 0: never
     c.log.writers = ("jsonl", "tensorboard")  # and "wandb"
     c.log.groups = False  # norms and sparsity of kernels, embeddings, norms and biases, each in the train metrics
     c.log.energy = "counter"  # joules by NVML or RAPL where there is one; "estimate": else codecarbon's; "off"

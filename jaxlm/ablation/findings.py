@@ -170,7 +170,9 @@ def _last_row(rows: Sequence[Mapping[str, Any]], metric: str) -> int:
 def _due(trial: Trial, metric: str, end: int) -> int:
     """The step that such a row is due at, in a run that ended with step `end`. Each ends with an evaluation."""
     every = trial.config.log.every
-    return end if _evaluated([metric]) else end - end % every if every else 0
+    if _evaluated([metric]) or (every and end == trial.config.steps):
+        return end
+    return end - end % every if every else 0
 
 
 def _evaluated(names: Iterable[str]) -> bool:

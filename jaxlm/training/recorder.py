@@ -28,9 +28,11 @@ class Spike(Exception):
 
 
 class Recorder:
-    """Takes the metrics of each call of the step, writes every `every`-th step's as a row.
+    """Takes the metrics of each call of the step, writes every `every`-th step's as a row, and the last one's.
 
     Args:
+      every: steps between rows; 0 writes none.
+      last: the run's last step.
       say: takes a line for people.
       tokens_per_step: in a batch, over all devices.
       position: where the run stands; the recorder goes on with its `losses`, `skipped` and `recent`.
@@ -48,6 +50,7 @@ class Recorder:
         say: Callable[[str], None],
         *,
         every: int,
+        last: int,
         tokens_per_step: int,
         tokens_before: int,
         position: Position,
@@ -58,6 +61,7 @@ class Recorder:
         energy: Share,
     ):
         self._writers, self._progress, self._say, self._every = writers, progress, say, every
+        self._last = last
         self._tokens_per_step, self._tokens = tokens_per_step, tokens_before
         self._flops_per_token, self._dtype, self._devices = flops_per_token, dtype, devices
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
@@ -126,7 +130,7 @@ class Recorder:
             else:
                 self.skipped = (self.skipped[0], 0)
                 self.losses = (self.losses[0] + loss, self.losses[1] + 1)
-            if bad or (self._every and step % self._every == 0):
+            if bad or (self._every and (step % self._every == 0 or step == self._last)):
                 values = {name: float(x[i]) for name, x in host.items()}
                 values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}
                 if of_call is None:  # of all steps since the last call with a row, whose rows have the same

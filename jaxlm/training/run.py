@@ -185,6 +185,7 @@ class Run:
             self.view,
             self.say,
             every=cfg.log.every,
+            last=cfg.steps,
             tokens_per_step=cfg.data.batch_size * T,
             tokens_before=self._position.sequences * T,
             position=self._position,

@@ -79,6 +79,9 @@ def test_a_run_that_lacks_its_last_rows_is_no_result(run, metric, every, step, s
 def test_a_row_that_is_not_due_is_not_missed(run):
     one = study.trial(study.arm(small(log__every=3), "clip"), "clip", 1)
     assert findings.read(one, run(rows_of([4.0, 3.0], "train/loss", 3), step=8), "train/loss").value == 3.0
+    whole = study.trial(study.arm(small(log__every=5), "clip"), "clip", 1)  # of 12 steps, the last of which has a row
+    with pytest.raises(DataError, match="has train/loss up to step 10 only"):
+        findings.read(whole, run(rows_of([4.0, 3.0], "train/loss", 5), step=12), "train/loss")
 
 
 # Values
