@@ -1,7 +1,7 @@
 """The documents of one file, by its kind: all of a text file, or the rows of a .jsonl, .csv or .parquet file.
 
 Nothing is guessed about text: it is UTF-8 or an error that says where it isn't; line ends (CRLF too) and NULs stay as
-they are; a byte order mark at the start of a file is dropped.
+they are; a byte order mark at the start of a file is dropped. Text, .jsonl and .csv may be packed: NAME.txt.gz.
 """
 
 from __future__ import annotations
@@ -10,8 +10,12 @@ import codecs
 import contextlib
 import csv
 import functools
+import gzip
+import io
 import json
+import re
 import sys
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +26,15 @@ from jaxlm.data.forms import Document, Form
 from jaxlm.errors import DataError, closest
 
 _BYTE_ORDER_MARK = codecs.BOM_UTF8.decode()
+
+_PACKED = {
+    "gzip": rb"\x1f\x8b",
+    "zstd": rb"\x28\xb5\x2f\xfd",
+    "bzip2": rb"BZh[1-9]1AY&SY",
+    "xz": rb"\xfd7zXZ\0",
+    "zip": rb"PK\x03\x04",
+}
+"""How a file begins that was packed by each."""
 
 
 class File(NamedTuple):
@@ -39,14 +52,20 @@ def read(file: File, form: Form, errors: str) -> Iterator[Document]:
     Raises:
       DataError: it can't be read, is not of its kind or not UTF-8, or a row lacks a column or text in it.
     """
-    return _READERS.get(file.path.suffix.lower(), _text)(file, form, errors)
+    return _READERS.get(kind(file.path), _text)(file, form, errors)
+
+
+def kind(path: Path) -> str:
+    """The suffix, in small letters, that says what a file holds: .txt of NAME.txt.gz too."""
+    suffix = path.suffix.lower()
+    return kind(Path(path.stem)) if suffix == ".gz" else suffix
 
 
 def _text(file: File, form: Form, errors: str) -> Iterator[Document]:
     if form.pairs:
         raise DataError(f"{file.path} is text, and has no pairs; they are rows of .jsonl, .csv, .parquet or hf://")
-    with reading(file.path):
-        raw = file.path.read_bytes()
+    with _opened(file.path) as opened:
+        raw = opened.read()
     try:
         text = _decode(raw, file.path, "strict" if errors == "skip" else errors)
     except DataError:
@@ -172,11 +191,22 @@ def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:
     """(number from 1, line with its end) of a file, a line at a time."""
     position = 0
-    with reading(path), path.open("rb") as file:
+    with _opened(path) as file:
         for number, line in enumerate(file, 1):
             text = _decode(line, path, errors, position)
             yield number, text.removeprefix(_BYTE_ORDER_MARK) if number == 1 else text
             position += len(line)
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[io.BufferedReader | gzip.GzipFile]:
+    """A file of text, unpacked where its name ends in .gz."""
+    with reading(path), gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as file:
+        start = file.peek(16)
+        if found := next((name for name, pattern in _PACKED.items() if re.match(pattern, start)), ""):
+            what = "name it NAME.gz" if found == "gzip" else "unpack it, or pack it with gzip, as NAME.gz"
+            raise DataError(f"{path} is packed by {found}, and text was expected: {what}")
+        yield file
 
 
 def _decode(raw: bytes, where: object, errors: str, position: int = 0) -> str:
@@ -195,5 +225,5 @@ def reading(path: Path) -> Iterator[None]:
     """What the system refuses, as a DataError."""
     try:
         yield
-    except OSError as error:
-        raise DataError(f"can't read {path}: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:  # the latter two of a .gz that is cut off or damaged
+        raise DataError(f"can't read {path}: {getattr(error, 'strerror', None) or error}") from error

@@ -5,6 +5,7 @@ A document is one text file, or one row: of a .jsonl, .csv or .parquet file, a h
 
 from __future__ import annotations
 
+import collections
 import glob
 import hashlib
 import json
@@ -23,7 +24,7 @@ from jaxlm.errors import DataError, closest
 from jaxlm.files import expanded
 
 SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
-"""What is read from a folder. A file or a glob may name others: they are read as text."""
+"""What is read from a folder, packed by gzip too. A file or a glob may name others: they are read as text."""
 
 # Of the standard library: tests, and tables and demos that are not code as people write it.
 _NOT_STDLIB = {
@@ -40,6 +41,7 @@ class Source(NamedTuple):
     fingerprint: str  # sha256 of names, sizes and contents
     num_bytes: int  # about what `read` gives, for a progress bar; 0 where unknown
     read: Callable[[], Iterator[Document]]  # from the start at each call, in a fixed order; DataError if there is none
+    left_out: str = ""  # of a folder, in words
 
 
 def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") -> Source:
@@ -64,14 +66,15 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
         return _function_source(spec, form, errors)
     if spec == "stdlib":
         errors = "skip"  # a few of its files are in other encodings on purpose
-    files = _files(spec)
+    files, left_out = _files(spec)
 
     def read() -> Iterator[Document]:
         for file in files:
             yield from readers.read(file, form, errors)
 
-    num_bytes = sum(file.path.stat().st_size for file in files)
-    return Source(spec, _fingerprint(files), num_bytes, lambda: _not_none(spec, read()))
+    packed = any(file.path.suffix.lower() == ".gz" for file in files)
+    num_bytes = 0 if packed else sum(file.path.stat().st_size for file in files)
+    return Source(spec, _fingerprint(files), num_bytes, lambda: _not_none(spec, read()), left_out)
 
 
 def missing(path: str | Path) -> DataError:
@@ -101,18 +104,33 @@ def changed(spec: str) -> DataError:
     return DataError(f"{spec} has changed while it was read; run again when it is complete")
 
 
+def several(spec: str, paths: Iterable[Path]) -> DataError:
+    """The error for token files where one source is named."""
+    listed = sorted(map(str, paths))
+    names = ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
+    return DataError(
+        f"{spec} holds token files ({len(listed)}: {names}), and one of them at a time is a source: name it, or join "
+        "them: jaxlm.data.write_tokens('all.bin', [jaxlm.data.open_tokens(path).tokens for path in paths], "
+        "jaxlm.data.tokenizer_of(paths[0]))"
+    )
+
+
 # Files
 
 
-def _files(spec: str) -> list[File]:
-    """The files of a spec, in an order that is the same everywhere."""
-    path = expanded(spec)
+def _files(spec: str) -> tuple[list[File], str]:
+    """The files of a spec, in an order that is the same everywhere; and which of a folder were left out, in words."""
+    path, left_out = expanded(spec), ""
     if spec == "stdlib":
-        files = _walk(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
+        files, _ = _walk(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
     elif os.path.isdir(path):
-        files = _walk(path, SUFFIXES, {"__pycache__"})
+        files, others = _walk(path, SUFFIXES, {"__pycache__"})
+        if not files and (tokens := [other for other in others if other.suffix == ".bin"]):
+            raise several(spec, tokens)
+        left_out = _counted(others)
         if not files:
-            raise DataError(f"folder {path} holds no file with one of the suffixes {' '.join(SUFFIXES)}")
+            there = f"; {left_out}" if left_out else ""
+            raise DataError(f"folder {path} holds no file with one of the suffixes {' '.join(SUFFIXES)}{there}")
     elif os.path.isfile(path):
         files = [File(path.name, path)]
         with readers.reading(path):
@@ -128,10 +146,20 @@ def _files(spec: str) -> list[File]:
         files = [File(p.relative_to(top).as_posix(), p) for p in found]
     else:
         raise missing(path)
-    return files
+    return files, left_out
 
 
-def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> list[File]:
+def _counted(others: Sequence[Path]) -> str:
+    if not others:
+        return ""
+    suffixes = collections.Counter(path.suffix.lower() or "none" for path in others).most_common()
+    listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes[:5]) + (", ..." if suffixes[5:] else "")
+    return f"files with other suffixes were left out: {len(others)} ({listed})"
+
+
+def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> tuple[list[File], list[Path]]:
+    """The files below a folder whose kind is one of `suffixes`, and the others; nothing hidden."""
+
     def fail(error: OSError) -> None:
         raise DataError(f"can't read folder {error.filename}: {error.strerror}")
 
@@ -146,9 +174,11 @@ def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> list[File]:
             read.add(real)
             folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
             starts += [link for name in folders if os.path.islink(link := os.path.join(folder, name))]
-            paths = (Path(folder, name) for name in names if not name.startswith("."))
-            found += [path for path in paths if path.suffix.lower() in suffixes and path.is_file()]
-    return sorted(File(path.relative_to(top).as_posix(), path) for path in found)
+            found += [Path(folder, name) for name in names if not name.startswith(".")]
+    found = [path for path in found if path.is_file()]
+    files = [path for path in found if readers.kind(path) in suffixes]
+    others = [path for path in found if readers.kind(path) not in suffixes]
+    return sorted(File(path.relative_to(top).as_posix(), path) for path in files), others
 
 
 def _fingerprint(files: Iterable[File]) -> str:

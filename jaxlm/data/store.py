@@ -65,6 +65,7 @@ def open(section: Section, progress: bool = False) -> Data:
     names = ("validation", "train") if section.validation else ("train",)
 
     def build(entry: Path) -> None:
+        _tell(text, other)
         _build(entry, section, text, other, share, progress and sys.stderr.isatty())
 
     split = _through_cache(section, what, names, build)
@@ -91,11 +92,18 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
     text = sources.open_source(source, form=form, errors=section.errors)
 
     def build(entry: Path) -> None:
+        _tell(text)
         chunks = _encoded(_tracked(text, "tokenizing", progress and sys.stderr.isatty()), tokenizer)
         write(entry / "text.bin", _if_unchanged(chunks, section, text), tokenizer, text.fingerprint)
 
     what = [FORMAT, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
     return _through_cache(section, what, ("text",), build)["text"]
+
+
+def _tell(*read: Source | None) -> None:
+    for source in read:
+        if source and source.left_out:
+            print(f"note: of {source.spec}, {source.left_out}", file=sys.stderr)
 
 
 def _through_cache(

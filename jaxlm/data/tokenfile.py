@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -132,6 +133,8 @@ def tokenizer_of(path: str | Path) -> Tokenizer:
 def _metadata(path: Path) -> dict[str, Any]:
     """The content of NAME.json of a token file NAME.bin, as it was written."""
     if not path.is_file():
+        if found := glob.glob(str(path)) if glob.has_magic(str(path)) else [*path.glob("*.bin")]:
+            raise sources.several(str(path), map(Path, found))
         raise sources.missing(path)
     beside = path.with_suffix(".json")
     if not beside.is_file():

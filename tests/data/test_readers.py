@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bz2
 import csv
+import gzip
 import json
+import lzma
 import sys
 from pathlib import Path
 
@@ -52,6 +55,38 @@ def test_csv(tmp_path: Path) -> None:
 def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
     pq.write_table(pa.table({"body": pa.array(TEXTS).cast(kind), "n": [1, 2, 3]}), tmp_path / "a.parquet")
     assert texts(tmp_path / "a.parquet", text_field="body") == TEXTS
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.GZ", "a.gz"])
+def test_text_that_gzip_packed(tmp_path: Path, name: str) -> None:
+    rows = {"jsonl": '{"text": "a\\nb"}\n{"text": "é"}\n', "csv": 'id,text\n1,"a\nb"\n2,é\n'}
+    plain = rows.get(name.split(".")[1], "é\n")
+    (tmp_path / name).write_bytes(gzip.compress(plain.encode()))
+    assert texts(tmp_path / name) == (["é\n"] if plain == "é\n" else ["a\nb", "é"])
+    (tmp_path / name).write_bytes(gzip.compress(plain.encode())[:-9])
+    with pytest.raises(DataError, match=f"can't read .*{name}: .*end-of-stream"):
+        texts(tmp_path / name)
+    (tmp_path / name).write_text(plain)
+    with pytest.raises(DataError, match=f"can't read .*{name}: Not a gzipped file"):
+        texts(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("packed", "by"),
+    [
+        (gzip.compress(b"a"), "gzip, .*: name it NAME.gz"),
+        (bz2.compress(b"a"), "bzip2"),
+        (lzma.compress(b"a"), "xz"),
+        (b"\x28\xb5\x2f\xfd\x20\x01\x09\x00\x00a", "zstd"),
+        (b"PK\x03\x04\x14\x00", "zip"),
+    ],
+    ids=["gzip", "bzip2", "xz", "zstd", "zip"],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.jsonl.zst", "a.csv"])
+def test_what_is_packed_otherwise_is_no_text(tmp_path: Path, packed: bytes, by: str, name: str) -> None:
+    (tmp_path / name).write_bytes(packed)
+    with pytest.raises(DataError, match=f"{name} is packed by {by}"):
+        texts(tmp_path / name, errors="replace")
 
 
 def test_not_utf8_names_file_and_position(tmp_path: Path) -> None:

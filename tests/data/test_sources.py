@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import sys
 import types
 from pathlib import Path
@@ -255,6 +256,17 @@ def test_empty(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"holds no file with one of the suffixes \.txt"):
         texts(tmp_path / "none")
+
+
+def test_a_folder_says_what_it_leaves_out(tmp_path: Path) -> None:
+    top = folder(tmp_path, {"a.txt": "a", "b/b.zst": "", "c.tar.gz": "", "d.ZST": "", ".hidden.zst": "", "LICENSE": ""})
+    (top / "e.txt.gz").write_bytes(gzip.compress(b"e"))
+    assert texts(top) == ["a", "e"]
+    said = sources.open_source(str(top)).left_out
+    assert said == "files with other suffixes were left out: 4 (.zst 2, .gz 1, none 1)"
+    assert sources.open_source(str(top / "a.txt")).left_out == ""
+    with pytest.raises(DataError, match=r"one of the suffixes .*; files with other suffixes .*: 1 \(.zst 1\)"):
+        texts(top / "b")
 
 
 def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

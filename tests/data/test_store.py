@@ -471,6 +471,31 @@ def test_sources_that_do_not_mix(section, token_file: data.TokenFile, corpus: Pa
         data.open(section(token_file.path, validation=other.path))
 
 
+def test_several_token_files_are_no_source(section, token_file: data.TokenFile, tmp_path: Path) -> None:
+    one, many = token_file.path, tmp_path / "many"
+    many.mkdir()
+    for name in ("a", "b"):
+        for suffix in (".bin", ".json"):
+            (many / name).with_suffix(suffix).write_bytes(one.with_suffix(suffix).read_bytes())
+    for spec in (f"{many}/*.bin", str(many)):
+        with pytest.raises(DataError, match=r"holds token files \(2: .*a.bin, .*b.bin\).*name it, or join them"):
+            data.open(section(source=spec))
+    paths = sorted(many.glob("*.bin"))
+    joined = data.write_tokens(
+        tmp_path / "all.bin", [data.open_tokens(path).tokens for path in paths], data.tokenizer_of(paths[0])
+    )
+    assert joined.num_documents == 2 * token_file.num_documents and joined.num_tokens == 2 * token_file.num_tokens
+
+
+def test_what_a_folder_leaves_out_is_told_once(section, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "a.txt").write_text("some text")
+    (tmp_path / "some" / "b.zst").write_bytes(b"")
+    for _ in range(2):
+        data.open(section(source=str(tmp_path / "some"), validation=""))
+    assert capsys.readouterr().err.count("other suffixes were left out: 1 (.zst 1)") == 1
+
+
 def test_an_unknown_character_is_told_with_its_document_and_place(
     section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
