@@ -38,8 +38,9 @@ def open(section: Section, progress: bool = False) -> Data:
     """The tokens that a config's data section names: from the cache, or tokenized now and put there.
 
     Args:
-      section: `cfg.data` of a resolved config. A `source` of NAME.bin is opened as it is; its own tokenizer is used,
-        and `validation` is then "", a share such as "5%" (its tail), or another .bin.
+      section: `cfg.data` of a resolved config. A `source` of NAME.bin is opened as it is, with its own tokenizer,
+        or with the one given where it has no metadata; `validation` is then "", a share such as "5%" (its tail), or
+        another .bin.
       progress: show a bar on a terminal.
 
     Raises:
@@ -84,7 +85,7 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
     """
     if source.endswith(".bin"):
         _no_pairs(section, source)
-        file = open_tokens(source)
+        file = open_tokens(source, tokenizer)
         if file.tokenizer != tokenizer.fingerprint:
             raise DataError(f"{source} was made by another tokenizer than the model's")
         return file
@@ -234,8 +235,17 @@ def _no_pairs(section: Section, path: str) -> None:
 
 
 def _open_files(section: Section, share: float | None) -> Data:
-    train, tokenizer = open_tokens(section.source), tokenizer_of(section.source)
-    _check_tokenizer(section.tokenizer, tokenizer, section.source)
+    spec, path = section.tokenizer, section.source
+    given = None
+    if not (spec == "bytes" or spec == "chars" or spec.startswith("bpe:")):  # bytes are the default, which is no wish
+        given = tokenizer_specs.build(spec)
+    train = open_tokens(path, given)
+    if spec != "bytes" and (given is None or given.fingerprint != train.tokenizer):
+        raise DataError(
+            f"data.tokenizer={spec!r} is not the tokenizer that made {path}; a token file with its metadata brings its "
+            "own: leave data.tokenizer at 'bytes'"
+        )
+    tokenizer = given or tokenizer_of(path)
     if not section.validation:
         return Data(tokenizer, train, None)
     if share is not None:
@@ -245,21 +255,10 @@ def _open_files(section: Section, share: float | None) -> Data:
             f"data.validation is {section.validation!r}; with a token file as data.source expected a share "
             "such as '5%', another .bin file, or ''"
         )
-    validation = open_tokens(section.validation)
+    validation = open_tokens(section.validation, given)
     if validation.tokenizer != train.tokenizer:
         raise DataError(f"{section.validation} and {section.source} were made by different tokenizers")
     return Data(tokenizer, train, validation)
-
-
-def _check_tokenizer(spec: str, tokenizer: Tokenizer, path: str) -> None:
-    if spec == "bytes":  # the default: no wish
-        return
-    trained = spec == "chars" or spec.startswith("bpe:")
-    if trained or tokenizer_specs.build(spec).fingerprint != tokenizer.fingerprint:
-        raise DataError(
-            f"data.tokenizer={spec!r} is not the tokenizer that made {path}; a token file brings its own: "
-            "leave data.tokenizer at 'bytes'"
-        )
 
 
 def _parted(file: TokenFile, share: float, tokenizer: Tokenizer) -> tuple[TokenFile, TokenFile]:

@@ -1,4 +1,7 @@
-"""Token files: NAME.bin, the raw little-endian ids, and NAME.json, what they are and the tokenizer that made them."""
+"""Token files: NAME.bin, the raw little-endian ids, and NAME.json, what they are and the tokenizer that made them.
+
+A NAME.bin of another's making has the ids alone, as nanoGPT writes them: it is opened with a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import glob
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +21,7 @@ from jaxlm.errors import DataError
 from jaxlm.files import atomic, expanded, seal
 
 FORMAT = "jaxlm tokens 1"
+_PART = 4 * 2**20  # ids that are looked at at once
 _HASHED = 256 * 2**20  # bytes: larger files are checked by their size only, when opened
 
 
@@ -67,11 +71,10 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
             ids = np.asarray(document).reshape(-1)
             if len(ids) and not np.issubdtype(ids.dtype, np.integer):
                 raise DataError(f"token ids are {ids.dtype}; expected integers")
+            for first in range(0, len(ids), _PART):
+                yield _chunk(ids[first : first + _PART], tokenizer)
             if not len(ids) or ids[-1] != tokenizer.end_of_text:
-                ids = np.append(ids.astype(np.int64), tokenizer.end_of_text)
-            _check_range(ids, tokenizer)
-            ends = int(np.count_nonzero(ids == tokenizer.end_of_text))
-            yield Chunk(ids, int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), ends)
+                yield _chunk(np.array([tokenizer.end_of_text]), tokenizer)
 
     try:
         write(path, chunks(), tokenizer, source="")
@@ -80,14 +83,19 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
     return open_tokens(path)
 
 
-def open_tokens(path: str | Path) -> TokenFile:
+def open_tokens(path: str | Path, tokenizer: Tokenizer | None = None) -> TokenFile:
     """Maps a token file into memory, checked against its metadata: its size always, its sha256 if it isn't large.
+
+    Args:
+      tokenizer: made the ids, where there is no metadata: uint16, or uint32 for a vocabulary above 65,536. They are
+        all read, and checked to be in the vocabulary.
 
     Raises:
       DataError: a file is missing, empty, unreadable, or not what the metadata says.
     """
     path = expanded(path)
-    meta = _metadata(path)
+    raw = tokenizer is not None and path.is_file() and not path.with_suffix(".json").exists()
+    meta = _raw(path, tokenizer) if tokenizer is not None and raw else _metadata(path)
     dtype = np.dtype(meta["dtype"]).newbyteorder("<")
     with readers.reading(path), path.open("rb") as opened:
         size = os.fstat(opened.fileno()).st_size
@@ -99,7 +107,7 @@ def open_tokens(path: str | Path) -> TokenFile:
         tokens = mapped.map_tokens(opened, path, dtype, meta["max_id"], meta["sha256"])
     fields = {name: meta[name] for name in TokenFile._fields if name not in ("path", "tokens")}
     file = TokenFile(path=path, tokens=tokens, **fields)
-    if size < _HASHED:
+    if size < _HASHED and not raw:
         verify(file)
     return file
 
@@ -139,7 +147,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise DataError(
-            f"token file {path} has no metadata {beside.name} next to it: write it with jaxlm.data.write_tokens"
+            f"token file {path} has no metadata {beside.name} next to it: write it with jaxlm.data.write_tokens; or, "
+            f"for raw ids as nanoGPT's, let data.tokenizer name what made them, such as gpt2{_pickled(path)}"
         )
     try:
         meta = json.loads(beside.read_bytes())
@@ -167,20 +176,60 @@ def _metadata(path: Path) -> dict[str, Any]:
 
 def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str) -> None:
     """NAME.bin, then NAME.json; each appears whole or not at all. Two writers of the same tokens do no harm."""
+    with atomic(path) as file:
+        meta = _described(chunks, tokenizer, source, file.write)
+        if not meta["num_tokens"]:
+            raise DataError(f"no tokens to write to {path}")
+    with atomic(path.with_suffix(".json")) as file:
+        file.write(json.dumps({**meta, "check": seal(meta)}).encode())
+
+
+def _raw(path: Path, tokenizer: Tokenizer) -> dict[str, Any]:
+    """The metadata of ids that have none. Reads them, and not by a map, which may end in a SIGBUS."""
+    if pickled := _pickled(path):
+        raise DataError(f"{path} is not of data.tokenizer{pickled}")
+    itemsize = tokenizer.dtype.itemsize
+    with readers.reading(path), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not size or size % itemsize:
+            raise DataError(f"{path} holds {size} bytes; expected token ids of {itemsize} bytes, as it has no metadata")
+
+        def chunks() -> Iterator[Chunk]:
+            while part := file.read(_PART * itemsize):
+                yield _chunk(np.frombuffer(part, tokenizer.dtype), tokenizer)
+
+        try:
+            return _described(chunks(), tokenizer, "", lambda _: None)
+        except DataError as error:
+            what = f"{path} has no metadata, and is not uint{8 * itemsize} ids of data.tokenizer"
+            raise DataError(f"{what}: {error}") from error
+
+
+def _pickled(path: Path) -> str:
+    """What is to be said where nanoGPT kept a vocabulary beside the ids."""
+    if not (path.parent / "meta.pkl").exists():
+        return ""
+    return (
+        "; by the meta.pkl next to it, its ids are of characters: give the text itself as data.source (input.txt), and "
+        "data.tokenizer=chars"
+    )
+
+
+def _described(
+    chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str, keep: Callable[[memoryview], object]
+) -> dict[str, Any]:
+    """The metadata of ids, whose bytes go to `keep`."""
     total, max_id, num_bytes, num_documents = 0, 0, 0, 0
     digest = hashlib.sha256()
-    with atomic(path) as file:
-        for chunk in chunks:
-            max_id = max(max_id, _check_range(chunk.ids, tokenizer))
-            ids = np.ascontiguousarray(chunk.ids, tokenizer.dtype)  # in range, so nothing wraps
-            file.write(ids.data)
-            digest.update(ids.data)
-            total += len(ids)
-            num_bytes += chunk.num_bytes
-            num_documents += chunk.num_documents
-        if not total:
-            raise DataError(f"no tokens to write to {path}")
-    meta = {
+    for chunk in chunks:
+        max_id = max(max_id, _check_range(chunk.ids, tokenizer))
+        ids = np.ascontiguousarray(chunk.ids, tokenizer.dtype)  # in range, so nothing wraps
+        keep(ids.data)
+        digest.update(ids.data)
+        total += len(ids)
+        num_bytes += chunk.num_bytes
+        num_documents += chunk.num_documents
+    return {
         "format": FORMAT,
         "dtype": f"uint{8 * tokenizer.dtype.itemsize}",
         "num_tokens": total,
@@ -193,8 +242,12 @@ def write(path: Path, chunks: Iterable[Chunk], tokenizer: Tokenizer, source: str
         "source": source,
         "tokenizer_json": json.loads(tokenizer.to_json()),
     }
-    with atomic(path.with_suffix(".json")) as file:
-        file.write(json.dumps({**meta, "check": seal(meta)}).encode())
+
+
+def _chunk(ids: np.ndarray, tokenizer: Tokenizer) -> Chunk:
+    _check_range(ids, tokenizer)
+    ends = int(np.count_nonzero(ids == tokenizer.end_of_text))
+    return Chunk(ids, int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), ends)
 
 
 def _check_range(ids: np.ndarray, tokenizer: Tokenizer) -> int:

@@ -303,6 +303,54 @@ def test_ids_never_wrap(tmp_path: Path, ids: list[int]) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ids_are_written_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once they took 13 bytes a token, of a file that was mapped."""
+    ids = np.random.default_rng(0).integers(0, 257, 1000).astype(np.uint16)
+    whole = data.write_tokens(tmp_path / "whole.bin", [ids], Bytes())
+    sizes, chunk = [], tokenfile._chunk
+    monkeypatch.setattr(tokenfile, "_PART", 64)
+    monkeypatch.setattr(tokenfile, "_chunk", lambda part, *args: sizes.append(len(part)) or chunk(part, *args))
+    parts = data.write_tokens(tmp_path / "parts.bin", [ids], Bytes())
+    assert parts._replace(path=whole.path, tokens=whole.tokens) == whole and max(sizes) == 64
+
+
+def raw_ids(path: Path, tokenizer: data.Tokenizer, texts: list[str]) -> Path:
+    """As nanoGPT writes them."""
+    ids = [*map(tokenizer.encode, texts)]
+    np.concatenate([np.append(x, tokenizer.end_of_text) for x in ids]).astype(tokenizer.dtype).tofile(path)
+    return path
+
+
+def test_ids_without_metadata_are_read_with_the_tokenizer_that_made_them(section, tmp_path: Path) -> None:
+    bpe = tokenizer_specs.build("bpe:300", ["the cat sat on the mat " * 50])
+    (tmp_path / "tokenizer.json").write_text(bpe.to_json())
+    texts = [f"the cat sat {i}" for i in range(50)]
+    train, val = (raw_ids(tmp_path / f"{name}.bin", bpe, texts) for name in ("train", "val"))
+    fields = {"tokenizer": str(tmp_path / "tokenizer.json")}
+    opened = data.open(section(train, validation=val, **fields))
+    ours = data.write_tokens(tmp_path / "ours.bin", [opened.train.tokens], bpe)
+    assert opened.train._replace(path=ours.path, tokens=ours.tokens) == ours and opened.tokenizer == bpe
+    assert opened.validation is not None and opened.validation.num_documents == 50
+    assert documents(opened.train, bpe) == texts and not train.with_suffix(".json").exists()
+    parted = data.open(section(train, validation="10%", **fields))
+    assert parted.validation is not None and (parted.train.num_documents, parted.validation.num_documents) == (45, 5)
+    assert data.tokenize(str(val), bpe, section("")).num_documents == 50
+
+    for spec in ("bytes", "bpe:300"):
+        with pytest.raises(DataError, match=r"no metadata train.json next to it: .*let data.tokenizer .* gpt2$"):
+            data.open(section(train, tokenizer=spec))
+    np.array([1, 300], "<u2").tofile(val)
+    with pytest.raises(DataError, match="val.bin has no metadata, and is not uint16 ids of .* id 300 is outside"):
+        data.open(section(train, validation=val, **fields))
+    val.write_bytes(b"abc")
+    with pytest.raises(DataError, match="val.bin holds 3 bytes; expected token ids of 2 bytes"):
+        data.open(section(train, validation=val, **fields))
+    (tmp_path / "meta.pkl").write_bytes(b"")
+    for spec in ("bytes", fields["tokenizer"]):
+        with pytest.raises(DataError, match=r"its ids are of characters: give the text .* data.tokenizer=chars$"):
+            data.open(section(train, tokenizer=spec))
+
+
 def test_bad_writes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="float64; expected integers"):
         data.write_tokens(tmp_path / "a.bin", [np.array([1.5])], Bytes())
