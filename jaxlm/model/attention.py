@@ -139,26 +139,33 @@ def cudnn_serves(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct, segment
     """
     if jax.default_backend() != "gpu":
         return False
-    _, T, _, K = q_BTHK.shape
     # "9.0"; of AMD's GPUs "gfx942"; what does not tell is taken for one that serves
     capability = str(getattr(jax.local_devices()[0], "compute_capability", "8.0"))
     ampere = capability.replace(".", "").isdigit() and float(capability) >= 8
+    return ampere and _cudnn_takes(q_BTHK, segments)
+
+
+def _cudnn_takes(q_BTHK: Float[Array, "B T H K"] | jax.ShapeDtypeStruct, segments: bool = False) -> bool:
+    """Whether it takes such queries, on a device that has it."""
+    _, T, _, K = q_BTHK.shape
     half = q_BTHK.dtype in (jnp.bfloat16, jnp.float16)
-    return ampere and half and K % 8 == 0 and K <= 128 and not (segments and T % 2)
+    return half and K % 8 == 0 and K <= 128 and not (segments and T % 2)
 
 
-def falls_back(section: Any) -> str:
+def falls_back(section: Any, here: bool = True) -> str:
     """Why a model's attention is in blocks and not cuDNN's, in words; "" where it is cuDNN's.
 
     Args:
       section: a config's `model` section, resolved.
+      here: on this machine's devices; False: on a GPU that has cuDNN's.
     """
     if section.attention == "blockwise":
         return "model.attention='blockwise'"
     if section.dropout:
         return "cuDNN's has no dropout"
     K = section.embed_dim // section.num_heads
-    if not cudnn_serves(jax.ShapeDtypeStruct((1, section.context_length, section.num_heads, K), section.dtype)):
+    queries = jax.ShapeDtypeStruct((1, section.context_length, section.num_heads, K), section.dtype)
+    if not (cudnn_serves if here else _cudnn_takes)(queries):
         return f"cuDNN's {WANTS}"
     return ""
 

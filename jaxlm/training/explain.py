@@ -96,11 +96,19 @@ def costs(cfg: FrozenConfigDict, state: step.State, num_tokens: int) -> str:
     tokens, mesh = cfg.steps * cfg.data.batch_size * T, devices.imagined(cfg)
     part = parallel.bytes_per_device((state.params, state.opt_state), mesh)
     axes = ", ".join(f"{name} {size}" for name, size in mesh.shape.items())
+    need, elsewhere = (memory.estimate(cfg, mesh, here) for here in (True, False))
+    on_gpu = []
+    if jax.default_backend() == "cpu" and elsewhere != need:
+        kept = memory.shown({"activations": elsewhere["activations"]})
+        on_gpu.append(
+            f"  on a GPU          {kept}, with cuDNN's attention; the above is of attention in blocks, as here"
+        )
     return "\n".join(
         [
             f"  training tokens   {tokens:,} in {cfg.steps:,} steps, {tokens / num_tokens:.2f} times {num_tokens:,}",
             f"  FLOPs             {per_token:,} a token, {per_token * tokens:.3g} in all",
-            f"  memory            about: {memory.shown(memory.estimate(cfg, mesh))}",
+            f"  memory            about: {memory.shown(need)}",
+            *on_gpu,
             f"  devices           {axes}: {part / 1e6:,.1f} MB of parameters and optimizer state on each",
         ]
     )

@@ -23,7 +23,7 @@ ONE = AbstractMesh((1, 1, 1), parallel.AXES)
 """A device alone."""
 
 
-def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
+def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE, here: bool = True) -> dict[str, int]:
     """Bytes on each device of a mesh, by what they are for. Parameters, optimizer and gradients are exact; the
     rest is a rule of thumb.
 
@@ -32,6 +32,9 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
     in float32 while it is at work, and without remat until its turn comes. So it is, roughly, in what XLA says of
     steps compiled for the CPU in float32 (JAX 0.10.2, D 256 and 768, T 256 and 1024); for an H200 in bfloat16 (JAX
     0.11.2) it says 28 D without remat, and 16 D of unrolled layers. Logits and their gradient are there together.
+
+    Args:
+      here: with the attention of this machine's devices; False: with that of a GPU that has cuDNN's.
     """
     state = step.shapes(cfg)
     model, T = cfg.model, cfg.model.context_length
@@ -39,7 +42,7 @@ def estimate(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> dict[str, int]:
     tokens = cfg.data.batch_size // cfg.data.micro_batches // (mesh.size // cut) * T
     vocabulary = state.params["wte"]["embedding"].shape[0]
     D, itemsize = model.embed_dim, jax.numpy.dtype(model.dtype).itemsize
-    blocks = bool(attention.falls_back(model))
+    blocks = bool(attention.falls_back(model, here))
     scores = blocks * 1.5 * model.num_heads * T * np.dtype(np.float32).itemsize
     kept = {"none": 22 * D * itemsize + scores, "dots": 9 * D * itemsize, "block": D * itemsize}[model.remat]
     at_work = 30 * D * itemsize + scores
