@@ -17,7 +17,7 @@ from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
 from jaxlm.model import gpt2, huggingface, huggingface_config
 from jaxlm.optim.wrappers import evaluation_params, has_average
-from jaxlm.training import rundir, step
+from jaxlm.training import position, rundir, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import PyTree, State
 
@@ -104,16 +104,31 @@ def locate(spec: str | Path) -> Located:
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
-        status = rundir.read_status(folder)
-        if wanted is None and status and status.result in checkpoints.steps():
-            wanted = status.result
-        found = checkpoints.whole(wanted, "params")
+        found = checkpoints.whole(_best(folder, checkpoints) if wanted is None else wanted, "params")
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)
     if found is None:
         what = "no whole checkpoint" if told else "no checkpoints yet"
         raise DataError(f"run directory {str(folder)!r} has {what}")
     return Located(folder, found)
+
+
+def _best(folder: Path, checkpoints: Checkpoints) -> int | None:
+    """The step that is the result of a run that stopped early; None where that is its latest. The last checkpoint tells
+    it: what else is in a run's directory may be lost, or from another time."""
+    if not (steps := checkpoints.steps()) or not (cfg := rundir.read_config(folder)).checkpoint.best:
+        return None
+    try:
+        last = position.of_json(checkpoints.data(steps[-1]))
+    except DataError:  # damaged: `whole` says what becomes of it
+        return None
+    stopped = position.stale(last, cfg) and last.best.value is not None
+    if stopped and last.best.step not in steps:
+        raise DataError(
+            f"the result of {str(folder)!r}, which stopped early, is its best step, {last.best.step}, and that "
+            f"checkpoint is gone; name one that is there: {', '.join(str(checkpoints.folder(step)) for step in steps)}"
+        )
+    return last.best.step if stopped else None
 
 
 def read_config(spec: str | Path, located: Located) -> FrozenConfigDict:

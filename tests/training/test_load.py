@@ -196,3 +196,14 @@ def test_of_a_run_that_means_its_average_the_state_is_checked_too(tmp_path, monk
     largest.write_bytes(flipped)
     with pytest.raises(DataError, match="checkpoints/8.*damaged"):
         jaxlm.load(tmp_path / "run")
+
+
+def test_the_last_checkpoint_tells_that_a_run_stopped_early_and_what_its_result_is(tmp_path):
+    changes = {"eval__every": 2, "early_stopping__patience": 2, "early_stopping__min_delta": 1e-3}
+    jaxlm.train(tiny(**changes, optimizer__scale_by_learning_rate__peak=0.0), tmp_path / "run")  # nothing improves
+    (tmp_path / "run/status.json").unlink()
+    assert locate(tmp_path / "run").step == 2
+    shutil.rmtree(tmp_path / "run/checkpoints/2")
+    with pytest.raises(DataError, match=r"stopped early, is its best step, 2, and .* is gone; .*checkpoints/6"):
+        locate(tmp_path / "run")
+    assert locate(tmp_path / "run/checkpoints/6").step == 6
