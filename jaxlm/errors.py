@@ -6,7 +6,9 @@ Exit codes of every door: 0 done or stopped early, 1 --verify_resume found a dif
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -58,17 +60,33 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 def exit_code(door: Callable[[], int]) -> int:
     """Runs a door; turns the user's mistakes into one line on stderr and their exit code."""
+    _settle_streams()
     try:
         return door()
     except JaxlmError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # who reads has enough, as `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
         return UNREAD
     except OSError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _say(f"error: {error}")
         return DataError.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _say("interrupted")
         return INTERRUPTED
+
+
+def _settle_streams() -> None:
+    """Has a stream that was closed before the start go nowhere, and "?" stand for a character that stdout's encoding
+    lacks, which else is an error."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, io.TextIOWrapper(io.FileIO(os.devnull, "w"), "utf-8"))
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError):  # who would read it is gone
+        print(text, file=sys.stderr, flush=True)

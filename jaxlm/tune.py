@@ -71,10 +71,11 @@ def throughput(args: argparse.Namespace) -> int:
     """Looks for the fastest way to compute a step that fits the memory."""
     cfg = config.override(config_file.load(args.config), overrides(args.rest))
 
+    from jaxlm.telemetry import progress
     from jaxlm.training import host, throughput
 
     host.settle()
-    say = functools.partial(print, file=sys.stderr, flush=True)
+    say = functools.partial(progress.say, None)
     found = throughput.search(cfg, seconds=args.seconds, again=args.again, say=say)
     print(throughput.describe(found))
     args.workdir.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -71,3 +72,26 @@ def test_a_reader_that_has_enough_is_no_error():
         ["bash", "-c", 'set -o pipefail; "$0" -c "$1" | head -1', sys.executable, code], capture_output=True, text=True
     )
     assert (done.returncode, done.stdout, done.stderr) == (141, "x" * 99 + "\n", "")
+
+
+DOORS = """
+import sys
+from jaxlm import errors
+def fails():
+    print("\u00e9", sys.stderr.isatty(), file=sys.stdout)
+    raise errors.DataError("no such corpus")
+sys.exit(errors.exit_code(fails))
+"""
+
+
+@pytest.mark.parametrize("how", [">&-", "2>&-", ">&- 2>&-", "2>/dev/full", "2>&1 >/dev/null | true"])
+def test_streams_that_are_closed_or_broken_change_no_exit_code(how):
+    command = f'set -o pipefail; "$0" -c "$1" {how}'
+    done = subprocess.run(["bash", "-c", command, sys.executable, DOORS], capture_output=True, text=True, check=False)
+    assert done.returncode == 4 and done.stderr in ("", "error: no such corpus\n")
+
+
+def test_what_stdout_can_t_encode_is_a_question_mark():
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", DOORS], capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode, done.stdout) == (4, "? False\n")

@@ -65,8 +65,10 @@ def of_tails(
     Args:
       sequences: of at least two ids, and at most one more than the context.
       counted: how many of each sequence's last ids.
+      batch_size: at most so many at once.
       progress: show a bar on stderr.
     """
+    batch_size = min(batch_size, len(sequences))
     length = min(context_length, 1 << (max(map(len, sequences)) - 2).bit_length())
     order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
     nats, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxlm.data import TokenFile, Tokenizer, evaluation, examples, held_out
+from jaxlm.data import HeldOut, TokenFile, Tokenizer, evaluation, examples, held_out
 from jaxlm.data.section import Section
 from jaxlm.errors import ConfigError
 from jaxlm.model import losses
@@ -106,6 +106,7 @@ def evaluate_split(
 
     Args:
       section: `cfg.data`, for what a row is made of.
+      batch_size: at most so many rows at once.
       stride: as `jaxlm.data.evaluation` takes it: below context_length, windows overlap and tokens have more context.
       chunks: as `token_sums` takes it.
       progress: show a bar on stderr.
@@ -118,12 +119,19 @@ def evaluate_split(
     Raises:
       ConfigError: a stride for pairs or packed documents, which have rows of their own.
     """
-    batches, bytes_per_token = held_out(section, tokenizer, split, context_length, batch_size)
     running = examples.running(section)
     if stride and not running:
         raise ConfigError(f"stride is {stride}, but pairs and packed documents have rows of their own; leave it out")
-    if stride:
-        batches = evaluation(split.tokens, batch_size, context_length, stride=stride)
+
+    def cut(size: int) -> HeldOut:
+        found = held_out(section, tokenizer, split, context_length, size)
+        return (
+            found._replace(batches=evaluation(split.tokens, size, context_length, stride=stride)) if stride else found
+        )
+
+    batches, bytes_per_token = cut(batch_size)
+    if len(batches) == 1:  # made no larger than it has rows, of which there is one in each batch of one
+        batches, _ = cut(len(cut(1).batches))
     shown = tracked(batches, "evaluating", progress)
     compiled = jax.jit(functools.partial(token_sums, model, chunks=chunks))
     eval_step = functools.partial(compiled, jax.device_put(params))

@@ -4,7 +4,6 @@ each run ends. All on stderr."""
 from __future__ import annotations
 
 import contextlib
-import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -55,7 +54,7 @@ class Board:
             self._ended += 1
             self.advance(steps - lane.step)  # one that ended early leaves none to wait for
             if not self.bar:
-                print(f"run {self._ended} of {self._runs}  {lane.line()}", file=sys.stderr, flush=True)
+                progress.say(None, f"run {self._ended} of {self._runs}  {lane.line()}")
 
     def advance(self, steps: int) -> None:
         """Counts steps of any run."""

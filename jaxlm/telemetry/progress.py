@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import sys
@@ -64,7 +65,8 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         if self._bar:
-            self._bar.stop()
+            with contextlib.suppress(OSError):  # its terminal is gone
+                self._bar.stop()
             self._bar = None
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
@@ -80,7 +82,7 @@ class Progress:
         elif metrics and self._row_is_due(step, metrics):
             self._row_step = step
             counter = f"step {step:>{len(str(self._total))}}/{self._total}"
-            print(f"{counter}  {_figures(metrics, left)}".rstrip(), file=sys.stderr, flush=True)
+            say(None, f"{counter}  {_figures(metrics, left)}".rstrip())
 
     def say(self, text: str) -> None:
         """Prints a line, above the bar if there is one."""
@@ -131,11 +133,12 @@ def on_terminal() -> bool:
 
 
 def say(shown: rich.progress.Progress | None, text: str) -> None:
-    """Prints a line on stderr, above what is shown there."""
-    if shown:
-        shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
-    else:
-        print(text, file=sys.stderr, flush=True)
+    """Prints a line on stderr, above what is shown there. That no one can read it any more ends no run."""
+    with contextlib.suppress(OSError):
+        if shown:
+            shown.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, file=sys.stderr, flush=True)
 
 
 def bar() -> rich.progress.Progress:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import hashlib
-import io
 import os
 import platform
 import sys
@@ -29,7 +28,6 @@ def settle() -> None:
     """All of it. Called by doors only: a library does not settle this for its user's process."""
     keep_memory()
     keep_programs()
-    keep_talking()
 
 
 def keep_memory() -> None:
@@ -55,12 +53,6 @@ def keep_programs() -> None:
         jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "programs" / _processor()))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
         jax.config.update("jax_compilation_cache_max_size", _PROGRAMS)
-
-
-def keep_talking() -> None:
-    """Has "?" stand for a character that the encoding of stdout lacks, which else is an error."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
 
 
 def _processor() -> str:

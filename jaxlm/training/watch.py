@@ -20,6 +20,7 @@ import jax
 from jax._src import distributed  # the store of keys and values has no public name; Orbax takes it from here too
 
 from jaxlm.errors import INTERRUPTED, PREEMPTED, DataError, JaxlmError
+from jaxlm.telemetry import progress
 
 SILENCE = 15
 """Seconds after which a process that gives no sign of life is held for lost."""
@@ -122,7 +123,7 @@ class Watch:
     def _leave(self, words: str, exit_code: int) -> NoReturn:
         """Ends this process, whatever it waits for; the first one last, since the others hear through it."""
         with self._ending:
-            print(f"error: {words}", file=sys.stderr, flush=True)
+            progress.say(None, f"error: {words}")
             with contextlib.suppress(jax.errors.JaxRuntimeError):
                 self._client.key_value_set(f"jaxlm/left/{self._own}", "")
                 deadline = time.monotonic() + 5 * _TICK

@@ -177,6 +177,17 @@ def test_sliding_windows_are_a_loop_by_hand(model, split, stride):
     )
 
 
+@pytest.mark.parametrize(("pack", "stride"), [(False, 0), (False, 3), (True, 0)])
+def test_a_batch_has_no_more_rows_than_there_are(model, split, monkeypatch, pack, stride):
+    seen = []
+    monkeypatch.setattr(perplexity, "tracked", lambda batches, *_: seen.append(batches[0]["inputs"].shape) or batches)
+    section = config.override(config.default(), {"data.pack": pack}).data
+    of = functools.partial(evaluate_split, *model, tokenizer_specs.build("bytes"), split, section, context_length=T)
+    found = of(batch_size=10**12, stride=stride)  # of memory that no machine has
+    assert found["eval/loss"] == pytest.approx(of(batch_size=1, stride=stride)["eval/loss"])
+    assert seen[0][0] < len(split.tokens)
+
+
 def test_a_stride_is_another_number_and_none_is_that_of_the_whole_context(model, split):
     def loss(stride):
         tokenizer = tokenizer_specs.build("bytes")

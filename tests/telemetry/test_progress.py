@@ -104,6 +104,15 @@ class TestTimeLeft:
         assert duration(seconds) == words
 
 
+def test_rows_and_lines_that_can_t_be_written_end_no_run(clock, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, text):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Gone())
+    run(clock, [1], total=2, every=1).say("half of it")
+
+
 class TestBar:
     def test_fits_80_columns(self, clock, monkeypatch):
         terminal = terminal_of(monkeypatch)
