@@ -19,6 +19,9 @@ TRACED = "<traced>"
 """Stands in a structure where a number was moved to the hyperparameters."""
 
 
+_DEEPEST = 20  # tables in a table
+
+
 class Hparams(NamedTuple):
     """The numbers that an ablation turns, all float32 scalars: arguments of the step, never constants in it.
 
@@ -160,8 +163,16 @@ def default() -> ConfigDict:
 
 
 def items(cfg: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The leaves of nested mappings as ("a.b.c", value), in the order of their keys."""
+    """The leaves of nested mappings as ("a.b.c", value), in the order of their keys.
+
+    Raises:
+      ConfigError: a key is no text, or the mappings go down without end.
+    """
+    if prefix.count(".") > _DEEPEST:
+        raise ConfigError(f"{prefix[:40]}... is a table in a table more than {_DEEPEST} times: does it hold itself?")
     for key, value in cfg.items():
+        if not isinstance(key, str):
+            raise ConfigError(f"{prefix or 'the config: '}{key!r} is named by {type(key).__name__}; expected text")
         if isinstance(value, (Mapping, ConfigDict)):
             yield from items(value, f"{prefix}{key}.")
         else:
@@ -279,10 +290,12 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
       ConfigError: an unknown field, or a value that is not of the field's type.
     """
     out = ConfigDict(cfg).copy_and_resolve_references()
+    if not isinstance(out.get("optimizer"), ConfigDict):
+        raise ConfigError("config field 'optimizer' is missing: start from jaxlm.config.default()")
     for path, value in changes.items():
         known = flat(out)
         old = known.get(path)
-        if old is None and not path.startswith("optimizer."):
+        if old is None and (not path.startswith("optimizer.") or ".__" in path):  # which Python has its own for
             raise ConfigError(f"unknown config field {path!r}: {nearest(path, known)}")
         if isinstance(value, str) and not isinstance(old, str):
             value = _literal(value, old)

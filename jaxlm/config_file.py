@@ -6,7 +6,6 @@ import contextlib
 import importlib.util
 import re
 import sys
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxlm.config import default, flat
-from jaxlm.errors import ConfigError, JaxlmError, nearest
+from jaxlm.errors import ConfigError, JaxlmError, nearest, place
 
 
 def load(spec: str) -> ConfigDict:
@@ -57,9 +56,7 @@ def call(file: str, function: str, folder: str, *arguments: str) -> Any:
     except (JaxlmError, OSError):
         raise
     except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = frames[-1].lineno if frames else getattr(error, "lineno", None)
-        raise ConfigError(f"{file}{f', line {line}' if line else ''}: {_words(error)}") from error
+        raise ConfigError(f"{place(error, str(path))}: {_words(error)}") from error
 
 
 @contextlib.contextmanager

@@ -54,7 +54,11 @@ def from_json(text: str) -> FrozenConfigDict:
         raise DataError(f"not a config: {error}") from error
     if not isinstance(raw, dict):
         raise ConfigError(f"not a config: it holds {type(raw).__name__}, not an object")
-    return resolve(ConfigDict(_completed(plain(raw), default())))
+    try:
+        given = ConfigDict(_completed(plain(raw), default()))
+    except (AttributeError, RecursionError, TypeError, ValueError) as error:  # of names that no field can have
+        raise ConfigError(f"not a config: {error}") from error
+    return resolve(given)
 
 
 def _completed(given: Any, usual: ConfigDict) -> Any:

@@ -11,6 +11,16 @@ from jaxlm.errors import ConfigError
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
 
+LARGEST = {
+    "num_layers": 10**3,
+    "num_heads": 10**5,
+    "embed_dim": 10**6,
+    "feed_forward_dim": 10**7,
+    "context_length": 10**8,
+    "vocab_size": 10**8,
+}
+"""Of a model's whole numbers, so that a mistyped or crafted one costs no more than a look at shapes."""
+
 
 class Rule(NamedTuple):
     holds: Callable[[Any], bool]
@@ -19,6 +29,10 @@ class Rule(NamedTuple):
 
 def _at_least(low: int) -> Rule:
     return Rule(lambda v: v >= low, f"at least {low}")
+
+
+def _between(low: int, high: int) -> Rule:
+    return Rule(lambda v: low <= v <= high, f"from {low} to {high:,}")
 
 
 def _share(low: float = 0.0) -> Rule:
@@ -37,12 +51,12 @@ RULES: dict[str, Rule] = {
     "seed": Rule(lambda v: 0 <= v < 2**32, "from 0 to 2**32 - 1"),
     "steps": Rule(lambda v: 1 <= v < 2**31, "from 1 to 2**31 - 1"),  # counted in int32
     "steps_per_call": _at_least(1),
-    "model.num_layers": _at_least(1),
-    "model.num_heads": _at_least(1),
-    "model.embed_dim": _at_least(1),
-    "model.context_length": _at_least(0),
-    "model.vocab_size": _at_least(0),
-    "model.feed_forward_dim": _at_least(0),
+    "model.num_layers": _between(1, LARGEST["num_layers"]),
+    "model.num_heads": _between(1, LARGEST["num_heads"]),
+    "model.embed_dim": _between(1, LARGEST["embed_dim"]),
+    "model.context_length": _between(0, LARGEST["context_length"]),
+    "model.vocab_size": _between(0, LARGEST["vocab_size"]),
+    "model.feed_forward_dim": _between(0, LARGEST["feed_forward_dim"]),
     "model.activation": _one_of("gelu_tanh", "gelu", "relu", "silu"),
     "model.norm_epsilon": Rule(lambda v: v > 0, "above 0"),
     "model.dropout": _share(),
@@ -50,7 +64,7 @@ RULES: dict[str, Rule] = {
     "model.param_dtype": _one_of("float32", "bfloat16"),
     "model.attention": _one_of("auto", "cudnn", "blockwise"),
     "model.loss_chunks": _at_least(0),
-    "model.lora.rank": _at_least(0),
+    "model.lora.rank": _between(0, LARGEST["embed_dim"]),
     "model.lora.alpha": Rule(lambda v: v > 0, "above 0"),
     "model.lora.where": _NAME,
     "model.remat": _one_of("none", "dots", "block"),
@@ -65,7 +79,7 @@ RULES: dict[str, Rule] = {
     "log.energy": _one_of("counter", "estimate", "off"),
     "data.text_field": _NAME,
     "data.errors": _one_of("strict", "replace"),
-    "data.batch_size": _at_least(1),
+    "data.batch_size": _between(1, 2**31 - 1),
     "data.micro_batches": _at_least(1),
     "loss.label_smoothing": _share(),
     "loss.z_loss": _NONNEGATIVE,

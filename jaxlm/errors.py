@@ -11,6 +11,7 @@ import difflib
 import io
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable
 
 PREEMPTED = 75
@@ -56,6 +57,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean {match!r}?"
     more = f", ... ({len(names):,} in all)" if len(names) > MOST_NAMES else ""
     return f"known: {', '.join(names[:MOST_NAMES])}{more}" if names else "there are none"
+
+
+def place(error: BaseException, file: str) -> str:
+    """`file, line n` where the error came through a line of that file, or is about one; else the file alone."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == file]
+    line = frames[-1].lineno if frames else getattr(error, "lineno", None)
+    return f"{file}, line {line}" if line else file
 
 
 def exit_code(door: Callable[[], int]) -> int:

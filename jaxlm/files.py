@@ -11,14 +11,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, DataError
 
 
 def cache_dir(setting: str = "") -> Path:
-    """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory."""
+    """Where jaxlm caches: `setting`, else $JAXLM_CACHE, else jaxlm in the user's cache directory.
+
+    Raises:
+      DataError: the user has none.
+    """
     if setting or os.environ.get("JAXLM_CACHE"):
         return expanded(setting or os.environ["JAXLM_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxlm"
+    except RuntimeError as error:
+        raise DataError("this user has no home directory to cache in; set JAXLM_CACHE to a directory") from error
 
 
 def expanded(path: str | Path) -> Path:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from ml_collections import ConfigDict
 
 from jaxlm import config, config_rules
 from jaxlm.errors import ConfigError
@@ -103,6 +104,10 @@ def test_a_wrong_type_is_refused(path, value, kind, expected):
         ("model.embed_dim", 0),
         ("model.context_length", 0),
         ("model.vocab_size", -1),
+        ("model.vocab_size", 2**32 - 1),
+        ("model.num_layers", 10**30),
+        ("model.lora.rank", 10**30),
+        ("data.batch_size", 2**31),
         ("model.dropout", 1.0),
         ("model.dropout", 1 - 1e-12),  # 1 in float32
         ("model.dropout", -0.1),
@@ -291,6 +296,8 @@ def test_a_groups_chain_of_no_names_is_refused():
         ("model", "3", "unknown config field 'model': "),
         ("steps.x", "3", "unknown config field 'steps.x': did you mean 'steps'"),
         ("modle.dropout", "0", "unknown config field 'modle.dropout': did you mean 'model.dropout'"),
+        ("optimizer.scale_by_adam.__class__", "3", "unknown config field 'optimizer.scale_by_adam.__class__'"),
+        ("optimizer.__dict__.x", "3", "unknown config field 'optimizer.__dict__.x'"),
         ("optimizer.chain.x", "3", "unknown config field 'optimizer.chain.x': 'chain' is no table"),
         ("optimizer.scale_by_adam.b1.x", "3", "unknown config field 'optimizer.scale_by_adam.b1.x': 'b1' is no table"),
         ("steps", "1.5", "steps is 1.5 (float); expected int"),
@@ -311,6 +318,33 @@ def test_a_groups_chain_of_no_names_is_refused():
 def test_a_bad_override_is_refused(path, value, said):
     with pytest.raises(ConfigError, match=re.escape(said)):
         config.override(config.default(), {path: value})
+
+
+def without_an_optimizer(c):
+    return ConfigDict({"steps": 3})
+
+
+def a_number_as_a_name(c):
+    c.optimizer.scale_by_adam = {1: 2}
+
+
+def itself_within(c):
+    c.optimizer.scale_by_adam.whole = c
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (without_an_optimizer, "'optimizer' is missing: start from jaxlm.config.default"),
+        (a_number_as_a_name, "optimizer.scale_by_adam.1 is named by int; expected text"),
+        (itself_within, "is a table in a table more than 20 times: does it hold itself?"),
+    ],
+)
+def test_what_a_config_file_may_return_and_is_no_config(spoil, said):
+    cfg = config.default()
+    cfg = spoil(cfg) or cfg
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        config.resolve(config.override(cfg, {"steps": 3}))
 
 
 def test_a_nan_override_is_refused_when_resolved():

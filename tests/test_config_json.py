@@ -52,6 +52,9 @@ def test_json_gives_a_config_back_equal(changes):
         ("[]", ConfigError, "not a config: it holds list"),
         ("{}", ConfigError, "config field 'optimizer.chain' is missing"),
         ('{"optimizer": 5}', ConfigError, "config field 'optimizer.chain' is missing"),
+        ('{"optimizer": {"a.b": 1}}', ConfigError, "not a config: ConfigDict does not accept dots"),
+        ('{"optimizer": {"chain": [], "__class__": 1}}', ConfigError, "not a config: '__class__ cannot be overridden"),
+        ('{"a": ' * 300 + "1" + "}" * 300, ConfigError, "does it hold itself?"),
         ('{"optimizer": {"chain": []}, "setps": 5}', ConfigError, "did you mean 'steps'"),
     ],
 )

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import atomic, cache_dir, workdir
 
 
@@ -18,6 +18,17 @@ def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert cache_dir() == Path("/xdg/jaxlm")
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_dir() == Path.home() / ".cache/jaxlm"
+
+
+def test_without_a_home_the_way_out_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("JAXLM_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    with pytest.raises(DataError, match="no home directory to cache in; set JAXLM_CACHE"):
+        cache_dir()
 
 
 def test_a_file_appears_whole_or_not_at_all(tmp_path: Path) -> None:

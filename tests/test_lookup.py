@@ -2,8 +2,8 @@ import optax
 import optax.contrib
 import pytest
 
-from jaxlm.errors import ConfigError
-from jaxlm.lookup import find
+from jaxlm.errors import PREEMPTED, ConfigError, DataError
+from jaxlm.lookup import calling, find, takes
 from jaxlm.optim import schedules, transforms
 
 
@@ -75,3 +75,48 @@ def test_a_module_that_fails_to_import_keeps_the_last_line(module, name, source,
 def test_a_module_that_is_not_there_is_an_error(name):
     with pytest.raises(ConfigError, match=f"transform {name!r}: importing .* failed: "):
         find("transform", name)
+
+
+OWN = """
+import os, sys
+def divides(subject):
+    return 1 // 0
+def reads(subject):
+    return open("/no/such/file")
+def leaves(subject):
+    sys.exit()
+def two(a, b): ...
+"""
+
+
+def test_what_a_function_of_the_users_own_raises_names_it_and_its_line(module, tmp_path):
+    module("jaxlm_test_raising", OWN)
+    for name, kind, said in (
+        ("divides", ConfigError, rf"{tmp_path}/jaxlm_test_raising.py, line 4: ZeroDivisionError: "),
+        ("reads", DataError, r"line 6: FileNotFoundError: .*/no/such/file"),
+        ("leaves", ConfigError, "line 8: SystemExit"),
+    ):
+        function = find("task", f"jaxlm_test_raising:{name}")
+        with pytest.raises(kind, match=f"^task 'jaxlm_test_raising:{name}': .*{said}"):
+            with calling("task", f"jaxlm_test_raising:{name}", function):
+                function(None)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(PREEMPTED), KeyboardInterrupt(), DataError("no rows")])
+def test_what_is_no_fault_of_the_function_passes(error):
+    with pytest.raises(type(error)) as caught, calling("task", "a:b", len):
+        raise error
+    assert caught.value is error
+
+
+def test_a_bug_in_one_of_ours_stays_one():
+    with pytest.raises(ZeroDivisionError), calling("task", "generate", len):
+        _ = 1 // 0
+
+
+def test_a_function_that_can_t_be_given_its_arguments_is_refused_before_it_is_called(module):
+    module("jaxlm_test_two", OWN)
+    takes("task", "x:y", find("task", "jaxlm_test_two:divides"), "subject")
+    takes("task", "x:y", max, "subject")  # no one knows what that takes
+    with pytest.raises(ConfigError, match=r"task 'x:y' is called with \(subject\): missing a required argument: 'b'"):
+        takes("task", "x:y", find("task", "jaxlm_test_two:two"), "subject")

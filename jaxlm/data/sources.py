@@ -231,6 +231,10 @@ def _function_source(spec: str, form: Form, errors: str) -> Source:
     function = lookup.find("data source", spec)
 
     def rows() -> Iterator[tuple[str, str, Mapping[str, str]]]:
+        with lookup.calling("data source", spec, function):
+            yield from given_rows()
+
+    def given_rows() -> Iterator[tuple[str, str, Mapping[str, str]]]:
         given = function()
         try:
             numbered = enumerate(given)

@@ -27,12 +27,14 @@ def find(name: str) -> Callable[[Subject], Result]:
     """The evaluation that a name of `eval.tasks` or --task means.
 
     Raises:
-      ConfigError: there is none.
+      ConfigError: there is none, or it can't be given a subject.
     """
     function = lookup.find("task", name, tasks)
+    lookup.takes("task", name, function, "subject")
 
     def ask(subject: Subject) -> Result:
-        found = function(subject)
+        with lookup.calling("task", name, function):
+            found = function(subject)
         if isinstance(found, dict):
             found = Result(found, {})
         if not isinstance(found, Result):

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jaxlm.config_rules import LARGEST
 from jaxlm.errors import DataError
 
 NAME = "config.json"
@@ -36,16 +37,15 @@ class Entry(NamedTuple):
 
     field: str
     default: Any  # GPT2Config's, where the entry is absent
-    limit: int = 0  # of a whole number: so that a crafted file costs no more than a look at the weights' shapes
 
 
 ENTRIES = {
-    "n_layer": Entry("num_layers", 12, 10**3),
-    "n_head": Entry("num_heads", 12, 10**5),
-    "n_embd": Entry("embed_dim", 768, 10**6),
-    "n_inner": Entry("feed_forward_dim", None, 10**7),
-    "n_positions": Entry("context_length", 1024, 10**8),
-    "vocab_size": Entry("vocab_size", 50257, 10**8),
+    "n_layer": Entry("num_layers", 12),
+    "n_head": Entry("num_heads", 12),
+    "n_embd": Entry("embed_dim", 768),
+    "n_inner": Entry("feed_forward_dim", None),
+    "n_positions": Entry("context_length", 1024),
+    "vocab_size": Entry("vocab_size", 50257),
     "activation_function": Entry("activation", "gelu_new"),
     "layer_norm_epsilon": Entry("norm_epsilon", 1e-5),
     "scale_attn_weights": Entry("scale_attention", True),
@@ -112,8 +112,8 @@ def described(section: Any) -> dict[str, Any]:
 
 def _value(file: Path, name: str, value: Any) -> Any:
     """The value of an entry, checked."""
-    _, default, limit = ENTRIES[name]
-    if limit:
+    field, default = ENTRIES[name]
+    if limit := LARGEST.get(field):
         good = (value is None and default is None) or (type(value) is int and 1 <= value <= limit)
         expected = f"a whole number from 1 to {limit:,}"
     elif name == "activation_function":

@@ -90,19 +90,20 @@ def shown(parts: dict[str, int]) -> str:
 
 @contextlib.contextmanager
 def explained(cfg: FrozenConfigDict, mesh: AnyMesh = ONE) -> Iterator[None]:
-    """Turns a device's lack of memory into an error that says what to change.
+    """Turns a lack of memory, of a device or of this machine, into an error that says what to change.
 
     Raises:
       ConfigError: in its place.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if not exhausted(error):
+    except (MemoryError, jax.errors.JaxRuntimeError) as error:
+        if not isinstance(error, MemoryError) and not exhausted(error):
             raise
+        said = (str(error).splitlines() or ["no memory is left"])[0].rstrip(".")
         parts = estimate(cfg, mesh)
         raise ConfigError(
-            f"out of memory: {str(error).splitlines()[0]} A step takes about {sum(parts.values()) / 1e9:,.1f} GB "
+            f"out of memory: {said}. A step takes about {sum(parts.values()) / 1e9:,.1f} GB "
             f"({shown(parts)}). Raise data.micro_batches={cfg.data.micro_batches}, set model.remat='block' "
             f"(it is {cfg.model.remat!r}), raise parallel.fsdp where devices are many, or lower data.batch_size or "
             "model.context_length"

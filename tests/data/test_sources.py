@@ -165,6 +165,9 @@ def lists(): return [["first"]]
 def numbers(): return [{"text": 5}]
 def nothing(): return []
 def none(): pass
+def breaks():
+    yield ROWS[0]
+    yield ROWS[3]
 """
     )
     monkeypatch.syspath_prepend(tmp_path)
@@ -199,6 +202,13 @@ def test_the_fingerprint_of_a_function_is_of_the_columns_that_are_read(module: s
 def test_a_function_that_gives_no_rows_of_text(module: str, function: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         texts(f"{module}:{function}")
+
+
+def test_what_a_function_raises_names_it_and_its_line(module: str) -> None:
+    with pytest.raises(ConfigError, match=r"data source 'my_rows:breaks': .*my_rows.py, line 10: IndexError: "):
+        texts(f"{module}:breaks")
+    with pytest.raises(ConfigError, match="data source 'json:dumps': .*TypeError: dumps"):
+        texts("json:dumps")
 
 
 def test_a_function_without_the_column_names_those_there_are(module: str) -> None:

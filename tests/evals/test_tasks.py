@@ -371,9 +371,19 @@ def test_a_task_that_fails_loses_no_save_that_is_due(tmp_path, monkeypatch):
     (tmp_path / "booming.py").write_text("def it(s):\n    raise ValueError('a bug of mine')\n")
     monkeypatch.syspath_prepend(tmp_path)
     fields = {"eval__tasks": ("booming:it",), "eval__every": 4, "checkpoint__every": 2}
-    with pytest.raises(ValueError, match="a bug of mine"):
+    with pytest.raises(ConfigError, match="task 'booming:it': .*booming.py, line 2: ValueError: a bug of mine"):
         jaxlm.train(tiny(**fields), tmp_path / "run")
     assert checkpoints(tmp_path / "run") == [2, 4]
     assert [row["step"] for row in rows(tmp_path / "run") if "eval/loss" in row] == [4]
     again = jaxlm.train(tiny(), tmp_path / "run")
     assert_same_bits(again.state, jaxlm.train(tiny(), tmp_path / "undisturbed").state)
+
+
+def test_a_function_that_is_no_task_is_named(subject):
+    for name, error, said in (
+        ("os:getcwd", ConfigError, r"task 'os:getcwd' is called with \(subject\): too many positional"),
+        ("builtins:int", ConfigError, "task 'builtins:int': TypeError: "),
+        ("os:listdir", ConfigError, "task 'os:listdir': TypeError: "),
+    ):
+        with pytest.raises(error, match=said):
+            asking.find(name)(subject(REVIEWS))

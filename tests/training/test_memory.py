@@ -55,6 +55,12 @@ def test_other_errors_pass():
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room.")
 
 
+def test_a_lack_of_this_machine_s_memory_is_explained_too():
+    with pytest.raises(ConfigError, match="out of memory: no memory is left. A step takes about"):
+        with memory.explained(resolved()):
+            raise MemoryError
+
+
 def test_out_of_memory_is_explained_under_pmap_too():
     cfg = resolved(parallel__mode="pmap")
     with pytest.raises(ConfigError, match="out of memory"), memory.explained(cfg, devices.replicas(cfg)):
