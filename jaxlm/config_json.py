@@ -8,7 +8,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import redact
+from jaxlm import functions, redact
 from jaxlm.config import default, items, plain, resolve
 from jaxlm.config_rules import is_object
 from jaxlm.errors import ConfigError, DataError
@@ -24,21 +24,27 @@ def to_json(cfg: ConfigDict | FrozenConfigDict, *, secrets: bool = False) -> str
     def named(value: Any, path: str) -> Any:
         if isinstance(value, dict):
             return {key: named(item, f"{path}.{key}") for key, item in value.items()}
-        return object_name(value) if is_object(path, value) else value
+        return _edition(value) if is_object(path, value) else value
 
     out = named(plain(cfg), "")
     return json.dumps(out if secrets else redact.fields(out), indent=2)
 
 
 def objects(cfg: ConfigDict | FrozenConfigDict) -> dict[str, str]:
-    """{"optimizer.mine.transform": its name} of what JSON can't hold: functions and transforms given from Python."""
-    return {path: object_name(value) for path, value in items(cfg) if is_object(path, value)}
+    """{"optimizer.mine.transform": its name, as `to_json` writes it} of what JSON can't hold: functions and transforms
+    given from Python."""
+    return {path: _edition(value) for path, value in items(cfg) if is_object(path, value)}
 
 
 def object_name(value: Any) -> str:
     """Of a function or transform: where it was defined, as "<package.module.function>"."""
     made = getattr(value, "update", value)  # of a transform, that is a pair of functions
     return f"<{getattr(made, '__module__', '')}.{getattr(made, '__qualname__', type(value).__name__)}>"
+
+
+def _edition(value: Any) -> str:
+    """Its name with the digest of its code, by which a run knows another one of the same name."""
+    return f"{object_name(value)[:-1]} {functions.of(value)[:8]}>"
 
 
 def from_json(text: str) -> FrozenConfigDict:

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, config_file, config_json
-from jaxlm.ablation import functions
+from jaxlm import config, config_file, config_json, functions
 from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size, spread
 from jaxlm.errors import ConfigError, DataError, nearest
 
@@ -207,7 +206,7 @@ class Trial(NamedTuple):
     tuning: bool  # one that chooses the arm's point, not one that is compared
     point: Overrides  # the values of the tuning axes
     config: FrozenConfigDict
-    code: str  # the digest of the config's functions, whose names alone its JSON holds
+    code: str  # the digest of the config's functions, of those that it names too
 
     @property
     def address(self) -> str:

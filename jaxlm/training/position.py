@@ -43,6 +43,7 @@ class Position(NamedTuple):
     rollbacks: int = 0
     joules: float = 0.0  # used so far; what a killed process used after its last checkpoint is in no sum
     validation: str = ""  # sha256 of the held-out tokens; "" without any, or from before it was noted
+    code: Mapping[str, str] = {}  # of the functions in the config, see `functions.digests`
 
 
 def of_json(raw: dict[str, Any]) -> Position:

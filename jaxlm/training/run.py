@@ -15,7 +15,7 @@ from typing import TextIO
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm import data, redact, tree
+from jaxlm import data, functions, redact, tree
 from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import asking, perplexity
@@ -76,7 +76,7 @@ def open_run(
         stack.callback(lambda: run.status(run.ended or "failed"))
         stack.callback(lambda: run.writers.close())
         run.status("running")
-        for line in [*told, *run.moved, *checkpoints.tell()]:
+        for line in [*told, *run.remarks, *checkpoints.tell()]:
             run.say(line)
         try:
             yield run
@@ -94,7 +94,7 @@ class Run:
       ended: why it stopped: "done", "stopped early", "preempted", "interrupted", "diverged"; "" while it goes on.
       error: of a run that diverged.
       metrics: of the last evaluation.
-      moved: learning rates that are not what they were to be, as lines to say.
+      remarks: on how it goes on, to be said.
     """
 
     log: TextIO
@@ -124,21 +124,24 @@ class Run:
         self._ask = None
         if opened.validation is not None and cfg.eval.tasks:
             self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
-        self.moved: list[str] = []
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
         self.writers = Writers({}, self.say)
         held_out = opened.validation.sha256 if opened.validation else ""
-        self._position = position.Position(0, opened.train.sha256, validation=held_out)
+        code = functions.digests(cfg)
+        self._position = position.Position(0, opened.train.sha256, validation=held_out, code=code)
+        self.remarks: list[str] = []
         self.state: State | None
         if (latest := checkpoints.whole()) is not None:
             restored = checkpoints.restore(self._like, latest)
             rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
             self.state = restored.state
+            before = position.of_json(restored.data)
             count = chain.schedule_count(self.state.opt_state, self.state.step)
-            self.moved = position.moved_rates(cfg, restored.config.steps, count, latest)
-            self._position = position.of_json(restored.data)._replace(validation=held_out)
+            self.remarks = rundir.edits(before.code, restored.config, cfg)
+            self.remarks += position.moved_rates(cfg, restored.config.steps, count, latest)
+            self._position = before._replace(validation=held_out, code=code)
             if self._position.tokens != opened.train.sha256:
                 raise DataError(
                     f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
@@ -372,6 +375,7 @@ class Run:
             self._position = position.of_json(restored.data)._replace(
                 sequences=past,
                 validation=now.validation,
+                code=now.code,
                 rollbacks=now.rollbacks + 1,
                 joules=self._energy.total(),
             )

@@ -10,13 +10,13 @@ import operator
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, config_json, files, redact
+from jaxlm import config, config_json, files, functions, redact
 from jaxlm.data import tokenizers
 from jaxlm.errors import ConfigError, DataError, JaxlmError
 from jaxlm.telemetry import writers
@@ -107,12 +107,28 @@ def check(old: FrozenConfigDict, new: FrozenConfigDict, where: str) -> list[str]
     fixed = {path: values for path, values in differing.items() if not path.startswith((*FREE, *hidden))}
     if fixed:
         listed = "; ".join(f"{path} was {was!r}, is {now!r}" for path, (was, now) in fixed.items())
+        if any(str(now).startswith("<") for _, now in fixed.values()):
+            listed += " (a Python object's name and the digest of its code, with the numbers inside)"
         raise ConfigError(
             f"{where} holds a run of another config: {listed}. "
             "Give another --workdir, for a new run or a branch of that one (init_from with init_state=True), or leave "
             "these as they were to go on with that one"
         )
     return [f"{path} changed from {was!r} to {now!r}" for path, (was, now) in differing.items()]
+
+
+def edits(code: Mapping[str, str], old: FrozenConfigDict, new: FrozenConfigDict) -> list[str]:
+    """Which functions that two configs name alike are no longer what they were, as lines to say.
+
+    Args:
+      code: of the old one's, see `functions.digests`.
+    """
+    now, before, after = functions.digests(new), config.flat(old), config.flat(new)
+    return [
+        f"warning: the code of {path}, {after[path]!r}, is not what it was when the run was saved"
+        for path in code
+        if before.get(path) == after.get(path) and now.get(path) != code[path]
+    ]
 
 
 def read_config(workdir: Path) -> FrozenConfigDict:

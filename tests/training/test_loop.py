@@ -1,3 +1,4 @@
+import importlib
 import itertools
 import json
 import os
@@ -581,6 +582,36 @@ def test_a_transform_of_a_notebook_trains_and_is_named_in_the_saved_config(tmp_p
     assert "config.json can't hold optimizer.mine.transform" in (tmp_path / "log.txt").read_text()
     cfg.steps = 4
     assert int(jaxlm.train(cfg, tmp_path).state.step) == 4  # and goes on from the same notebook
+
+
+def made(factor):
+    """A transform as a notebook makes one."""
+
+    def update(updates, state, params=None):
+        return jax.tree.map(lambda u: u * factor, updates), state
+
+    return optax.GradientTransformation(lambda params: (), update)
+
+
+def test_another_transform_of_the_same_name_is_another_run(tmp_path):
+    jaxlm.train(with_optimizer("mine", steps=2, mine={"transform": made(-0.1)}), tmp_path)
+    again = jaxlm.train(with_optimizer("mine", steps=4, mine={"transform": made(-0.1)}), tmp_path)
+    assert int(again.state.step) == 4
+    with pytest.raises(ConfigError, match=r"optimizer.mine.transform was '<.*made.* \w{8}>', is '<.*made.* \w{8}>'"):
+        jaxlm.train(with_optimizer("mine", steps=4, mine={"transform": made(-0.5)}), tmp_path)
+
+
+def test_a_run_says_where_a_function_that_its_config_names_was_edited(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "edited_between_runs"
+    for turn, rate in enumerate((0.1, 0.1, 0.2), 1):
+        (tmp_path / f"{name}.py").write_text(f"import optax\n\n\ndef mine():\n    return optax.sgd({rate})\n")
+        importlib.invalidate_caches()
+        sys.modules.pop(name, None)
+        shutil.rmtree(tmp_path / "__pycache__", ignore_errors=True)
+        jaxlm.train(with_optimizer("mine", steps=turn, mine={"transform": f"{name}:mine"}), tmp_path / "run")
+        said = f"warning: the code of optimizer.mine.transform, '{name}:mine', is not what it was"
+        assert (said in (tmp_path / "run" / "log.txt").read_text()) == (turn == 3)
 
 
 def test_out_of_memory_says_what_to_change(tmp_path):

@@ -1,4 +1,4 @@
-"""What the functions in a config do, so that a study tells an edited one from the one that it trained with."""
+"""What the functions in a config do, so that a run, or a study, tells an edited one from the one that it began with."""
 
 from __future__ import annotations
 
@@ -25,15 +25,25 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def digest(cfg: FrozenConfigDict) -> str:
-    """Of the code of a config's functions; empty where it has none.
+    """Of the code of all of a config's functions; empty where it has none."""
+    text = [f"{path} {code}" for path, code in digests(cfg).items()]
+    return hashlib.sha256("\n".join(text).encode()).hexdigest() if text else ""
+
+
+def digests(cfg: FrozenConfigDict) -> dict[str, str]:
+    """{"optimizer.mine.transform": the digest of its code} of each field that holds functions, or names them."""
+    found = ((path, list(_functions(path, value))) for path, value in config.items(cfg))
+    return {path: of(functions) for path, functions in found if functions}
+
+
+def of(value: Any) -> str:
+    """The digest of a function, or of what one returned.
 
     It covers what was loaded, not what the file says by now: bytecode, so that comments do not count, defaults,
     variables of closures, and in turn the plain values and the user's own functions and classes that a function names.
     Of a library's functions it covers the name, the defaults and the variables of closures.
     """
-    found = [(path, function) for path, value in config.items(cfg) for function in _functions(path, value)]
-    text = [f"{path} {part}" for path, function in found for part in _parts(function, {})]
-    return hashlib.sha256("\n".join(text).encode()).hexdigest() if text else ""
+    return hashlib.sha256("\n".join(_parts(value, {})).encode()).hexdigest()
 
 
 def _functions(path: str, value: Any) -> Iterator[Any]:
@@ -54,7 +64,7 @@ def _parts(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     """A value as text that another process of this version of Python gives too."""
     if isinstance(value, _PLAIN):
         yield repr(value)
-    elif id(value) not in seen:
+    elif isinstance(value, tuple) or id(value) not in seen:  # which of equal tuples are one depends on the process
         seen[id(value)] = value  # kept, so that no other value gets its id
         yield from _described(value, seen)
 
@@ -71,7 +81,7 @@ def _described(value: Any, seen: dict[int, Any]) -> Iterator[str]:
     elif isinstance(value, (list, tuple)):
         inside = value
     elif isinstance(value, (set, frozenset)):
-        inside = sorted(map(repr, value))
+        yield from sorted(" ".join(_parts(item, dict(seen))) for item in value)
     elif isinstance(value, types.CodeType):
         yield f"{value.co_code.hex()} {value.co_names}"
         inside = value.co_consts

@@ -1,4 +1,4 @@
-"""A study knows an edited function from the one that it trained with."""
+"""A run, and a study, know an edited function from the one that they trained with."""
 
 import fractions
 import functools
@@ -14,7 +14,7 @@ import optax
 import pytest
 from ml_collections import FrozenConfigDict
 
-from jaxlm.ablation import functions
+from jaxlm import functions
 from tests.runs import ROOT
 
 
@@ -120,7 +120,7 @@ def test_a_config_without_functions_has_no_code():
 
 
 def test_another_process_finds_the_same():
-    script = "from tests.ablation.test_functions import MINE, defined, digest, made; "
+    script = "from tests.test_functions import MINE, defined, digest, made; "
     script += "print(digest(defined(MINE)), digest(made({'a', 'b', 'c'})))"
     for seed in "1", "2":
         environment = {**os.environ, "PYTHONHASHSEED": seed}
