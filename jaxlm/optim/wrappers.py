@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -253,6 +253,18 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
 def has_average(opt_state: optax.OptState) -> bool:
     """Whether the optimizer means something else than the parameters as its result: "" of `evaluation_params`."""
     return bool(_states(opt_state, optax.contrib.ScheduleFreeState))
+
+
+def of_stored(state: PyTree) -> optax.OptState:
+    """An optimizer state from the plain dicts and lists that a file has of it, as far as `evaluation_params` looks:
+    with schedule-free's states, known by their fields, and what is masked, None there."""
+    if isinstance(state, Mapping):
+        fields = {name: of_stored(value) for name, value in state.items()}
+        free = optax.contrib.ScheduleFreeState
+        return free(**fields) if fields.keys() == {*free._fields} else fields
+    if isinstance(state, (list, tuple)):
+        return [of_stored(value) for value in state]
+    return optax.MaskedNode() if state is None else state
 
 
 def _states(root: optax.OptState, kind: type) -> list[Any]:

@@ -170,11 +170,35 @@ class Checkpoints(StepFolders):
         Raises:
           DataError: as `restore`.
         """
-        first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), like)
+        placed = _placed(like)
         with self._reading(step):
             self._check({"params": placed}, {"params": self._manager.item_metadata(step).params.tree}, step)
             return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(placed))).params
+
+    def opt_state_shapes(self, step: int) -> PyTree:
+        """What a step holds of the optimizer: shapes and dtypes, in plain dicts and lists, None where there is none.
+
+        Raises:
+          DataError: it can't be read.
+        """
+        with self._reading(step):
+            return self._stored(step)["opt_state"]
+
+    def opt_state(self, step: int) -> PyTree:
+        """The arrays of `opt_state_shapes`, on the first device: for who does not know the optimizer.
+
+        Raises:
+          DataError: it is damaged.
+        """
+        self.whole(step, "state")
+        with self._reading(step):
+            like = ocp.args.StandardRestore(_placed(self._stored(step)))
+            return self._manager.restore(step, args=ocp.args.Composite(state=like)).state["opt_state"]
+
+    def _stored(self, step: int) -> PyTree:
+        """The state of a step in shapes, but for its parameters."""
+        saved = self._manager.item_metadata(step).state.tree
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
 
     def data(self, step: int) -> dict[str, Any]:
         """`Restored.data` of a step, alone.
@@ -251,6 +275,12 @@ class Checkpoints(StepFolders):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _placed(like: PyTree) -> PyTree:
+    """Shapes, those without a sharding on the first device."""
+    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding or first), like)
 
 
 def _rest(state: State) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
 from jaxlm.model import gpt2, huggingface, huggingface_config
-from jaxlm.optim.wrappers import evaluation_params, has_average
-from jaxlm.training import position, rundir, step
+from jaxlm.optim.wrappers import evaluation_params, has_average, of_stored
+from jaxlm.training import position, rundir
 from jaxlm.training.checkpoint import Checkpoints
-from jaxlm.training.step import PyTree, State
+from jaxlm.training.step import PyTree
 
 EXPECTED = "expected a run directory, <run>/checkpoints/<step>, a Hugging Face directory or a hub id such as 'gpt2'"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
@@ -151,7 +151,8 @@ def read_tokenizer(located: Located) -> Tokenizer:
 def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
     """The parameters on the first device; nothing else of a run's step is read, so no optimizer state.
 
-    But of a run whose optimizer means an average as its result (schedule-free): that one, for which all is read.
+    But of a run whose optimizer means an average as its result (schedule-free): that one, for which all is read. Which
+    that is the step itself says, since its optimizer may be a Python object, which no config.json holds.
 
     Args:
       cfg: of `read_config`.
@@ -162,26 +163,10 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
             leaves[i] = jax.device_put(leaf)  # a copy only where it must be
         return jax.tree.unflatten(treedef, leaves)
     with Checkpoints(located.folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
-        like = _averaging(cfg)
-        if like is None:
-            params = gpt2.shapes(cfg.model)
-            return checkpoints.params(params, located.step)
-        checkpoints.whole(located.step)
-        state = checkpoints.restore(like, located.step).state
-        return evaluation_params(state.opt_state, state.params)[""]
-
-
-def _averaging(cfg: FrozenConfigDict) -> State | None:
-    """The state of a run, in shapes on the first device, where its optimizer means something else than the parameters
-    as its result."""
-    try:
-        like: Any = step.shapes(cfg)
-    except ConfigError:  # a function of a notebook, which JSON can't hold
-        return None
-    if not has_average(like.opt_state):
-        return None
-    first = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=first), like)
+        params = checkpoints.params(gpt2.shapes(cfg.model), located.step)
+        if not has_average(of_stored(checkpoints.opt_state_shapes(located.step))):
+            return params
+        return evaluation_params(of_stored(checkpoints.opt_state(located.step)), params)[""]
 
 
 def _fetched(name: str) -> Path:

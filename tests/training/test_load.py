@@ -5,6 +5,8 @@ import shutil
 
 import jax
 import numpy as np
+import optax
+import optax.contrib
 import pytest
 
 import jaxlm
@@ -178,6 +180,18 @@ def test_a_damaged_step_is_an_error_that_names_it(trained, tmp_path):
             file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(DataError, match="checkpoints/40.*damaged"):
         jaxlm.load(run)
+
+
+@pytest.mark.parametrize("around", [{}, {"freeze": {"where": "embeddings"}}], ids=["alone", "around a part"])
+def test_of_a_python_object_that_means_its_average_that_is_loaded(tmp_path, around):
+    raw = config.resolve(tiny()).to_dict()
+    made = optax.contrib.schedule_free_adamw(1e-2)
+    raw["optimizer"] = {"chain": (*around, "it"), "it": {"transform": made}, **around}
+    result = jaxlm.train(config.ConfigDict(raw), tmp_path / "run")
+    average = evaluation_params(result.state.opt_state, result.state.params)[""]
+    loaded = jaxlm.load(tmp_path / "run").params
+    assert_same_bits(loaded, average)
+    assert (loaded["ln_f"]["scale"] != result.state.params["ln_f"]["scale"]).any()
 
 
 def test_of_a_run_that_means_its_average_the_state_is_checked_too(tmp_path, monkeypatch):
