@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import data, files
 from jaxlm.data.batches import Batch
-from jaxlm.errors import INTERRUPTED, PREEMPTED
+from jaxlm.errors import PREEMPTED
 from jaxlm.telemetry import curves, energy
 from jaxlm.telemetry.profile import Profile
 from jaxlm.telemetry.progress import Progress, Silent, View
@@ -31,8 +32,8 @@ _AHEAD = 2**16  # tokens of batches made in one go
 
 
 class Result(NamedTuple):
-    status: str  # "done", "stopped early", "preempted" or "interrupted"
-    exit_code: int  # 0, 0, 75 or 130
+    status: str  # "done", "stopped early" or "preempted"
+    exit_code: int  # 0, 0 or 75
     state: State
     metrics: dict[str, float]  # of the last evaluation; empty where there was none
     workdir: Path
@@ -51,12 +52,13 @@ def train(
 
     Returns:
       the final state, after an early stop the best one, and the metrics of the last evaluation. Where `exit_code` is
-      75 (SIGTERM) or 130 (SIGINT), the run goes on when called again.
+      75 (SIGTERM), the run goes on when called again.
 
     Raises:
       ConfigError: the config is wrong, or another run lives in `workdir`.
       DataError: data is missing or broken, or the run directory can't be written.
       DivergedError: the loss became non-finite; the checkpoints from before are kept.
+      KeyboardInterrupt: SIGINT; of a run that was being stepped all is saved, and it goes on when called again.
     """
     workdir = files.expanded(workdir)
     with contextlib.ExitStack() as stack:
@@ -79,8 +81,10 @@ def train(
             run.return_to_best()
         if processes.first() and (curve := curves.draw(workdir)):
             run.say(f"loss curve: {curve}")
+        if signals.caught == signal.SIGINT:  # who trains in a loop wants that to end, too
+            raise KeyboardInterrupt
         assert run.state is not None
-        exit_code = {"preempted": PREEMPTED, "interrupted": INTERRUPTED}.get(run.ended, 0)
+        exit_code = PREEMPTED if run.ended == "preempted" else 0
         return Result(run.ended, exit_code, run.state, run.metrics, workdir)
 
 

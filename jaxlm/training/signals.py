@@ -1,5 +1,6 @@
 """SIGTERM, SIGINT or SIGUSR1 (Slurm's warning) ask the loop to finish its step, save and leave; a second one leaves
-at once. While there is no step to finish, the first one leaves, too.
+at once: SIGINT by KeyboardInterrupt, which ends no notebook, the others with their process. While there is no step to
+finish, the first one leaves, too.
 
 Where processes train together (`jax.distributed.initialize`), a signal to one of them stops all after the same step:
 JAX then owns SIGTERM, tells the other processes of it, and says when that step has come.
@@ -7,6 +8,7 @@ JAX then owns SIGTERM, tells the other processes of it, and says when that step 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -48,12 +50,14 @@ class Signals:
         return self.caught is not None
 
     def _catch(self, number: int, _: FrameType | None) -> None:
-        if self.caught is not None:
-            os._exit(self.exit_code)  # what was saved is whole, and what was not is not there
-        self.caught = signal.Signals(number)
-        if not self.stepping:
-            if self.caught == signal.SIGINT:
-                raise KeyboardInterrupt
+        again, self.caught = self.caught is not None, signal.Signals(number)
+        if self.stepping and not again:
+            _say(f"{self.caught.name}: stops after this step; once more: at once")
+        elif number == signal.SIGINT:
+            raise KeyboardInterrupt
+        elif again:
+            os._exit(PREEMPTED)  # what was saved is whole, and what was not is not there
+        else:
             sys.exit(PREEMPTED)
 
     def _hand_on(self, number: int, _: FrameType | None) -> None:
@@ -61,8 +65,14 @@ class Signals:
         if self._handed_on:
             os._exit(INTERRUPTED if number == signal.SIGINT else PREEMPTED)
         self._handed_on = True
+        _say(f"{signal.Signals(number).name}: all processes stop after the same step; once more: this one at once")
         os.kill(os.getpid(), signal.SIGTERM)
 
     @property
     def exit_code(self) -> int:
         return INTERRUPTED if self.caught == signal.SIGINT else PREEMPTED
+
+
+def _say(text: str) -> None:
+    with contextlib.suppress(OSError, RuntimeError):  # it came while something else was being printed
+        print(text, file=sys.stderr, flush=True)

@@ -292,10 +292,28 @@ def test_a_signal_in_the_step_that_ends_a_run_finds_it_ended(tmp_path, monkeypat
 def test_without_checkpoints_a_signal_saves_and_so_does_the_end_of_what_goes_on_from_there(tmp_path, monkeypatch):
     cfg = tiny(steps=8, checkpoint__every=0)
     with monkeypatch.context() as patched:
-        signalled(patched, signal.SIGINT, 3)
-        assert jaxlm.train(cfg, tmp_path / "run").status == "interrupted"
+        signalled(patched, signal.SIGTERM, 3)
+        assert jaxlm.train(cfg, tmp_path / "run").status == "preempted"
     assert checkpoints(tmp_path / "run") == [3]
     assert jaxlm.train(cfg, tmp_path / "run").status == "done" and checkpoints(tmp_path / "run") == [3, 8]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interrupt_in_python_raises_once_all_is_saved_and_a_second_one_at_once(tmp_path, monkeypatch, capsys, times):
+    between_steps = Run.between_steps
+
+    def interrupted(self, *arguments):
+        if self.done == 3:
+            for _ in range(times):  # of which the second would have ended this process
+                os.kill(os.getpid(), signal.SIGINT)
+        between_steps(self, *arguments)
+
+    monkeypatch.setattr(Run, "between_steps", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        jaxlm.train(tiny(checkpoint__every=0), tmp_path / "run")
+    assert "SIGINT: stops after this step; once more: at once" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run/status.json").read_text())["status"] == "interrupted"
+    assert checkpoints(tmp_path / "run") == ([4] if times == 1 else [])
 
 
 @pytest.mark.slow
