@@ -38,8 +38,8 @@ class Loaded(NamedTuple):
 
 
 def load(spec: str | Path) -> Loaded:
-    """The model, parameters, tokenizer and config of a run directory (its latest step, after an early stop the best one
-    kept), of `<run>/checkpoints/<step>`, of a Hugging Face directory, or of a hub id: from the local cache if it
+    """The model, parameters, tokenizer and config of a run directory (its latest step, with early stopping the best
+    one kept), of `<run>/checkpoints/<step>`, of a Hugging Face directory, or of a hub id: from the local cache if it
     is there.
 
     Raises:
@@ -104,7 +104,7 @@ def locate(spec: str | Path) -> Located:
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
-        found = checkpoints.whole(_best(folder, checkpoints) if wanted is None else wanted, "params")
+        found = checkpoints.whole(_result(folder, checkpoints) if wanted is None else wanted, "params")
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)
     if found is None:
@@ -113,22 +113,22 @@ def locate(spec: str | Path) -> Located:
     return Located(folder, found)
 
 
-def _best(folder: Path, checkpoints: Checkpoints) -> int | None:
-    """The step that is the result of a run that stopped early; None where that is its latest. The last checkpoint tells
-    it: what else is in a run's directory may be lost, or from another time."""
-    if not (steps := checkpoints.steps()) or not (cfg := rundir.read_config(folder)).checkpoint.best:
+def _result(folder: Path, checkpoints: Checkpoints) -> int | None:
+    """The step that is the result of a run, where that is not its latest. The last checkpoint tells it: what else is
+    in a run's directory may be lost, or from another time."""
+    if not (steps := checkpoints.steps()):
         return None
     try:
         last = position.of_json(checkpoints.data(steps[-1]))
     except DataError:  # damaged: `whole` says what becomes of it
         return None
-    stopped = position.stale(last, cfg) and last.best.value is not None
-    if stopped and last.best.step not in steps:
+    result = position.result(last, rundir.read_config(folder), steps[-1])
+    if result and result not in steps:
         raise DataError(
-            f"the result of {str(folder)!r}, which stopped early, is its best step, {last.best.step}, and that "
-            f"checkpoint is gone; name one that is there: {', '.join(str(checkpoints.folder(step)) for step in steps)}"
+            f"the result of {str(folder)!r} is its best step, {result}, and that checkpoint is "
+            f"gone; name one that is there: {', '.join(str(checkpoints.folder(step)) for step in steps)}"
         )
-    return last.best.step if stopped else None
+    return result
 
 
 def read_config(spec: str | Path, located: Located) -> FrozenConfigDict:

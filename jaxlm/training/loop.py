@@ -51,7 +51,7 @@ def train(
         the run's sequences, from a thread that makes them ahead of their step.
 
     Returns:
-      the final state, after an early stop the best one, and the metrics of the last evaluation. Where `exit_code` is
+      the final state, with early stopping the best one, and the metrics of the last evaluation. Where `exit_code` is
       75 (SIGTERM), the run goes on when called again.
 
     Raises:
@@ -77,8 +77,7 @@ def train(
         go([run], steps, signals)
         if run.error:
             raise run.error
-        if run.ended == "stopped early":
-            run.return_to_best()
+        run.return_to_best()
         if processes.first() and (curve := curves.draw(workdir)):
             run.say(f"loss curve: {curve}")
         if signals.caught == signal.SIGINT:  # who trains in a loop wants that to end, too

@@ -25,6 +25,11 @@ class Best(NamedTuple):
         """This, or a new one where it is another metric's."""
         return self._replace(metric=metric) if self.metric in ("", metric) else Best(metric=metric)
 
+    @property
+    def worth(self) -> float | None:
+        """The value as the metric has it, also of one that is to be high."""
+        return -self.value if self.value is not None and self.metric.startswith("-") else self.value
+
     def seen(self, value: float, step: int, min_delta: float = 0.0) -> Best:
         better = math.isfinite(value) and (self.value is None or value < self.value - min_delta)
         return self._replace(value=value, stale=0, step=step) if better else self._replace(stale=self.stale + 1)
@@ -83,9 +88,17 @@ def stale(now: Position, cfg: FrozenConfigDict) -> str:
     if not 0 < stopping.patience <= patience.stale:
         return ""
     name = stopping.metric.removeprefix("-")
-    if patience.value is None:
+    if patience.worth is None:
         return f"{name} was never finite"
-    return f"{name} has not improved on {patience.value if name == stopping.metric else -patience.value:.4f}"
+    return f"{name} has not improved on {patience.worth:.4f}"
+
+
+def result(now: Position, cfg: FrozenConfigDict, step: int) -> int | None:
+    """The step whose parameters are the result of a run that stands at `step`, where these are not its own: the best
+    one's, once a run that may stop early did so or came to its end."""
+    best = now.best.of(cfg.checkpoint.best)
+    over = step == cfg.steps or stale(now, cfg)
+    return best.step or None if cfg.checkpoint.best and cfg.early_stopping.patience and over else None
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> Iterator[tuple[int, int]]:

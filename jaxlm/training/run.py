@@ -32,6 +32,8 @@ from jaxlm.training.recorder import Recorder, Spike
 from jaxlm.training.step import State
 from jaxlm.training.steps import Steps
 
+_OVER = ("done", "stopped early")
+
 
 @contextlib.contextmanager
 def open_run(
@@ -155,9 +157,8 @@ class Run:
     def status(self, status: str) -> None:
         """Writes status.json; of several processes one does. What it says is no reason to end a run."""
         if processes.first():
-            early = status == "stopped early" and self.cfg.checkpoint.best
             try:
-                rundir.write_status(self.workdir, status, self.done, self._position.best.step if early else None)
+                rundir.write_status(self.workdir, status, self.done, self._result if status in _OVER else None)
             except DataError as error:
                 self.say(f"warning: {error}")
 
@@ -381,10 +382,19 @@ class Run:
             )
             self.say(f"warning: {spike}; back to step {latest}, to go on with sequence {past:,}")
 
+    @property
+    def _result(self) -> int | None:
+        return position.result(self._position, self.cfg, self.done)
+
     def return_to_best(self) -> None:
-        """After an early stop: the state of the best checkpoint, if one was kept."""
-        best = self._position.best
-        if processes.first_does(lambda: best.step in self._checkpoints.steps()):
-            self._checkpoints.whole(best.step)
-            self.state = self._checkpoints.restore(self._like, best.step).state
-            self.say(f"back to the best: step {best.step}, with {self.cfg.checkpoint.best} {best.value:.4f}")
+        """At the end: says which step was the best. Where that is the result, takes its state, if it was kept."""
+        best, result = self._position.best.of(self.cfg.checkpoint.best), self._result
+        if self.ended not in _OVER:
+            return
+        if self.cfg.checkpoint.best and best.worth is not None:
+            self.say(f"the best: step {best.step}, with {best.metric.removeprefix('-')} {best.worth:.4f}")
+        if result in (None, self.done) or not processes.first_does(lambda: result in self._checkpoints.steps()):
+            return
+        self._checkpoints.whole(result)
+        self.state = self._checkpoints.restore(self._like, result).state
+        self.say(f"back to step {result}, whose parameters are the result")

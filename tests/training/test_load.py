@@ -218,6 +218,6 @@ def test_the_last_checkpoint_tells_that_a_run_stopped_early_and_what_its_result_
     (tmp_path / "run/status.json").unlink()
     assert locate(tmp_path / "run").step == 2
     shutil.rmtree(tmp_path / "run/checkpoints/2")
-    with pytest.raises(DataError, match=r"stopped early, is its best step, 2, and .* is gone; .*checkpoints/6"):
+    with pytest.raises(DataError, match=r"the result of .*run. is its best step, 2, and .* is gone; .*checkpoints/6"):
         locate(tmp_path / "run")
     assert locate(tmp_path / "run/checkpoints/6").step == 6

@@ -269,6 +269,28 @@ def test_a_run_that_stops_early_in_its_last_step_stays_so(tmp_path):
         assert load.locate(tmp_path / "run").step == 2
 
 
+def test_with_patience_the_best_step_is_the_result_of_a_run_that_came_to_its_end_too(tmp_path):
+    run, cfg = tmp_path / "run", tiny(steps=6, eval__every=2, early_stopping__patience=3, **STILL)
+    for steps in (6, 6, 8):  # the same again stays so, and more steps go on from the last one
+        cfg.steps = steps
+        result = jaxlm.train(cfg, run)
+        assert (result.status, int(result.state.step)) == ("done" if steps == 6 else "stopped early", 2)
+        assert load.locate(run).step == 2 and checkpoints(run)[-1] == steps
+        assert json.loads((run / "status.json").read_text())["result"] == 2
+    assert "resumed at step 6" in (run / "log.txt").read_text()
+
+
+def test_the_best_step_is_said_at_the_end_of_every_run(tmp_path):
+    result = jaxlm.train(tiny(steps=4, eval__every=2, checkpoint__best="-eval/accuracy"), tmp_path / "run")
+    accuracies = {row["step"]: row["eval/accuracy"] for row in rows(tmp_path / "run") if "eval/accuracy" in row}
+    best = max(accuracies, key=accuracies.get)
+    assert (
+        f"the best: step {best}, with eval/accuracy {accuracies[best]:.4f}"
+        in (tmp_path / "run" / "log.txt").read_text()
+    )
+    assert int(result.state.step) == 4  # which is the result without patience
+
+
 def signalled(monkeypatch, number, step):
     """From now on a signal is heard after that step."""
     between_steps = Run.between_steps
