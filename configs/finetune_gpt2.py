@@ -4,7 +4,8 @@
     python -m jaxlm.main --config=configs/finetune_gpt2.py:gpt2-medium --config.data.source=book.txt
 
 AdamW at 1e-5 with a short warmup, decay on kernels, clipping at 1, dropout 0.1. A step is 16 sequences of 1024 tokens,
-so three epochs of N tokens are 3 N / 16384 steps; early stopping ends a run whose loss on held-out text falls no more.
+so three epochs of N tokens are 3 N / 16384 steps (a run's start line tells how many an epoch has); early stopping ends
+a run whose loss on held-out text falls no more.
 
 Without a network, from a folder that save_pretrained or jaxlm.export wrote; in float32 where there is no GPU:
 

@@ -21,6 +21,12 @@ TRACED = "<traced>"
 
 _DEEPEST = 20  # tables in a table
 
+_ELSEWHERE = {
+    name: "a run is so many steps long, give steps = epochs x the steps of an epoch, which its start line tells"
+    for name in ("epochs", "num_epochs", "num_train_epochs")
+}
+"""What other libraries' fields are here, where no name is near."""
+
 
 class Hparams(NamedTuple):
     """The numbers that an ablation turns, all float32 scalars: arguments of the step, never constants in it.
@@ -296,7 +302,7 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
         known = flat(out)
         old = known.get(path)
         if old is None and (not path.startswith("optimizer.") or ".__" in path):  # which Python has its own for
-            raise ConfigError(f"unknown config field {path!r}: {nearest(path, known)}")
+            raise ConfigError(f"unknown config field {path!r}: {_ELSEWHERE.get(path) or nearest(path, known)}")
         if isinstance(value, str) and not isinstance(old, str):
             value = _literal(value, old)
         if old is not None:

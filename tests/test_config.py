@@ -293,6 +293,7 @@ def test_a_groups_chain_of_no_names_is_refused():
     ("path", "value", "said"),
     [
         ("setps", "3", "unknown config field 'setps': did you mean 'steps'"),
+        ("epochs", "3", "unknown config field 'epochs': a run is so many steps long, give steps = "),
         ("model", "3", "unknown config field 'model': "),
         ("steps.x", "3", "unknown config field 'steps.x': did you mean 'steps'"),
         ("modle.dropout", "0", "unknown config field 'modle.dropout': did you mean 'model.dropout'"),

@@ -16,6 +16,8 @@ from jaxlm.data.forms import Document
 from jaxlm.data.sources import Source, changed
 from jaxlm.errors import ConfigError, DataError
 
+_MADE = "jaxlm.data.made:"
+
 
 def share(validation: str) -> float | None:
     """0.05 of "5%"; None where `validation` is not a percentage.
@@ -35,6 +37,19 @@ def share(validation: str) -> float | None:
     if not 0 < percent < 100:
         raise ConfigError(f"data.validation is {validation!r}; expected more than 0% and less than 100%, such as '5%'")
     return percent / 100
+
+
+def check_made(source: str, validation: str) -> None:
+    """That made rows are held out for a source of the same kind, not for data that took its place.
+
+    Raises:
+      ConfigError: they are not.
+    """
+    if validation.startswith(_MADE) and validation.removesuffix("_held_out") != source.removesuffix("_held_out"):
+        raise ConfigError(
+            f"data.source is {source!r}, and data.validation={validation!r} is made up: the run would be judged on "
+            "other data than yours; set data.validation to a share of yours such as '5%', to a source of its own, or ''"
+        )
 
 
 def split(source: Source, share: float) -> tuple[Source, Source]:

@@ -48,6 +48,7 @@ def open(section: Section, progress: bool = False) -> Data:
       DataError: data is missing, empty, damaged, or can't be read or cached.
     """
     share = heldout.share(section.validation)
+    heldout.check_made(section.source, section.validation)
     files = [name for name in (section.source, section.validation) if name.endswith(".bin")]
     form = forms.of(section)
     if section.source in files:

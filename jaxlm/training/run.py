@@ -123,6 +123,12 @@ class Run:
             self.validation, self._bytes_per_token = data.held_out(
                 cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
             )
+        self._held_out = ""
+        if (held := opened.validation) is not None:
+            kind = "pair" if cfg.data.format == "pairs" else "document"
+            kind += "s" if held.num_documents != 1 else ""
+            whose = cfg.data.source if cfg.data.validation.endswith("%") else cfg.data.validation
+            self._held_out = f"held out: {held.num_documents:,} {kind}, {held.num_tokens:,} tokens, of {whose}"
         self._ask = None
         if opened.validation is not None and cfg.eval.tasks:
             self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
@@ -199,14 +205,17 @@ class Run:
             devices=lambda: devices / max(1, runs()),
             energy=self._energy,
         )
-        epochs = cfg.steps * cfg.data.batch_size / self._batches.num_rows
+        epoch = self._batches.num_rows / cfg.data.batch_size  # in steps
+        epochs = f"{cfg.steps / epoch:.2g} epochs of {epoch:,.1f} steps"
         resumed = f"; resumed at step {self.done}" if self.done else ""
         self.say(
             f"{tree.size(self.state.params):,} parameters, {self._batches.num_rows * T:,} training tokens, "
-            f"{cfg.data.batch_size * T:,} tokens a step, {epochs:.2g} epochs, {where}{resumed}"
+            f"{cfg.data.batch_size * T:,} tokens a step, {epochs}, {where}{resumed}"
         )
         if self._note:
             self.say(self._note)
+        if self._held_out:
+            self.say(self._held_out)
         if stale := position.stale(self._position, cfg):
             self.say(f"stopped early at step {self.done}: {stale}; raise --config.early_stopping.patience to go on")
             self.ended = "stopped early"

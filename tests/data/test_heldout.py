@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from jaxlm import data
 from jaxlm.data import Document, Source, heldout
 from jaxlm.errors import ConfigError, DataError
 
@@ -103,3 +104,12 @@ def test_a_share_without_its_sign_is_asked_about(
         heldout.share(given)
     (tmp_path / given).touch()
     assert heldout.share(given) is None
+
+
+def test_made_rows_are_held_out_for_made_rows_of_their_kind_only(section) -> None:
+    made = "jaxlm.data.made:sentiment"
+    heldout.check_made(made, f"{made}_held_out")
+    heldout.check_made("own.csv", "5%")
+    for source in ("own.csv", "jaxlm.data.made:translation"):
+        with pytest.raises(ConfigError, match=f"data.source is '{source}'.*set data.validation to a share of yours"):
+            data.open(section(source, validation=f"{made}_held_out", format="pairs"))

@@ -48,6 +48,9 @@ def test_a_run_directory_holds_what_the_contract_says(undisturbed):
     assert checkpoints(workdir)[-2:] == [280, 300]
     assert set(os.listdir(workdir / "checkpoints" / "300")) >= {"state", "data", "config"}
     assert config_json.from_json((workdir / "config.json").read_text()).model.vocab_size == 257
+    log = (workdir / "log.txt").read_text()
+    assert re.search(r"64 tokens a step, 0.2 epochs of [\d,]+\.\d steps", log)
+    assert re.search(rf"held out: 1 document, [\d,]+ tokens, of {re.escape(str(CORPUS))}\n", log)
     train = [row for row in rows(workdir) if "train/loss" in row]
     assert [row["step"] for row in train] == list(range(2, 301, 2))
     assert train[-1]["data/tokens"] == 300 * 4 * 16
