@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import re
+import statistics
 import time
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -109,6 +110,12 @@ def seconds_per_step(members: Sequence[Prepared], lanes: int) -> float:
     """Of the call that trains them all by a step, the fastest of a few. One member: alone, with `lanes` 0."""
     call, count = _stepping(members, lanes)
     return min(call() for _ in range(_TIMED)) / count
+
+
+def median_seconds_per_step(one: Prepared) -> float:
+    """Of a run alone: what a budget buys steps at, which the fastest call of a few would make too many."""
+    call, count = _stepping([one], 0)
+    return statistics.median(call() for _ in range(_TIMED)) / count
 
 
 def joules_per_step(one: Prepared) -> float:

@@ -75,9 +75,9 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
                 "give budget={} to compare arms of different budgets"
             )
         with naming(study.baseline):
-            kind, amount = next(iter((study.budget or {"tokens": tokens_of(baseline)}).items()))
+            kind, amount = allowed(study, baseline)
         with naming(variant):
-            cfg = with_fields(cfg, steps=max(1, round(amount / _of_a_step(kind, cfg, memory))))
+            cfg = with_fields(cfg, steps=max(1, round(amount / of_a_step(kind, cfg, memory))))
     with naming(variant):
         chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
     return cfg
@@ -88,7 +88,12 @@ def windows(cfg: FrozenConfigDict) -> int:
     return int(cfg.eval.batches * cfg.data.batch_size)
 
 
-def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
+def allowed(study: Study, baseline: FrozenConfigDict) -> tuple[str, float]:
+    """The budget of a trial, if arms share one: its kind and amount."""
+    return next(iter((study.budget or {"tokens": tokens_of(baseline)}).items()))
+
+
+def of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
     """What a step spends of a budget: seconds and joules are those of a run alone, measured once."""
     if kind == "steps":
         return 1.0
@@ -97,7 +102,7 @@ def _of_a_step(kind: str, cfg: FrozenConfigDict, memory: Memory) -> float:
     prepared, known = prepare(cfg), memory.steps[kind]
     digest = lanes.digest(lanes.shared(essential(prepared.config)))
     if digest not in known:
-        known[digest] = lanes.seconds_per_step([prepared], 0) if kind == "seconds" else lanes.joules_per_step(prepared)
+        known[digest] = (lanes.median_seconds_per_step if kind == "seconds" else lanes.joules_per_step)(prepared)
         memory.write()
     return known[digest]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import statistics
 import sys
 from collections.abc import Callable, Hashable, Sequence
 from pathlib import Path
@@ -87,7 +88,7 @@ def run(
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
 
-        warnings = preview.doubts(study, {variant: arm(variant) for variant in study.variants})
+        warnings = preview.doubts(study, {variant: arm(variant) for variant in study.variants}, memory)
         known = plan.known_trials(study, arm)
         watched = scoring.watched(known, study.baseline)
         plan.check(study, arm, known)
@@ -103,7 +104,9 @@ def run(
         for line in changed:
             say(f"warning: {line}")
         outcomes = [*chosen.outcomes, *train_all(trials)]
-        warnings += [*chosen.warnings, *changed]
+        warnings += [*chosen.warnings, *changed, *(late := _late(study, outcomes))]
+        for line in late:
+            say(f"warning: {line}")
         found = findings.gather(
             study, arms, chosen.points, outcomes, warnings, name=name, command=command, watched=watched
         )
@@ -111,6 +114,19 @@ def run(
     say(found.verdict)
     say(f"report: {', '.join(str(path) for path in written if path.suffix in ('.md', '.html'))}")
     return found
+
+
+def _late(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
+    """Where arms took other times than a budget in seconds, for which steps were timed before."""
+    if not study.budget or "seconds" not in study.budget:
+        return []
+    budget, listed = study.budget["seconds"], []
+    for variant in study.variants:
+        ended = [one for one in outcomes if one.variant == variant and not one.tuning and one.status == "done"]
+        if ended and abs(off := statistics.median(one.seconds for one in ended) / budget - 1) > 0.1:
+            listed.append(f"{variant} {budget * (1 + off):.3g} ({off:+.0%})")
+    said = f"the budget is {budget:g} seconds a trial, by steps timed before, and the median trial took others"
+    return [f"{said}: {', '.join(listed)}"] if listed else []
 
 
 def train(

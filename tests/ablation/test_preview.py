@@ -3,6 +3,7 @@
 import pytest
 
 from jaxlm.ablation import Range, plan, preview
+from jaxlm.ablation.memory import Memory
 from jaxlm.errors import ConfigError
 from tests.ablation.small import PEAK, arms, small
 
@@ -12,7 +13,8 @@ TWO = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (100, 101)}
 
 def doubts(**fields):
     made = small(**fields)
-    return preview.doubts(made, arms(made))
+    memory = Memory()
+    return preview.doubts(made, arms(made, memory), memory)
 
 
 # Doubts
@@ -100,7 +102,54 @@ def test_alike_arms_that_are_tuned_differently_are_not_alike():
 
 
 def test_a_rest_of_a_step_is_no_different_number_of_tokens():
-    assert doubts(variants={"clip": {}, "wide": {"data.batch_size": 5}}, eval__batches=5) == []
+    fields = {"variants": {"clip": {}, "wide": {"data.batch_size": 5}}, "eval__batches": 5}
+    assert doubts(steps=121, **fields) == []
+    assert doubts(**fields) == ["the budget is 768 tokens, and steps are whole: wide 800 in 10"]
+    (line,) = doubts(variants={"clip": {}}, budget={"flops": 1e3})
+    assert line.startswith("the budget is 1,000 FLOPs, and steps are whole: clip ")
+
+
+def test_a_batch_larger_than_the_budget_spends_more():
+    """Its one step is the largest of all arms, by which the tokens of arms may differ."""
+    said = "the budget is 768 tokens, and steps are whole: huge 1,536 in 1"
+    assert said in doubts(variants={"clip": {}, "huge": {"data.batch_size": 96}})
+
+
+def test_a_budget_of_seconds_is_spent_in_whole_steps(timed):
+    fields = {"variants": WIDE, "eval__batches": 0}
+    assert doubts(budget={"seconds": 30}, **fields)[1:] == []
+    assert doubts(budget={"seconds": 3}, **fields)[-1] == "the budget is 3 seconds, and steps are whole: wide 4 in 2"
+
+
+RATE = "optimizer.scale_by_learning_rate"
+
+
+@pytest.mark.parametrize(
+    ("lengths", "listed"),
+    [
+        ({"warmup": 3}, f"{RATE}.warmup=3.0"),
+        ({"schedule": "warmup_stable_decay", "cooldown": 2}, f"{RATE}.cooldown=2"),
+        ({"schedule": "piecewise", "boundaries": (0.1, 3)}, f"{RATE}.boundaries=(0.1, 3)"),
+        ({"schedule": "inverse_square_root", "timescale": 5.0}, f"{RATE}.timescale=5.0"),
+    ],
+)
+def test_a_schedule_in_steps_does_not_follow_the_budget(lengths, listed):
+    overrides = {f"{RATE}.{name}": value for name, value in lengths.items()}
+    assert doubts(variants=WIDE, overrides=overrides) == [
+        "the arms train for different numbers of steps (clip 12, wide 6), and a schedule's length is given in steps "
+        f"({listed}): a fraction below 1 would follow the budget"
+    ]
+    assert doubts(overrides=overrides) == []
+
+
+def test_a_token_of_another_tokenizer_is_another():
+    fields = {"variants": {"clip": {}, "chars": {"data.tokenizer": "chars"}}, "overrides": {"eval.batches": 0}}
+    said = "the arms have different tokenizers (clip 'bytes', chars 'chars')"
+    per_token = f"{said}, and eval/loss is per token: compare eval/bits_per_byte"
+    text = f"{said}: as many tokens are different amounts of text"
+    assert doubts(**fields) == [per_token, text]
+    assert doubts(**fields, budget={"steps": 12}) == [per_token]
+    assert doubts(**fields, metric="eval/bits_per_byte") == [text]
 
 
 # What will be done

@@ -217,6 +217,15 @@ def test_a_variant_that_diverges_is_a_result(tmp_path):
     assert [outcome.status for outcome in found.outcomes] == ["done"] * 6 + ["diverged"] * 6
 
 
+def test_a_budget_of_seconds_is_checked_after_training(tmp_path, monkeypatch):
+    """The machine may have been busy, when steps were timed or after."""
+    monkeypatch.setattr(runner.plan.lanes, "median_seconds_per_step", lambda one: 1.0)
+    found = runner.run(small(variants={"clip": {}}, budget={"seconds": 8}), tmp_path)
+    (line,) = found.warnings
+    said = "the budget is 8 seconds a trial, by steps timed before, and the median trial took others: clip "
+    assert line.startswith(said) and line.endswith("%)")
+
+
 def test_a_study_may_lie_in_the_home(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(ConfigError, match="without 'jsonl'"):
