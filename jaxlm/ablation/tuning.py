@@ -50,7 +50,7 @@ def choose(study: Study, arm: Arm, train: Train, workdir: Path) -> Chosen:
         if not math.isfinite(score):
             warnings.append(f"variant {variant!r} diverged, or gave no {study.metric}, at every point that was tried")
         else:
-            warnings += _edges(study, variant, best)
+            warnings += _edges(study, variant, [point for point, _ in means], best)
         chosen[variant] = best
     return Chosen(chosen, outcomes, warnings)
 
@@ -65,16 +65,20 @@ def scores(study: Study, outcomes: Sequence[Outcome]) -> list[tuple[Overrides, f
     return [(point, mean if math.isfinite(mean) else math.inf) for point, mean in means]
 
 
-def _edges(study: Study, variant: str, best: Overrides) -> list[str]:
-    """Where the best point lies at an end of a grid's axis, the best of all may lie beyond."""
+def _edges(study: Study, variant: str, tried: Sequence[Overrides], best: Overrides) -> list[str]:
+    """Where the best point is at an end of the values tried, the best of all may lie beyond."""
     out = []
-    for path, values in study.axes(variant).items():
-        if isinstance(values, Range) or any(type(value) not in (int, float) for value in values) or len(values) < 2:
+    for path in study.axes(variant):
+        values = [point[path] for point in tried]
+        fewest = 2 if study.search == "grid" else 3  # of two that are drawn one is always best
+        if any(type(value) not in (int, float) for value in values) or len(set(values)) < fewest:
             continue
-        if best[path] in (min(values), max(values)):
+        low, high = min(values), max(values)
+        if best[path] in (low, high):
+            end = "largest" if best[path] == high else "smallest"
             out.append(
-                f"the best {path} of {variant!r}, {best[path]:g}, is an end of its axis "
-                f"({min(values):g} to {max(values):g}): widen it"
+                f"the best {path} of {variant!r}, {best[path]:g}, is the {end} that was tried ({low:g} to {high:g}): "
+                "try values beyond it"
             )
     return out
 

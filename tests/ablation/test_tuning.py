@@ -119,17 +119,34 @@ def test_optimizers_may_be_tried():
 # Axes
 
 
-@pytest.mark.parametrize("end", [1e-3, 1e-1])
-def test_a_best_point_at_an_end_of_its_axis_is_warned_of(end):
-    (line,) = choose(tuned(), Trainer(at_best(end))).warnings
-    assert line == f"the best {PEAK} of 'clip', {end:g}, is an end of its axis (0.001 to 0.1): widen it"
+ENDS = [(1e-3, "smallest"), (1e-1, "largest")]
 
 
-@pytest.mark.parametrize("axis", [(False, True), ("gelu", "relu"), (1e-3,), Range(1e-3, 1e-1)])
+@pytest.mark.parametrize(("best", "end"), ENDS)
+def test_a_best_point_at_an_end_of_what_was_tried_is_warned_of(best, end):
+    said = f"the best {PEAK} of 'clip', {best:g}, is the {end} that was tried (0.001 to 0.1): try values beyond it"
+    assert choose(tuned(), Trainer(at_best(best))).warnings == [said]
+    part = tuned({PEAK: (1e-4, 1e-3, 3e-3, 1e-2, 1e-1, 1.0)}, tuning_trials=3)  # of which the ends are not tried
+    assert [point[PEAK] for point in part.points("clip")] == [1e-3, 1e-2, 1.0]
+    (line,) = choose(part, Trainer(at_best(1e-3 if end == "smallest" else 1.0))).warnings
+    assert f"is the {end} that was tried (0.001 to 1)" in line
+
+
+@pytest.mark.parametrize("search", ["random", "halton", "optuna"])
+@pytest.mark.parametrize(("best", "end"), [(1e-9, "smallest"), (1e9, "largest")])
+def test_an_end_of_what_was_drawn_is_warned_of(search, best, end):
+    if search == "optuna":
+        pytest.importorskip("optuna", reason="needs optuna")
+    fields = {"search": search, "seeds": (100,)}
+    (line,) = choose(tuned({PEAK: WIDE}, tuning_trials=3, **fields), Trainer(at_best(best))).warnings
+    assert f"is the {end} that was tried" in line
+    assert choose(tuned({PEAK: WIDE}, tuning_trials=2, **fields), Trainer(at_best(best))).warnings == []
+
+
+@pytest.mark.parametrize("axis", [(False, True), ("gelu", "relu"), (1e-3,)])
 def test_what_has_no_ends_is_not_warned_of(axis):
     path = {bool: "model.tie_embeddings", str: "model.activation"}.get(type(axis[0]), PEAK)
-    search = {"search": "halton", "tuning_trials": 3} if isinstance(axis, Range) else {}
-    assert choose(tuned({path: axis}, **search), Trainer(lambda one: 1.0)).warnings == []
+    assert choose(tuned({path: axis}), Trainer(lambda one: 1.0)).warnings == []
 
 
 def test_each_arm_gets_the_best_of_its_own_axes():
