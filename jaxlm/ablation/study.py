@@ -176,7 +176,7 @@ class Study:
         own = self.tuning.get(variant)
         if not isinstance(own, Mapping):
             own = {path: values for path, values in self.tuning.items() if not isinstance(values, Mapping)}
-        return {path: values.tolist() if isinstance(values, np.ndarray) else values for path, values in own.items()}
+        return {path: _values(values) for path, values in own.items()}
 
     def points(self, variant: str) -> list[Overrides]:
         """What an arm tries, as far as it is known before: nothing of what Optuna will propose.
@@ -196,6 +196,18 @@ class Study:
         if self.search == "optuna":
             return int(min(self.tuning_trials, size(axes))) if axes else 0
         return len(self.points(variant))
+
+
+def _values(axis: Any) -> Any:
+    """The values of an axis, NumPy's as Python's."""
+    if isinstance(axis, np.ndarray):
+        return axis.tolist()
+    return list(map(_number, axis)) if type(axis) in (list, tuple) else axis
+
+
+def _number(value: Any) -> Any:
+    """A NumPy scalar as Python's."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 class Trial(NamedTuple):
@@ -278,7 +290,7 @@ def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
             out.optimizer.unlock()
             cfg = out
         else:
-            cfg = config.override(cfg, {path: value})
+            cfg = config.override(cfg, {path: _number(value)})
     return cfg
 
 

@@ -58,6 +58,7 @@ class Signals:
         elif again:
             os._exit(PREEMPTED)  # what was saved is whole, and what was not is not there
         else:
+            _say("preempted; run the same command to go on")
             sys.exit(PREEMPTED)
 
     def _hand_on(self, number: int, _: FrameType | None) -> None:

@@ -75,6 +75,12 @@ def test_later_overrides_go_on_top():
     assert sgd["scale_by_learning_rate"]["peak"] == 0.1
 
 
+def test_numbers_may_be_numpys():
+    found = study.apply(tiny(), {"steps": np.int64(9), PEAK: np.float64(0.3), "model.dropout": np.float32(0.5)})
+    assert config.differences(found, tiny(steps=9, **{PEAK: 0.3, "model.dropout": 0.5})) == {}
+    assert type(found.optimizer.scale_by_learning_rate.peak) is float
+
+
 def test_the_callers_config_stays_as_it_is():
     base = tiny()
 
@@ -337,7 +343,8 @@ def test_a_file_of_no_study_says_what_is_wrong(tmp_path, text, said):
         study.load(write(tmp_path, text))
 
 
-def test_the_values_of_an_axis_may_be_an_array():
-    made = small(tuning={PEAK: np.geomspace(1e-3, 1e-1, 3)}, tuning_seeds=(100,))
+@pytest.mark.parametrize("kind", [np.array, list, tuple])
+def test_the_values_of_an_axis_may_be_numpys(kind):
+    made = small(tuning={PEAK: kind(np.geomspace(1e-3, 1e-1, 3))}, tuning_seeds=(100,))
     assert made.points("clip") == [{PEAK: pytest.approx(value)} for value in (1e-3, 1e-2, 1e-1)]
     assert {type(point[PEAK]) for point in made.points("clip")} == {float}

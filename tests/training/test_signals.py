@@ -45,3 +45,10 @@ def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_call(number,
     last = [out.decode().splitlines()[-1] for out, _ in ends]
     assert last[0] == last[1]
     assert last[0].startswith("stopped ")
+
+
+def test_a_signal_while_there_is_no_step_says_how_to_go_on():
+    """As while a study times its lanes."""
+    script = "import os, signal; from jaxlm.training.signals import Signals\nwith Signals(): os.kill(os.getpid(), 15)"
+    ended = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, check=False)
+    assert (ended.returncode, ended.stderr) == (75, b"preempted; run the same command to go on\n")
