@@ -13,6 +13,8 @@ from jaxlm.errors import exit_code
 from jaxlm.main import name, overrides
 from jaxlm.training import lock
 
+_SEED = 100  # and those after it: not 0, 1, ..., on which a study then compares what is found here
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Looks for a good peak learning rate, or for the fastest way to compute a step. Exit codes as in
@@ -32,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--low", type=float, default=1e-5, help="the lowest peak")
     flag("--high", type=float, default=1.0, help="the highest peak")
     flag("--peaks", type=int, default=16, help="how many, each the same factor above the one before")
-    flag("--seeds", type=int, default=3, help="runs at each peak")
+    flag("--seeds", type=int, default=3, help="runs at each peak; seeds 100, 101, ...")
     flag("--steps", type=int, default=100, help="of each run; the whole schedule passes in them")
     flag("--field", default="", help="the config field that is varied; default: the chain's peak")
     flag = command("throughput", throughput)
@@ -59,7 +61,7 @@ def rate(args: argparse.Namespace) -> int:
 
     host.settle()
     bounds = {"low": args.low, "high": args.high, "count": args.peaks}
-    seeds = range(args.seeds)
+    seeds = range(_SEED, _SEED + args.seeds)
     found = rates.range_test(cfg, args.workdir, **bounds, seeds=seeds, steps=args.steps, field=args.field)
     print(rates.describe(found, args.steps))
     if (picture := args.workdir / "lr.png").exists():

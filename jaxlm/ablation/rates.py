@@ -35,7 +35,9 @@ class Found(NamedTuple):
     losses: np.ndarray  # float64[values, seeds]: at the end of each run; nan where it diverged
     best: float  # the geometric mean over the seeds of each one's best value
     seeds: int  # so many: those that finished at some value
-    interval: tuple[float, float]  # of it, 95%, by the t distribution; nan with one seed, or where all are alike
+    # Over the seeds, by the t distribution at 95%, and at least half a step between values to either side: a parabola
+    # through three losses tells no more. nan with one seed, or where all are alike.
+    interval: tuple[float, float]
     edge: float  # the smallest value at which some seed diverged; inf where none did
     warnings: list[str]
 
@@ -47,7 +49,7 @@ def range_test(
     low: float = 1e-5,
     high: float = 1.0,
     count: int = 16,
-    seeds: Sequence[int] = (0, 1, 2),
+    seeds: Sequence[int] = (100, 101, 102),
     steps: int = 100,
     field: str = "",
 ) -> Found:
@@ -57,6 +59,7 @@ def range_test(
 
     Args:
       workdir: where the runs live, and lr.png.
+      seeds: none on which a study then compares arms.
       field: the config field that holds the peak; "": that of the first stage that has one.
 
     Raises:
@@ -111,6 +114,9 @@ def conclude(field: str, values: Sequence[float], outcomes: Sequence[Outcome]) -
     center = float(np.mean(np.log(best)))
     alike = len(best) > 1 and np.ptp(best) == 0  # which tells nothing of other seeds
     low, high = NOWHERE if alike else t_interval(np.log(best), 0.95)
+    half = float(np.diff(np.log(values)).max()) / 2
+    if math.isfinite(low):
+        low, high = min(low, center - half), max(high, center + half)
     edge = min((value for value, any_bad in zip(values, bad.any(axis=1)) if any_bad), default=math.inf)
     warnings = []
     ends = {float(values[0]), float(values[-1])}
@@ -125,6 +131,18 @@ def conclude(field: str, values: Sequence[float], outcomes: Sequence[Outcome]) -
         warnings.append("all seeds alike: there is no interval; try more values by --peaks")
     interval = (math.exp(low), math.exp(high))
     return Found(field, tuple(values), losses, math.exp(center), len(best), interval, edge, warnings)
+
+
+def lowest(found: Found) -> tuple[float, float]:
+    """The value with the lowest mean loss of those at which no seed diverged that finished anywhere, and that loss; nan
+    where there is none."""
+    finite = np.isfinite(found.losses)
+    counted = finite.any(axis=0)
+    whole = np.flatnonzero(finite[:, counted].all(axis=1))
+    if not len(whole):
+        return math.nan, math.nan
+    means = found.losses[whole][:, counted].mean(axis=1)
+    return found.values[whole[means.argmin()]], float(means.min())
 
 
 def optimum(values: Sequence[float], losses: np.ndarray) -> float:
@@ -183,10 +201,15 @@ def describe(found: Found, steps: int) -> str:
         spread = f"{losses.min():.4f} to {losses.max():.4f}" if not bad else f"{bad} of {len(losses)} diverged"
         rows.append(f"  {value:>10.3g}  {'' if bad else f'{losses.mean():.4f}':>9}  {spread}")
     (low, high), all_seeds = found.interval, found.losses.shape[1]
-    interval = f" [{low:.3g}, {high:.3g}] (95%)" if math.isfinite(low) else ""
+    interval = f" [{low:.3g}, {high:.3g}]" if math.isfinite(low) else ""
+    value, loss = lowest(found)
+    if math.isfinite(value):
+        rows.append(f"lowest loss: {loss:.4f} at {value:.3g}")
     of = f" of {all_seeds}" if found.seeds < all_seeds else ""
     seeds = f"{found.seeds}{of} {'seed' if all_seeds == 1 else 'seeds'}"
     rows.append(f"best after {steps} steps: {found.field}={found.best:.3g}{interval}, over {seeds}")
+    if interval:
+        rows.append("  [...]: where the optima of seeds lie, and half a step between the peaks to either side at least")
     if math.isfinite(found.edge):
         rows.append(f"diverges from {found.edge:.3g} on")
     return "\n".join([*rows, *(f"warning: {line}" for line in found.warnings)])

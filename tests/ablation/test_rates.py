@@ -47,13 +47,40 @@ def test_the_optimum_is_beside_the_lowest_loss(losses):
 
 
 def test_the_interval_is_that_of_the_seeds_optima():
-    best = np.array([0.01, 0.02, 0.015])
+    best = np.array([0.003, 0.1, 0.02])
     losses = np.stack([parabola(one) for one in best], axis=1)
     found = rates.conclude("peak", VALUES, outcomes(losses))
     assert found.best == pytest.approx(np.exp(np.log(best).mean()), rel=1e-3)
     half = 4.302653 * np.log(best).std(ddof=1) / math.sqrt(3)  # t of 2 degrees of freedom
     assert np.log(found.interval) == pytest.approx([np.log(found.best) - half, np.log(found.best) + half], rel=1e-2)
     assert found.edge == math.inf and not found.warnings
+
+
+@given(st.lists(st.floats(2e-4, 0.5), min_size=2, max_size=5))
+def test_no_interval_is_finer_than_the_values_that_were_tried(best):
+    found = rates.conclude("peak", VALUES, outcomes(np.stack([parabola(one) for one in best], axis=1)))
+    low, high = found.interval
+    if math.isfinite(low):
+        half = math.log(VALUES[1] / VALUES[0]) / 2
+        assert math.log(found.best / low) >= half * 0.99 and math.log(high / found.best) >= half * 0.99
+
+
+def test_the_lowest_loss_lies_in_the_interval_and_is_told():
+    """Three seeds that hardly differ once gave [0.0305, 0.0822], without the best value of all that were tried."""
+    losses = np.array([[3.757], [3.098], [5.79]]) + np.array([[0.0, 0.01, -0.02], [0.0, 0.02, 0.01], [0.0, -0.3, 0.3]])
+    found = rates.conclude("peak", (0.01, 0.1, 1.0), outcomes(losses))
+    assert found.best == pytest.approx(0.05, rel=0.1)
+    assert found.interval[0] < 0.1 < found.interval[1]
+    assert rates.lowest(found) == (0.1, pytest.approx(3.108))
+    said = rates.describe(found, 100)
+    assert "lowest loss: 3.1080 at 0.1" in said and "95%" not in said
+
+
+def test_a_value_at_which_a_seed_diverged_is_not_the_lowest():
+    losses = np.stack([parabola(0.01), parabola(0.01), np.full(9, math.nan)], axis=1)
+    losses[4, 0] = math.nan  # 0.01; the third seed finished nowhere
+    found = rates.conclude("peak", VALUES, outcomes(losses))
+    assert rates.lowest(found)[0] in (VALUES[3], VALUES[5])
 
 
 @pytest.mark.parametrize("seeds", [2, 8])
