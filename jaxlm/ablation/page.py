@@ -62,9 +62,10 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
     low, high = plot_data.difference_limits(findings)
     for row, one in enumerate(plot_data.ranked(findings)):
         color, (left, right) = shown[one.variant].color, one.interval
-        mean = figures.number(one.mean, places, "+")
+        own = plot_data.decimals(one, places)
+        mean = figures.number(one.mean, own, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
-        ends = ", ".join(figures.number(end, places, "+") for end in one.interval)
+        ends = ", ".join(figures.number(end, own, "+") for end in one.interval)
         interval = "" if math.isnan(left) else f" [{ends}]"
         data.append(
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.ablation.figures import number
+from jaxlm.ablation import figures
 from jaxlm.ablation.findings import OVER, Findings, Outcome
 from jaxlm.ablation.stats import LARGEST, Comparison
 
@@ -157,11 +157,16 @@ def rank(findings: Findings, variant: str) -> tuple[int, float]:
     return sum(map(diverged, trials)), sign * float(np.mean(values)) if values else math.inf
 
 
+def decimals(one: Comparison, places: int) -> int:
+    """Of a difference: two digits of its own spread over the seeds; `places` where there is none."""
+    return figures.places([one.deviation]) if one.deviation > 0 else places
+
+
 def remark(findings: Findings, one: Comparison, places: int) -> str:
     """Beside a point of the forest plot: what is `judged`, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
     outside = one.mean < low or one.mean > high
-    return f"outside, at {number(one.mean, places, '+')}" if outside else judged(findings, one)
+    return f"outside, at {figures.number(one.mean, decimals(one, places), '+')}" if outside else judged(findings, one)
 
 
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:

@@ -87,13 +87,10 @@ def tables(findings: Findings) -> dict[str, Table]:
 
 
 def places(findings: Findings) -> int:
-    """Decimals of the metric: two digits of the baseline's spread over the seeds, and up to two more where pairing
-    makes that of the differences smaller. One bad arm, whose differences are large, doesn't take the others' digits."""
-    spreads = [one.deviation for one in findings.comparisons if one.deviation > 0]
-    if not findings.noise or not findings.noise.deviation:
-        return figures.places(spreads)
-    own = findings.noise.deviation
-    return figures.places([min(own, max(own / 100, float(np.median(spreads)))) if spreads else own])
+    """Decimals of the metric: two digits of the baseline's spread over the seeds, whatever one bad arm's is. Those of a
+    difference are its own, see `plot_data.decimals`."""
+    own = [findings.noise.deviation] if findings.noise and findings.noise.deviation else []
+    return figures.places(own or [one.deviation for one in findings.comparisons])
 
 
 def words(findings: Findings) -> dict[str, Any]:
@@ -111,9 +108,10 @@ def words(findings: Findings) -> dict[str, Any]:
         )
     else:
         facts.append(f"Baseline (“{findings.baseline}”): fewer than two seeds finished, so its noise is not known.")
-    smallest = [one.smallest for one in findings.comparisons if math.isfinite(one.smallest)]
+    smallest = [one for one in findings.comparisons if math.isfinite(one.smallest)]
     if smallest:
-        low, high = (figure(end(smallest)) for end in (min, max))
+        ends = (end(smallest, key=lambda one: one.smallest) for end in (min, max))
+        low, high = (figures.number(one.smallest, plot_data.decimals(one, places(findings))) for one in ends)
         facts.append(
             f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
         )
@@ -148,7 +146,8 @@ def _ranking(findings: Findings, places: int) -> Table:
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
         if one:
-            difference, interval = _figure(one.mean, places, "+"), _interval(one.interval, places)
+            own = plot_data.decimals(one, places)
+            difference, interval = _figure(one.mean, own, "+"), _interval(one.interval, own)
             p = _p(one.p_corrected)
         row = [_word(variant), _word(plot_data.judged(findings, one) if one else "baseline")]
         row += [Cell(f"{figures.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
@@ -222,21 +221,14 @@ def _costs(findings: Findings) -> Table:
 
 
 def _statistics(findings: Findings, places: int) -> Table:
-    rows = [
-        [
-            _word(one.variant),
-            _number(len(one.seeds), "d"),
-            _figure(one.mean, places, "+"),
-            _figure(one.deviation, places),
-            _interval(one.interval, places),
-            _interval(one.bootstrap, places),
-            *map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)),
-            _number(one.correlation, ".2f"),
-            _figure(one.smallest, places),
-            _number(math.nan if one.needed is None else one.needed, ","),
-        ]
-        for one in findings.comparisons
-    ]
+    rows = []
+    for one in findings.comparisons:
+        own = plot_data.decimals(one, places)
+        row = [_word(one.variant), _number(len(one.seeds), "d"), _figure(one.mean, own, "+")]
+        row += [_figure(one.deviation, own), _interval(one.interval, own), _interval(one.bootstrap, own)]
+        row += [*map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)), _number(one.correlation, ".2f")]
+        needed = math.nan if one.needed is None else one.needed
+        rows.append([*row, _figure(one.smallest, own), _number(needed, ",")])
     headers = "Variant|Pairs|Difference|Deviation|Interval|Bootstrap|p|Corrected p|Sign test p|Diverged p|Correlation"
     headers += "|Smallest visible|Seeds needed"
     return Table("Differences to the baseline over the paired seeds", headers.split("|"), rows)

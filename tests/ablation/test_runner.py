@@ -213,7 +213,7 @@ def test_no_ops_are_called_so_and_bad_changes_are_found(tmp_path):
 def test_a_variant_that_diverges_is_a_result(tmp_path):
     variants = {"clip": {}, "wild": {PEAK: 1e30}}
     found = runner.run(small(variants=variants, seeds=range(6), checkpoint__every=0), tmp_path)
-    assert found.verdict == "wild is worse than clip: it diverged on 6 of 6 seeds."
+    assert found.verdict == "wild is worse than clip: it diverged on 6 of 6 seeds, clip on none."
     assert [outcome.status for outcome in found.outcomes] == ["done"] * 6 + ["diverged"] * 6
 
 
