@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,6 +57,30 @@ def atomic(path: Path) -> Iterator[BinaryIO]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: Callable[[], None] | None = None) -> Iterator[bool]:
+    """Whether this process is the one to work in a folder, until the block ends. The lock is the system's, so none
+    outlives its process; False also where the file system has none.
+
+    Args:
+      wait: is called where another holds the lock, to say that it is waited for; None does not wait.
+    """
+    with contextlib.ExitStack() as stack:
+        held = False
+        with contextlib.suppress(OSError):  # of NFS: EBADF, of a folder
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            stack.callback(os.close, descriptor)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                held = True
+            except BlockingIOError:
+                if wait:
+                    wait()
+                    fcntl.flock(descriptor, fcntl.LOCK_EX)
+                    held = True
+        yield held
 
 
 def seal(value: Any) -> str:

@@ -8,22 +8,20 @@ from __future__ import annotations
 
 import enum
 import hashlib
-import json
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import forms, heldout, mapped, sources, tokenizer_specs, tokenizers
+from jaxlm.data import cache, forms, heldout, mapped, sources, tokenizer_specs, tokenizers
 from jaxlm.data.forms import Document
 from jaxlm.data.section import Section
 from jaxlm.data.sources import Source
 from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenizer_of, write
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.files import cache_dir
 
 _CHUNK = 4 * 2**20  # characters encoded at once
 
@@ -70,7 +68,7 @@ def open(section: Section, progress: bool = False) -> Data:
         _tell(text, other)
         _build(entry, section, text, other, share, progress and sys.stderr.isatty())
 
-    split = _through_cache(section, what, names, build)
+    split = cache.filled(section.cache_dir, what, names, build)
     return Data(tokenizer_of(split["train"].path), split["train"], split.get("validation"))
 
 
@@ -99,39 +97,13 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
         write(entry / "text.bin", _if_unchanged(chunks, section, text), tokenizer, text.fingerprint)
 
     what = [FORMAT, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
-    return _through_cache(section, what, ("text",), build)["text"]
+    return cache.filled(section.cache_dir, what, ("text",), build)["text"]
 
 
 def _tell(*read: Source | None) -> None:
     for source in read:
         if source and source.left_out:
             print(f"note: of {source.spec}, {source.left_out}", file=sys.stderr)
-
-
-def _through_cache(
-    section: Section, what: Sequence[object], names: Sequence[str], build: Callable[[Path], None]
-) -> dict[str, TokenFile]:
-    """The token files of a cache entry, which `build` fills where it isn't whole; the last of `names` last."""
-    key = hashlib.sha256(json.dumps(what).encode()).hexdigest()
-    entry = cache_dir(section.cache_dir) / "tokens" / key[:16]
-
-    def cached() -> dict[str, TokenFile]:
-        return {name: open_tokens(entry / f"{name}.bin") for name in names}
-
-    try:
-        if (entry / f"{names[-1]}.json").exists():
-            try:
-                return cached()
-            except DataError as error:
-                print(f"warning: rebuilding the cache entry {entry}: {error}", file=sys.stderr)
-        entry.mkdir(parents=True, exist_ok=True)
-        build(entry)
-    except OSError as error:
-        raise DataError(
-            f"can't write the token cache {entry}: {error.strerror or error}. "
-            "Set data.cache_dir, or JAXLM_CACHE, to a folder that can be written"
-        ) from error
-    return cached()
 
 
 def _build(

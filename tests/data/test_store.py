@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import multiprocessing
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +243,58 @@ def test_two_processes_at_once(section, corpus: Path, tmp_path: Path) -> None:
         results = pool.map(_open_in_process, [(wanted, str(tmp_path / "cache"))] * 4, chunksize=1)
     assert len(set(results)) == 1 and data.open(wanted).train.sha256 == results[0][0]
     assert len(list(entries(tmp_path)[0].iterdir())) == 4
+
+
+def test_one_process_builds_an_entry_and_others_wait_for_it(
+    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted, build, builds, wait = section(corpus, validation="20%"), store._build, [], threading.Event()
+
+    def slow(*args):
+        builds.append(args)
+        wait.wait(10)
+        build(*args)
+
+    monkeypatch.setattr(store, "_build", slow)
+    with ThreadPoolExecutor(2) as threads:
+        opened = [threads.submit(data.open, wanted) for _ in range(2)]
+        while not (builds and "waiting for another process" in capsys.readouterr().err):
+            assert not any(future.done() for future in opened)
+        wait.set()
+        assert len({future.result().train.sha256 for future in opened}) == 1
+    assert len(builds) == 1
+
+    def unlocked(*args):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", unlocked)
+    other = section(corpus, validation="20%", tokenizer="chars")
+    assert data.open(other).train.num_tokens and len(builds) == 2
+
+
+def test_what_broken_builds_left_goes(section, corpus: Path, tmp_path: Path) -> None:
+    data.open(section(corpus))
+    [entry] = entries(tmp_path)
+    left, fresh = entry / ".train.bin.1.ab.tmp", entry / ".train.bin.2.cd.tmp"
+    for path in (left, fresh):
+        path.write_bytes(b"gigabytes")
+    os.utime(left, (0, 0))
+    with files.locked(entry) as held:  # someone is at it
+        data.open(section(corpus, tokenizer="chars"))
+        assert held and left.exists()
+    data.open(section(corpus, validation="20%"))
+    assert fresh.exists() and not left.exists()
+
+
+def test_a_refused_build_leaves_no_part_behind(
+    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "_if_unchanged", lambda *args: iter([]))  # the last part is not written
+        with pytest.raises(DataError, match="no tokens"):
+            data.open(section(corpus, validation="20%"))
+    [entry] = entries(tmp_path)
+    assert list(entry.iterdir()) == []
 
 
 def test_progress_is_for_terminals(section, corpus: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
