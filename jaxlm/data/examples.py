@@ -32,6 +32,8 @@ from jaxlm.data.tokenfile import TokenFile
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
 
+_PART = 4 * 2**20  # tokens that are looked at at once
+
 
 class HeldOut(NamedTuple):
     batches: Sequence[Batch]
@@ -180,11 +182,10 @@ class Examples:
 
     def bytes_per_token(self, tokenizer: Tokenizer) -> float:
         """UTF-8 bytes of the tokens that count, over their number."""
-        total = number = 0
-        for example, counted in zip(self._spans, self._first_counted, strict=True):
-            ids = np.concatenate([self._read(*span) for span in example.reshape(2, 2)])[1:][counted:]
-            total, number = total + int(tokenizer.byte_lengths[ids].sum(dtype=np.int64)), number + len(ids)
-        return total / number
+        first, stop, middle, last = self._spans.T
+        begins, ends = np.concatenate([first + 1 + self._first_counted, middle]), np.concatenate([stop, last])
+        before = _bytes_before(self._tokens, tokenizer, np.stack([begins, ends]))
+        return float((before[1] - before[0]).sum() / (ends - begins).sum())
 
     def _read(self, start: int, stop: int) -> np.ndarray:
         ids = self._tokens[start:stop]
@@ -210,14 +211,30 @@ class Examples:
 
 def _documents(tokens: np.ndarray, end_of_text: int, context_length: int) -> np.ndarray:
     """Spans int64[E, 4] of documents: the token before, and at most T that follow it."""
-    spans = []
-    before = 0  # the first document has no end of text before it: its first token is not predicted
-    # the last one has none after it where a token file was parted within it
-    for end in np.union1d(np.flatnonzero(tokens == end_of_text), len(tokens) - 1).tolist():
-        for start in range(before, end, context_length):
-            spans.append((start, start + 1, start + 1, min(start + context_length, end) + 1))
-        before = end
-    return np.array(spans, np.int64).reshape(-1, 4)
+    # the last one has no end of text after it where a token file was parted within it
+    ends = np.flatnonzero(tokens == end_of_text)
+    if tokens[-1] != end_of_text:
+        ends = np.append(ends, len(tokens) - 1)
+    before = np.append(0, ends[:-1])  # nor the first one before it: its first token is not predicted
+    counts = -(-(ends - before) // context_length)  # rows that each takes
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)  # of a row among its document's
+    start = np.repeat(before, counts) + place * context_length
+    return np.stack([start, start + 1, start + 1, np.minimum(start + context_length, np.repeat(ends, counts)) + 1], 1)
+
+
+def _bytes_before(tokens: np.ndarray, tokenizer: Tokenizer, places: np.ndarray) -> np.ndarray:
+    """UTF-8 bytes of the tokens before each of `places`, which are from 0 to N: int64, of their shape."""
+    order = np.argsort(places, axis=None)
+    ordered = places.ravel()[order]
+    found, total = np.empty(places.size, np.int64), 0
+    for first in range(0, len(tokens) + 1, _PART):
+        part = tokens[first : first + _PART]
+        mapped.check_ids(tokens, part[None], [first])
+        sums = total + np.append(0, np.cumsum(tokenizer.byte_lengths[part], dtype=np.int64))
+        here = slice(*np.searchsorted(ordered, [first, first + _PART]))
+        found[order[here]] = sums[ordered[here] - first]
+        total = sums[-1]
+    return found.reshape(places.shape)
 
 
 def first_fit(sizes: np.ndarray, capacity: int) -> np.ndarray:

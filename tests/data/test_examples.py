@@ -184,6 +184,28 @@ def test_first_fit_is_its_definition(sizes):
     assert examples.first_fit(np.array(sizes), 20).tolist() == expected
 
 
+@given(st.lists(st.sampled_from([0, 1, 2, END]), min_size=1, max_size=60), st.integers(1, 9))
+def test_rows_of_documents_are_their_definition(tokens, T):
+    spans, before = [], 0
+    for end in sorted({*(i for i, token in enumerate(tokens) if token == END), len(tokens) - 1}):
+        for start in range(before, end, T):
+            spans.append([start, start + 1, start + 1, min(start + T, end) + 1])
+        before = end
+    assert examples._documents(np.array(tokens), END, T).tolist() == spans
+
+
+@pytest.mark.parametrize("fields", [{}, {"loss_on": "all"}, {"pack": True}])
+def test_bytes_per_token_are_those_of_the_tokens_that_count(opened, fields, monkeypatch):
+    monkeypatch.setattr(examples, "_PART", 8)
+    random = np.random.default_rng(0)
+    rows = [("é" * int(p), "ab" * int(c)) for p, c in random.integers([0, 1], 9, (60, 2))]
+    section, found = opened(rows, **fields)
+    held = data.held_out(section, found.tokenizer, found.train, 24, 4)
+    counted = [batch["targets"][batch["weights"] > 0] for batch in held.batches]
+    lengths = found.tokenizer.byte_lengths[np.concatenate(counted)]
+    assert held.bytes_per_token == lengths.sum() / lengths.size
+
+
 # Augmentation
 
 
