@@ -101,7 +101,8 @@ def default() -> ConfigDict:
     c.data.token_dropout = 0.0  # share of the inputs of training that are replaced by tokens drawn from its text
     c.data.crop = 0.0  # up to this share of a prompt is cut on the left in training, other shares in each epoch
     c.data.batch_size = 16  # B: sequences per optimizer step over all devices
-    c.data.micro_batches = 1  # a batch is computed in so many parts, in evaluation too; the numbers stay the same
+    # A batch is computed in so many parts, in evaluation too; the numbers stay the same, but SOAP magnifies rounding.
+    c.data.micro_batches = 1
     c.data.cache_dir = ""  # of token files; "": jaxlm in the user's cache directory
 
     c.optimizer = ConfigDict()
@@ -146,7 +147,8 @@ def default() -> ConfigDict:
     c.parallel = ConfigDict()
     c.parallel.mode = "jit"  # or "pmap": all parameters on each device, `data` devices, of one process
     # Devices are data x fsdp x tensor. A batch's rows are divided over data and fsdp; parameters and optimizer state
-    # over fsdp, by width, and tensor, by heads, feed-forward and vocabulary. The numbers stay the same.
+    # over fsdp, by width, and tensor, by heads, feed-forward and vocabulary. The numbers stay the same, but SOAP
+    # magnifies rounding.
     c.parallel.data = -1  # -1: as many as there are
     c.parallel.fsdp = 0  # 0: as few as a step is estimated to fit on
     c.parallel.tensor = 1

@@ -57,6 +57,10 @@ def scale_by_soap(
     the QR of L Q, one step of power iteration, with columns (and V) sorted by eigenvalue. `eps` is added as in
     optax's Adam, after the bias correction: with no sides this is Adam, one step late.
 
+    L and R of one gradient are nearly singular, and where eigenvalues are alike, rounding picks the eigenvectors. So
+    losses depend a little on how a batch is divided over micro-batches and devices (4e-4 after five steps of a model of
+    width 32, where Adam's differ by 2e-6 and Shampoo's by 3e-5).
+
     Args:
       max_precond_dim: longer sides are the identity. A vocabulary V below it has a left side of V² numbers.
     """
