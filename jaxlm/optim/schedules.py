@@ -194,6 +194,7 @@ def join(
       arguments: part -> its arguments, where fractions are of the part. `peak`, a fraction of the run's, restarts the
         multiplier there.
     """
+    _check_steps(steps)
     names = tuple(name.strip() for name in parts.split(",")) if isinstance(parts, str) else tuple(parts)
     starts = [0, *(round(place * steps if place < 1 else place) for place in _boundaries(boundaries, steps))]
     if len(names) != len(starts):
@@ -269,6 +270,7 @@ def _after_warmup(
     rise: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> Shape:
     """`rise` of the progress in the warmup, then `after(count, end of the warmup)`, both float32[]; kept in [0, 1]."""
+    _check_steps(steps)
     _check("warmup", warmup, 0, math.inf, _FRACTION_OR_STEPS)
     _check("final", final, 0, 1, "from 0 to 1")
 
@@ -334,6 +336,10 @@ def _check(name: str, value: Any, low: float, high: float, expected: str, whole:
     if not holds:
         shown = value.tolist() if hasattr(value, "tolist") else value  # 0.5, not Array(0.5, dtype=float32)
         raise errors.ConfigError(f"the schedule's {name} is {shown!r}; expected {expected}")
+
+
+def _check_steps(steps: Any) -> None:
+    _check("steps", steps, 0, 2**31 - 1, "at most 2**31 - 1, as they are counted in int32")
 
 
 def _check_name(argument: str, name: str, known: Any) -> None:

@@ -438,3 +438,12 @@ def test_join_is_written_in_a_config_or_by_flags():
 def test_a_bad_argument_says_what_was_expected(name, arguments, message):
     with pytest.raises(ConfigError, match=message):
         shape(name, **arguments)
+
+
+@pytest.mark.parametrize("name", ["constant", "cosine", "join"])
+@pytest.mark.parametrize("steps", [2**31, 3 * 10**9, -1])
+def test_a_run_of_more_steps_than_can_be_counted_is_refused(name, steps):
+    """Once an OverflowError, when the schedule was called."""
+    with pytest.raises(ConfigError, match=f"steps is {steps}; expected at most "):
+        getattr(schedules, name)(steps)
+    assert float(getattr(schedules, name)(2**31 - 1)(2**30)) > 0
