@@ -272,6 +272,8 @@ def stage_names(path: str, chain: Any) -> tuple[str, ...]:
     names = _separate(chain) if isinstance(chain, str) else chain
     if not isinstance(names, (tuple, list)) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{path} is {chain!r}; expected names of stages, such as ('scale_by_adam', 'scale')")
+    if "chain" in names:  # a stage's table stands where its name says
+        raise ConfigError(f"{path} is {tuple(names)!r}; 'chain' is the chain itself, and can't be the name of a stage")
     return tuple(names)
 
 

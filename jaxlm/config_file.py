@@ -41,8 +41,10 @@ def call(file: str, function: str, folder: str, *arguments: str) -> Any:
     """
     path = Path(file)
     if not path.is_file():
-        near = (path.parent if path.parent.is_dir() else Path(folder)).glob("*.py")
-        raise ConfigError(f"no {folder.removesuffix('s')} file {file!r}: {nearest(file, map(str, near))}")
+        beside = path if path.is_dir() else path.parent if path.parent.is_dir() else Path(folder)
+        near = nearest(file, map(str, beside.glob("*.py")))
+        what = "it is a folder; " if path.is_dir() else ""
+        raise ConfigError(f"no {folder.removesuffix('s')} file {file!r}: {what}{near}")
     module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{file!r} is not a Python file")

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
     request = generation.Request(**{name: getattr(args, name) for name in generation.Request._fields})
     generation.check(request, prefix="--")
-    prompts = [("--prompt", text) for text in args.prompt] + (lines(args.prompts) if args.prompts else [])
+    prompts = [("--prompt", text) for text in args.prompt] + (lines(args.prompts) if args.prompts is not None else [])
     single = len(prompts) * args.num_samples == 1 and not args.json
     check(args, len(prompts), single)
 
@@ -87,11 +87,11 @@ def check(args: argparse.Namespace, prompts: int, single: bool) -> None:
 def lines(file: str) -> list[tuple[str, str]]:
     """(where it is, text) of each line."""
     try:
-        text = Path(file).read_text(encoding="utf-8-sig")
+        text = Path(file).read_text(encoding="utf-8-sig") if file else ""
     except UnicodeDecodeError as error:
         raise DataError(f"{file} is not UTF-8: byte {error.start}") from error
     if not text:
-        raise DataError(f"{file} is empty; expected a prompt on each line")
+        raise DataError(f"--prompts={file} is empty; expected a file with a prompt on each line")
     return [(f"{file}:{n}", line) for n, line in enumerate(text.removesuffix("\n").split("\n"), 1)]
 
 

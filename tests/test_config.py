@@ -473,3 +473,12 @@ def test_arguments_of_a_stage_with_a_dot_in_its_name_want_a_free_name():
     c.optimizer = {"chain": ("contrib.muon",), "contrib": {"muon": {"learning_rate": 0.1}}}
     with pytest.raises(ConfigError, match="optimizer.contrib is the table of no stage .*: name 'contrib.muon' freely"):
         config.resolve(c)
+
+
+@pytest.mark.parametrize("path", ["optimizer.chain", "optimizer.partition.a.chain"])
+def test_a_stage_can_t_be_called_as_the_chain_is(path):
+    changes = {path: ("chain", "scale_by_adam")}
+    if path != "optimizer.chain":
+        changes |= {"optimizer.chain": ("partition",), "optimizer.partition.a.where": "all"}
+    with pytest.raises(ConfigError, match=f"{path} is .*; 'chain' is the chain itself"):
+        config.resolve(config.override(config.default(), changes))

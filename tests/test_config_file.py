@@ -65,6 +65,12 @@ def test_a_missing_config_folder_is_an_error(tmp_path):
         config_file.load(str(tmp_path / "x.py"))
 
 
+def test_a_folder_in_the_place_of_a_config_file_is_said_to_be_one(tmp_path):
+    write(tmp_path, GOOD)
+    with pytest.raises(ConfigError, match=re.escape(f"no config file {str(tmp_path)!r}: it is a folder; ") + ".*x.py"):
+        config_file.load(str(tmp_path))
+
+
 def test_what_is_no_python_file_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="is not a Python file"):
         config_file.load(write(tmp_path, "{}", "x.json"))

@@ -155,6 +155,7 @@ def test_one_text_streams_to_a_terminal_only(trained, monkeypatch):
         (["--prompt=a", "--prompt=b", "--stream"], 2, "--stream prints one text"),
         ([], 2, "nothing to continue"),
         (["--prompts=/no/such/file"], 4, "/no/such/file"),
+        (["--prompts=", "--prompt=x"], 4, "--prompts= is empty; expected a file"),
         (["--prompts=/dev/null"], 4, "/dev/null is empty"),
     ],
 )

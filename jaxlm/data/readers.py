@@ -177,7 +177,7 @@ def _expected(form: Form) -> str:
 
 
 def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
-    """Raises DataError for the first column that isn't there, with the nearest name that is."""
+    """Raises DataError for the first column that isn't there, with the nearest name that is, or is there twice."""
     columns = sorted(columns)
     for column, field in form.columns.items():
         if column not in columns:
@@ -186,6 +186,8 @@ def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
             raise DataError(
                 f"{where}: no column {column!r}, which {field} names; {hint}known: {', '.join(columns) or 'none'}"
             )
+        if columns.count(column) > 1:
+            raise DataError(f"{where}: {columns.count(column)} columns are called {column!r}, which {field} names")
 
 
 def _lines(path: Path, errors: str) -> Iterator[tuple[int, str]]:

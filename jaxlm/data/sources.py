@@ -80,6 +80,8 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
 def missing(path: str | Path) -> DataError:
     """The error for a path that doesn't exist, with the nearest name that does."""
     given = path = Path(path)
+    if os.path.islink(path):
+        return DataError(f"{path} is a link to {os.readlink(path)}, which is not there")
     try:
         path.stat()
     except PermissionError as error:
@@ -195,14 +197,16 @@ def _fingerprint(files: Iterable[File]) -> str:
 
 
 def _hub_source(spec: str, form: Form, errors: str) -> Source:
+    name, _, split_name = spec.removeprefix("hf://").partition(":")
+    parts = name.split("/")
+    if not all(parts) or len(parts) > 3:
+        raise DataError(f"{spec!r} names no dataset; expected hf://name[:split] or hf://owner/name[/config][:split]")
     try:
         import datasets
     except ImportError as error:
         raise DataError(f"{spec} needs the datasets library: pip install 'jaxlm[data]'") from error
     if not hub.offline() and (reason := hub.unreachable()):
         raise DataError(f"{spec}: {reason}. For a dataset in the local cache set HF_HUB_OFFLINE=1")
-    name, _, split_name = spec.removeprefix("hf://").partition(":")
-    parts = name.split("/")
     config = parts[2] if len(parts) == 3 else None
     try:
         dataset = datasets.load_dataset("/".join(parts[:2]), config, split=split_name or "train")

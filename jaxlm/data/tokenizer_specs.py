@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 BPE_SMALLEST = 257  # every byte, and the end of text
 
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # these name the eos token of a tokenizer.json
+_TOKENIZERS = re.compile("tokenizer|vocab|merges|spiece|sentencepiece|special_tokens", re.IGNORECASE)
+"""What the names of a tokenizer's files begin with, in all layouts."""
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ckpt")
 
 
@@ -183,6 +185,8 @@ def _from_transformers(spec: str) -> HuggingFace:
         loaded = from_pretrained(local=True)
     except DataError as error:
         if os.path.isdir(spec):
+            if not any(map(_TOKENIZERS.match, os.listdir(spec))):
+                raise DataError(f"{spec} holds no tokenizer: neither a tokenizer.json nor an older layout") from error
             raise
         if reason := hub.unreachable():
             raise DataError(

@@ -45,10 +45,10 @@ def check(request: Request, prefix: str = "") -> None:
     r = request
     rules = {
         "max_tokens": (r.max_tokens >= 1, "at least 1"),
-        "num_samples": (r.num_samples >= 1, "at least 1"),
+        "num_samples": (1 <= r.num_samples < 2**32, "from 1 to 2**32 - 1"),
         "seed": (0 <= r.seed <= 2**32 - r.num_samples, "from 0 to 2**32 - num_samples"),
         "temperature": (0 <= r.temperature <= LARGEST, "zero or more"),
-        "top_k": (0 <= r.top_k < 2**31, "zero or more"),
+        "top_k": (0 <= r.top_k < 2**31, "from 0, which is off, to 2**31 - 1"),
         "top_p": (0 < r.top_p <= 1, "above 0 and at most 1"),
         "repetition_penalty": (SMALLEST <= r.repetition_penalty <= LARGEST, "above 0; 1 is off"),
         "stop": (all(r.stop), "strings that are not empty"),

@@ -27,9 +27,11 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
       `out`, absolute.
 
     Raises:
-      ConfigError: something lies at `out`.
+      ConfigError: something lies at `out`, or that is no name.
       DataError: nothing to export is at `checkpoint`, or `out` can't be written.
     """
+    if not str(out).strip():
+        raise ConfigError("--out is empty; expected a folder that is not there yet, or is empty")
     out = files.expanded(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={str(out)!r} exists and is not an empty folder; remove it or give another")

@@ -87,8 +87,10 @@ def locate(spec: str | Path) -> Located:
     """Where a model lies; of a hub id, in the local cache, into which it is fetched where that is possible.
 
     Raises:
-      DataError: as `load`.
+      DataError: as `load`; ConfigError: an empty name.
     """
+    if not str(spec).strip():  # as of a shell variable that isn't set; a path would be this very folder
+        raise ConfigError(f"the checkpoint's name is empty; {EXPECTED}")
     folder, wanted = expanded(spec), None
     if folder.name.isdecimal() and folder.parent.name == rundir.CHECKPOINTS:
         folder, wanted = folder.parent.parent, int(folder.name)
@@ -181,6 +183,8 @@ def _fetched(name: str) -> Path:
 def _description(folder: Path) -> dict[str, Any]:
     """config.json of a run or of a Hugging Face directory."""
     file = folder / "config.json"
+    if file.exists() and not file.is_file():  # a pipe would keep its reader waiting
+        raise DataError(f"{file} is not a file; {EXPECTED}")
     try:
         raw = json.loads(file.read_bytes())
     except FileNotFoundError as error:

@@ -63,6 +63,8 @@ def open_run(
         told += [*sanity.check(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
+        if opened.validation is not None and opened.validation.sha256 == opened.train.sha256:
+            told.append("warning: data.validation is the text of data.source, so eval/loss tells what is memorised")
         writes = processes.first()
         if writes:
             stack.enter_context(lock.held(workdir))

@@ -180,6 +180,8 @@ def write(path: Path, text: str) -> None:
 
 
 def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    if path.exists() and not path.is_file():  # a pipe would keep its reader waiting
+        raise DataError(f"{path} is not a file")
     try:
         return parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

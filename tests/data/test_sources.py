@@ -312,3 +312,15 @@ def test_fingerprint_is_of_names_and_content_wherever_they_lie(tmp_path: Path) -
 
 
 # The held-out part
+
+
+def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
+    with pytest.raises(DataError, match=f"{tmp_path}/a.txt is a link to {tmp_path}/gone.txt, which is not there"):
+        sources.open_source(str(tmp_path / "a.txt"))
+
+
+@pytest.mark.parametrize("spec", ["hf://", "hf:///a", "hf://a//b", "hf://a/b/c/d"])
+def test_what_names_no_dataset_is_refused(spec: str) -> None:
+    with pytest.raises(DataError, match="names no dataset; expected hf://name"):
+        sources.open_source(spec)

@@ -254,3 +254,9 @@ def test_key_holds_all_that_an_older_folder_may_be_read_from(tmp_path: Path, nam
     assert len(set(keys)) == 3
     (tmp_path / "model.safetensors").write_bytes(b"weights, which may be large")
     assert key(str(tmp_path)) == keys[-1]
+
+
+def test_a_folder_without_a_tokenizer_is_said_to_be_one(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("none here")
+    with pytest.raises(DataError, match=f"{tmp_path} holds no tokenizer: neither a tokenizer.json"):
+        build(str(tmp_path))

@@ -110,3 +110,8 @@ def test_what_is_missing_is_named_and_nothing_is_made(tmp_path):
     with pytest.raises(DataError, match="no checkpoint at"):
         export(tmp_path / "none", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_empty_name_is_refused(trained):
+    with pytest.raises(ConfigError, match="--out is empty; expected a folder"):
+        export(trained, "")

@@ -1,6 +1,7 @@
 """Models from where they lie: what is found, what it computes, and what is said where nothing is."""
 
 import json
+import os
 import shutil
 
 import jax
@@ -13,8 +14,9 @@ import jaxlm
 from jaxlm import config
 from jaxlm.data import tokenizer_export
 from jaxlm.data.tokenizers import Bytes, Chars
-from jaxlm.errors import DataError
+from jaxlm.errors import ConfigError, DataError
 from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.training import rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
 from jaxlm.training.load import Located, locate
@@ -221,3 +223,18 @@ def test_the_last_checkpoint_tells_that_a_run_stopped_early_and_what_its_result_
     with pytest.raises(DataError, match=r"the result of .*run. is its best step, 2, and .* is gone; .*checkpoints/6"):
         locate(tmp_path / "run")
     assert locate(tmp_path / "run/checkpoints/6").step == 6
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_not_this_folder(trained, monkeypatch, name):
+    monkeypatch.chdir(trained)
+    with pytest.raises(ConfigError, match="the checkpoint's name is empty; expected a run directory"):
+        locate(name)
+
+
+def test_a_config_that_is_a_pipe_keeps_no_one_waiting(trained, tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(DataError, match="config.json is not a file"):
+        locate(tmp_path)
+    with pytest.raises(DataError, match="config.json is not a file"):
+        rundir.read_config(tmp_path)

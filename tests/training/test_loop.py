@@ -150,6 +150,12 @@ def test_early_stopping_without_evaluations_is_warned_of(tmp_path, fields):
     assert "warning: early_stopping stops nothing without evaluations" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_held_out_text_that_is_the_training_text_is_warned_of(tmp_path):
+    copy = shutil.copy(CORPUS, tmp_path / "copy.py")
+    jaxlm.train(tiny(steps=1, data__validation=str(copy)), tmp_path / "run")
+    assert "warning: data.validation is the text of data.source" in (tmp_path / "run/log.txt").read_text()
+
+
 def test_a_run_of_bfloat16_parameters_goes_on(tmp_path):
     fields = dict(model__param_dtype="bfloat16", steps_per_call=2)
     straight = jaxlm.train(tiny(**fields), tmp_path / "straight")
