@@ -15,9 +15,10 @@ import optax
 
 from jaxlm import tree
 from jaxlm.config import Hparams
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.optim import scheduled
 from jaxlm.optim.edits import drop, insert_after, insert_before, replace, with_args
+from jaxlm.optim.kept import kept
 from jaxlm.optim.parts import of_part
 from jaxlm.optim.stages import REST, Group, Spec, Stage, is_scheduled, stages, walk
 
@@ -87,9 +88,9 @@ def _chained(found: tuple[Stage, ...], steps: int, rate: Any) -> Transform:
                 raise ConfigError(
                     f"optimizer stage {stage.name!r} holds the stages after it, and there are none: put it first"
                 )
-            parts.append(_transform(stage, steps, rate, inner=_chained(found[i + 1 :], steps, rate)))
+            parts.append(kept(stage.name, _transform(stage, steps, rate, inner=_chained(found[i + 1 :], steps, rate))))
             break
-        parts.append(_transform(stage, steps, rate))
+        parts.append(kept(stage.name, _transform(stage, steps, rate)))
     return optax.chain(*parts)
 
 
@@ -115,10 +116,11 @@ def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Trans
     def make(**numbers: Any) -> Transform:
         try:
             transform = stage.function(**arguments, **inner, **numbers)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, jax.errors.JAXTypeError):
-                raise  # a number that can't be traced, see `static_arguments`
-            raise ConfigError(f"optimizer stage {stage.name!r}: {error}") from error
+        except (JaxlmError, jax.errors.JAXTypeError):  # the latter: a number can't be traced, see `static_arguments`
+            raise
+        except Exception as error:
+            what = f"optimizer stage {stage.name!r}: {type(error).__name__}: {error}"
+            raise ConfigError(what) from error
         if not isinstance(transform, optax.GradientTransformation):
             raise ConfigError(f"optimizer stage {stage.name!r} is no transform: it returned {type(transform).__name__}")
         return optax.with_extra_args_support(transform)

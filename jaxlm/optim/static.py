@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jaxlm.config import flat
 from jaxlm.errors import ConfigError
 from jaxlm.optim import chain
+from jaxlm.optim.kept import StageError
 from jaxlm.optim.stages import Spec, stages, walk
 
 PyTree = Any
@@ -53,7 +54,7 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
         return frozenset()
     error = fails({})
     if error is not None:
-        if isinstance(error, ConfigError):
+        if isinstance(error, ConfigError) and not isinstance(error, StageError):
             raise error
         text = [f"{path}={value!r}" for path, value in flat(spec).items() if _is_odd(path, value)]
         hint = f"; is a number meant by {', '.join(text)}?" if text else ""

@@ -94,7 +94,8 @@ def build(
     def init(key: jax.Array, hparams: Hparams, params: PyTree | None = None) -> State:
         params_key, run_key = jax.random.split(key)
         params = model.init(params_key) if params is None else params
-        return State(jnp.int32(0), params, optimizer(hparams).init(tree.float32(params)), run_key)
+        opt_state = jax.tree.map(_strong, optimizer(hparams).init(tree.float32(params)))
+        return State(jnp.int32(0), params, opt_state, run_key)
 
     def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One optimizer step. Pure: the same arguments give the same bits.
@@ -177,6 +178,13 @@ def shapes(cfg: FrozenConfigDict) -> State:
     structure, hparams = split(cfg)
     found: State = jax.eval_shape(build(structure).init, jax.random.key(0), hparams)
     return found
+
+
+def _strong(leaf: Any) -> jax.Array:
+    """As an array whose dtype is not weak, as that of a Python number is: a step gives none such, and would be compiled
+    twice."""
+    leaf = jnp.asarray(leaf)
+    return leaf if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.extended) else leaf.astype(leaf.dtype)
 
 
 def _added(fn: Callable[..., PyTree], parts: int, batch: Batch, *key: jax.Array) -> PyTree:

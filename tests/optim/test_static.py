@@ -63,7 +63,7 @@ def test_a_static_number_still_builds_under_jit(module):
 
 def test_a_chain_that_fails_with_constants_is_an_error(module):
     module("jaxlm_test_fails", "def fails(x):\n    return optax.stateless(lambda u, p: u['nothing'])\n")
-    with pytest.raises(ConfigError, match="the optimizer can't be built: 'nothing'"):
+    with pytest.raises(ConfigError, match="can't be built: optimizer stage 'f' raised KeyError: 'nothing'"):
         static_arguments({"chain": ("f",), "f": {"transform": "jaxlm_test_fails:fails", "x": 1.0}}, PARAMS, STEPS)
 
 

@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxlm import config
@@ -250,6 +251,20 @@ def test_a_number_that_cannot_be_traced_stays_a_constant(tmp_path, monkeypatch):
     structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
     assert structure.optimizer.mine.x == 1.0
     assert hparams.optimizer["mine"] == {"y": np.float32(3.0)}
+
+
+def test_a_python_number_in_a_state_compiles_no_second_step():
+    ema = optax.GradientTransformation(
+        lambda params: {"ema": 0.0}, lambda u, s, params=None: (u, {"ema": 0.9 * s["ema"] + 0.1 * optax.tree.norm(u)})
+    )
+    raw = resolved(optimizer__chain=("mine", "scale_by_learning_rate")).to_dict()
+    raw["optimizer"]["mine"] = {"transform": ema}
+    structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    program = step.build(structure)
+    before = jax.eval_shape(program.init, jax.random.key(0), hparams)
+    after, _ = jax.eval_shape(program.train_step, hparams, before, batch())
+    kinds = [[(x.dtype, x.weak_type) for x in jax.tree.leaves(state)] for state in (before, after)]
+    assert kinds[0] == kinds[1]
 
 
 def test_a_mask_that_matches_nothing_is_refused_before_anything_runs():
