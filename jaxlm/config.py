@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm.config_rules import checked, finite, storable
+from jaxlm.config_rules import checked, finite, number, storable
 from jaxlm.errors import ConfigError, nearest
 
 TRACED = "<traced>"
@@ -282,12 +282,12 @@ def _separate(text: str) -> tuple[str, ...]:
 
 
 def plain(value: Any) -> Any:
-    """Nested mappings as plain dicts, lists as tuples."""
+    """Nested mappings as plain dicts, lists as tuples, scalars of NumPy as Python's."""
     if isinstance(value, (Mapping, ConfigDict)):
         return {key: plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return tuple(plain(item) for item in value)
-    return value
+    return number(value)
 
 
 def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
@@ -307,8 +307,7 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
         old = known.get(path)
         if old is None and (not path.startswith("optimizer.") or ".__" in path):  # which Python has its own for
             raise ConfigError(f"unknown config field {path!r}: {_ELSEWHERE.get(path) or nearest(path, known)}")
-        if isinstance(value, str) and not isinstance(old, str):
-            value = _literal(value, old)
+        value = _literal(value, old) if isinstance(value, str) and not isinstance(old, str) else number(value)
         if old is not None:
             out_value = float(value) if type(old) is float and type(value) is int else value
             # warmup=0.02 or =100, mu_dtype=None or "bfloat16": the optimizer's own checks know what an argument takes

@@ -113,7 +113,7 @@ RULES: dict[str, Rule] = {
 
 def checked(path: str, value: Any, declared: Any) -> Any:
     """`value` as the type of `declared`. Ints serve as floats; nothing else is converted."""
-    kind = type(declared)
+    kind, value = type(declared), number(value)
     if kind is float and type(value) is int:
         value = float(value)
     if kind is tuple and type(value) is list:
@@ -127,6 +127,11 @@ def checked(path: str, value: Any, declared: Any) -> Any:
     if rule and not rule.holds(value):
         raise ConfigError(f"{path} is {value!r}; expected {rule.expected}")
     return value
+
+
+def number(value: Any) -> Any:
+    """A scalar of NumPy, which sweeps in Python give, as Python's own; anything else as it is."""
+    return value.item() if isinstance(value, (np.generic, np.ndarray)) and value.ndim == 0 else value
 
 
 def finite(path: str, value: Any) -> None:
