@@ -227,7 +227,7 @@ def ema_of_params(decay: ArrayLike = 0.999, debias: bool = True) -> optax.Gradie
 
     def update(updates: PyTree, state: EmaOfParamsState, params: PyTree) -> tuple[PyTree, EmaOfParamsState]:
         count = optax.safe_increment(state.step)
-        weight = (1 - decay) / (1 - decay**count) if debias else 1 - decay
+        weight = jnp.float32((1 - decay) / (1 - decay**count) if debias else 1 - decay)  # under jax_enable_x64 too
         new = optax.apply_updates(params, updates)
         return updates, EmaOfParamsState(count, jax.tree.map(lambda a, p: a + weight * (p - a), state.average, new))
 

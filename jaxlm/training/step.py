@@ -92,6 +92,7 @@ def build(
         return chain.build(spec, hparams.optimizer, structure.steps)
 
     def init(key: jax.Array, hparams: Hparams, params: PyTree | None = None) -> State:
+        hparams = jax.tree.map(jnp.asarray, hparams)  # outside of jit optax takes NumPy's scalars for no numbers
         params_key, run_key = jax.random.split(key)
         params = model.init(params_key) if params is None else params
         opt_state = jax.tree.map(_strong, optimizer(hparams).init(tree.float32(params)))
@@ -102,6 +103,7 @@ def build(
 
         Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are.
         """
+        hparams = jax.tree.map(jnp.asarray, hparams)
         strength = {name: hparams.loss[name] if on[name] else None for name in on}
         weight = over_axis(jnp.sum(batch["weights"]))
         weight = jnp.where(weight > 0, weight, 1.0)

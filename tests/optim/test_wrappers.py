@@ -364,3 +364,12 @@ def test_evaluation_params_finds_averages_at_any_depth_and_fills_what_masks_leav
 def test_states_hold_copies_so_that_parameters_and_state_can_both_be_donated(transform):
     buffers = [leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves((PARAMS, transform.init(PARAMS)))]
     assert len(set(buffers)) == len(buffers)
+
+
+@pytest.mark.parametrize("debias", [True, False])
+def test_the_average_keeps_its_dtype_where_numbers_are_double(debias):
+    with jax.enable_x64(True):
+        average = wrappers.ema_of_params(debias=debias)
+        before = jax.eval_shape(average.init, PARAMS)
+        _, after = jax.eval_shape(average.update, PARAMS, before, PARAMS)
+    assert jax.tree.leaves(after) == jax.tree.leaves(before)

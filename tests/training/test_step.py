@@ -267,6 +267,18 @@ def test_a_python_number_in_a_state_compiles_no_second_step():
     assert kinds[0] == kinds[1]
 
 
+def test_optax_takes_the_numbers_of_split_outside_of_jit_too():
+    raw = resolved().to_dict()
+    made = optax.inject_hyperparams(optax.adam)
+    raw["optimizer"] = {"chain": ("it",), "it": {"transform": made, "learning_rate": 1e-3, "b1": 0.9}}
+    structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    program = step.build(structure)
+    state = program.init(jax.random.key(0), hparams)
+    assert float(state.opt_state[0].hyperparams["b1"]) == np.float32(0.9)
+    before, (after, _) = state, jax.jit(program.train_step)(hparams, state, batch())
+    assert jax.tree.structure(before) == jax.tree.structure(after)
+
+
 def test_a_mask_that_matches_nothing_is_refused_before_anything_runs():
     cfg = resolved(optimizer__add_decayed_weights__where="kernal")
     with pytest.raises(ConfigError, match="matches no parameter"):
