@@ -202,7 +202,7 @@ def _values(axis: Any) -> Any:
     """The values of an axis, NumPy's as Python's."""
     if isinstance(axis, np.ndarray):
         return axis.tolist()
-    return list(map(_number, axis)) if type(axis) in (list, tuple) else axis
+    return type(axis)(map(_number, axis)) if type(axis) in (list, tuple) else axis
 
 
 def _number(value: Any) -> Any:
