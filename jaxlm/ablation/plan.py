@@ -145,6 +145,8 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
     first: dict[str, Trial] = {}
     for one in trials:
         other = first.setdefault(one.address, one)
+        if one.config != other.config:  # in what no result depends on, which may be wrong nonetheless
+            program(one)
         if changed := config.differences(essential(other.config), essential(one.config)):
             raise ConfigError(
                 f"{other.title} and {one.title} differ only in functions that look alike, in {', '.join(changed)}: "
