@@ -12,7 +12,8 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from jaxlm import redact
-from jaxlm.ablation import methods, scoring, stats
+from jaxlm.ablation import factorial, methods, scoring, stats
+from jaxlm.ablation.factorial import Effect
 from jaxlm.ablation.figures import number, places
 from jaxlm.ablation.methods import Machine
 from jaxlm.ablation.plan import budget, changes, cost
@@ -87,6 +88,7 @@ class Findings(NamedTuple):
     command: str  # that runs it again
     score: str = scoring.words("")  # the rule by which all trials are scored
     setup: Mapping[str, str] = {}  # how the study was done, in words by their headings
+    effects: Sequence[Effect] = ()  # where the variants are a full grid
 
 
 def over(folder: Path) -> bool:
@@ -257,6 +259,7 @@ def gather(
         command=command,
         score=scoring.words(watched),
         setup=methods.setup(study, arms[study.baseline], machines),
+        effects=factorial.effects(study.variants, study.baseline, values, stats.CONFIDENCE),
     )
 
 

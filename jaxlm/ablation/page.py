@@ -62,7 +62,7 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
     low, high = plot_data.difference_limits(findings)
     for row, one in enumerate(plot_data.ranked(findings)):
         color, (left, right) = shown[one.variant].color, one.interval
-        own = plot_data.decimals(one, places)
+        own = plot_data.decimals(one.deviation, places)
         mean = figures.number(one.mean, own, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
         ends = ", ".join(figures.number(end, own, "+") for end in one.interval)

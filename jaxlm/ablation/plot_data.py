@@ -157,16 +157,17 @@ def rank(findings: Findings, variant: str) -> tuple[int, float]:
     return sum(map(diverged, trials)), sign * float(np.mean(values)) if values else math.inf
 
 
-def decimals(one: Comparison, places: int) -> int:
+def decimals(deviation: float, places: int) -> int:
     """Of a difference: two digits of its own spread over the seeds; `places` where there is none."""
-    return figures.places([one.deviation]) if one.deviation > 0 else places
+    return figures.places([deviation]) if deviation > 0 else places
 
 
 def remark(findings: Findings, one: Comparison, places: int) -> str:
     """Beside a point of the forest plot: what is `judged`, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
-    outside = one.mean < low or one.mean > high
-    return f"outside, at {figures.number(one.mean, decimals(one, places), '+')}" if outside else judged(findings, one)
+    if low <= one.mean <= high or math.isnan(one.mean):
+        return judged(findings, one)
+    return f"outside, at {figures.number(one.mean, decimals(one.deviation, places), '+')}"
 
 
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:

@@ -50,8 +50,8 @@ def _markdown(findings: Findings, tables: Mapping[str, Table], words: Mapping[st
             parts += [f"![{name}]({name}.png)", words[about]]
     if findings.setup:
         parts += ["## Setup", "\n".join(f"- **{name}**: {_escaped(line)}." for name, line in findings.setup.items())]
-    titles = ("Tuned values", "What the variants change", "Costs", "Statistics")
-    for name, title in zip(("tuning", "changes", "costs", "statistics"), titles):
+    titles = ("Effects", "Tuned values", "What the variants change", "Costs", "Statistics")
+    for name, title in zip(("effects", "tuning", "changes", "costs", "statistics"), titles):
         if tables[name].rows:
             parts += [f"## {title}", lines(tables[name]), f"{tables[name].title}."]
     parts += [f"**{name}.** {note}" for name, note in words["notes"]]

@@ -78,6 +78,7 @@ def tables(findings: Findings) -> dict[str, Table]:
     digits = places(findings)
     return {
         "ranking": _ranking(findings, digits),
+        "effects": _effects(findings, digits),
         "tuning": _tuning(findings, digits),
         "changes": _changes(findings),
         "costs": _costs(findings),
@@ -111,7 +112,7 @@ def words(findings: Findings) -> dict[str, Any]:
     smallest = [one for one in findings.comparisons if math.isfinite(one.smallest)]
     if smallest:
         ends = (end(smallest, key=lambda one: one.smallest) for end in (min, max))
-        low, high = (figures.number(one.smallest, plot_data.decimals(one, places(findings))) for one in ends)
+        low, high = (figures.number(one.smallest, plot_data.decimals(one.deviation, places(findings))) for one in ends)
         facts.append(
             f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
         )
@@ -146,7 +147,7 @@ def _ranking(findings: Findings, places: int) -> Table:
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
         if one:
-            own = plot_data.decimals(one, places)
+            own = plot_data.decimals(one.deviation, places)
             difference, interval = _figure(one.mean, own, "+"), _interval(one.interval, own)
             p = _p(one.p_corrected)
         row = [_word(variant), _word(plot_data.judged(findings, one) if one else "baseline")]
@@ -164,6 +165,20 @@ def _ranking(findings: Findings, places: int) -> Table:
         "of those at which the baseline did, the median over the seeds; gap: eval/loss less training loss"
     )
     return Table(title, headers, rows)
+
+
+def _effects(findings: Findings, places: int) -> Table:
+    rows = []
+    for one in findings.effects:
+        own = plot_data.decimals(one.deviation, places)
+        row = [_word(one.name), _number(one.seeds, "d"), _figure(one.mean, own, "+"), _interval(one.interval, own)]
+        rows.append([*row, _p(one.p), _p(one.p_corrected)])
+    title = (
+        "Of each value against the baseline's, the mean over all values of the other fields; ×: how much two such "
+        "effects together differ from their sum; paired over the seeds on which every variant finished, intervals and "
+        "p corrected over these rows by Holm's method"
+    )
+    return Table(title, ("Effect", "Seeds", "Difference", "Interval", "p", "Corrected p"), rows)
 
 
 def _tuning(findings: Findings, places: int) -> Table:
@@ -223,7 +238,7 @@ def _costs(findings: Findings) -> Table:
 def _statistics(findings: Findings, places: int) -> Table:
     rows = []
     for one in findings.comparisons:
-        own = plot_data.decimals(one, places)
+        own = plot_data.decimals(one.deviation, places)
         row = [_word(one.variant), _number(len(one.seeds), "d"), _figure(one.mean, own, "+")]
         row += [_figure(one.deviation, own), _interval(one.interval, own), _interval(one.bootstrap, own)]
         row += [*map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)), _number(one.correlation, ".2f")]

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from jaxlm import optim
-from jaxlm.ablation import findings, plan, stats, study
+from jaxlm.ablation import findings, plan, stats, study, tables
 from jaxlm.ablation.findings import Curve, Outcome
+from jaxlm.ablation.variants import grid
 from jaxlm.errors import ConfigError, DataError
 from tests.ablation.small import PEAK, small
 
@@ -415,6 +416,26 @@ def test_a_run_that_is_not_over_did_not_diverge(status):
 
 def test_a_baseline_with_one_seed_has_no_noise():
     assert gathered(values_of(0.5, seeds=1), seeds=(0,)).noise is None
+
+
+def test_a_full_grid_has_its_effects():
+    axes = {"optimizer.scale_by_adam.b2": (0.9, 0.95), PEAK: (1e-3, 2e-3)}
+    made = small(variants=grid(axes), baseline="b2=0.95 peak=0.001", seeds=range(6))
+    arms = {name: study.arm(made, name) for name in made.variants}
+    outcomes = [
+        outcome(name, seed, 2.0 + NOISE[seed] + i + JITTER[(seed + i) % 6])
+        for i, name in enumerate(made.variants)
+        for seed in range(6)
+    ]
+    found = findings.gather(made, arms, {}, outcomes, [], name="s", command="")
+    assert [one.name for one in found.effects] == [
+        "b2 0.9 against 0.95",
+        "peak 0.002 against 0.001",
+        "b2 0.9 × peak 0.002",
+    ]
+    rows = [[cell.text for cell in row] for row in tables.tables(found)["effects"].rows]
+    assert rows[0][:2] == ["b2 0.9 against 0.95", "6"] and rows[0][2].startswith("-2.0")
+    assert gathered(values_of(0.5)).effects == []
 
 
 def test_changes_are_shown_without_secrets_and_functions_by_their_names(monkeypatch):
