@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxlm import optim
-from jaxlm.ablation import findings, plan, stats, study, tables
+from jaxlm.ablation import findings, plan, stats, study, tables, verdicts
 from jaxlm.ablation.findings import Curve, Outcome
 from jaxlm.ablation.variants import grid
 from jaxlm.errors import ConfigError, DataError
@@ -462,11 +462,11 @@ def test_several_verdicts_of_a_kind_are_listed_best_first():
         for name, effect in effects.items()
     }
     made = small(variants={name: {} for name in values}, baseline="a", seeds=range(6))
-    said = findings.verdict(made, stats.compare(values, "a"), values)
+    said = verdicts.verdict(made, stats.compare(values, "a"), values)
     assert said.startswith("Better than a over 6 seeds: c, eval/loss -0.5")
     assert "; b, eval/loss -0.2" in said and "d is worse than a: eval/loss +0.3" in said
     higher = small(variants={name: {} for name in values}, baseline="a", seeds=range(6), lower_is_better=False)
-    said = findings.verdict(higher, stats.compare(values, "a", lower_is_better=False), values)
+    said = verdicts.verdict(higher, stats.compare(values, "a", lower_is_better=False), values)
     assert "Worse than a over 6 seeds: b, eval/loss -0.2" in said and "; c, eval/loss -0.5" in said
     assert said.startswith("d is better than a: eval/loss +0.3")
 
@@ -478,6 +478,6 @@ def test_a_verdict_shows_small_and_large_metrics_in_a_few_digits():
             name: {seed: (2.0 + NOISE[seed] + effect * (1 + JITTER[seed])) * scale for seed in range(6)}
             for name, effect in {"a": 0.0, "b": -0.5}.items()
         }
-        said = findings.verdict(made, stats.compare(values, "a"), values)
+        said = verdicts.verdict(made, stats.compare(values, "a"), values)
         assert f"b is better than a: eval/loss {shown[:5]}" in said and shown[-4:] in said and len(said) < 100
-        assert len(findings.verdict(small(variants={"clip": {}}), [], {"clip": values["a"]})) < 60
+        assert len(verdicts.verdict(small(variants={"clip": {}}), [], {"clip": values["a"]})) < 60
