@@ -139,7 +139,7 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
 
     Raises:
       ConfigError, DataError: as `program`, of any of them; or two differ in functions alone, and in nothing that
-        `functions.digest` knows of them.
+        `functions.digest` knows of them; or no trial will write the study's metric.
     """
     trials = [*trials, *(one for name in study.variants for one in like(study, arm, name))]
     first: dict[str, Trial] = {}
@@ -152,7 +152,12 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
                 f"{other.title} and {one.title} differ only in functions that look alike, in {', '.join(changed)}: "
                 "one run would serve both; give the functions names of their own, or arguments in the config"
             )
-    return {address: program(one) for address, one in first.items()}
+    found = {address: program(one) for address, one in first.items()}
+    with naming(study.baseline):
+        sanity.check_metric(
+            prepare(next(one.config for one in trials if one.variant == study.baseline)).config, study.metric
+        )
+    return found
 
 
 def like(study: Study, arm: Arm, variant: str) -> list[Trial]:

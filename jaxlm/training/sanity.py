@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm.errors import ConfigError
+from jaxlm.errors import ConfigError, nearest
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2
 from jaxlm.model.losses import TokenSums
@@ -15,6 +15,10 @@ from jaxlm.optim.stages import stages
 from jaxlm.optim.ways import ways
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.training import position, step
+
+_ONES = TokenSums(*np.ones(len(TokenSums._fields)))
+_USUAL = perplexity.of_all({"": _ONES}, 1.0) | {"eval/gap": 0.0}  # whatever the optimizer
+_OF_STEPS = ("optim/", "throughput/", "energy/", "data/")
 
 
 def check(cfg: FrozenConfigDict) -> list[str]:
@@ -39,13 +43,30 @@ def check(cfg: FrozenConfigDict) -> list[str]:
     return said
 
 
+def check_metric(cfg: FrozenConfigDict, metric: str) -> None:
+    """That rows of metrics.jsonl will have a metric, as far as that is known before a step: of tasks it is not.
+
+    Raises:
+      ConfigError: they won't.
+    """
+    if metric.startswith(_OF_STEPS) or (metric.startswith("eval/") and cfg.eval.tasks):
+        return
+    known = {"train/loss", "train/objective", "train/accuracy", *_evaluated(cfg)}
+    if metric not in known:
+        raise ConfigError(f"no run writes a metric {metric!r}: {nearest(metric, known)}")
+    if metric.startswith("eval/") and not (cfg.eval.every and cfg.data.validation):
+        raise ConfigError(f"metric {metric!r} takes evaluations; set eval.every and data.validation")
+
+
 def _check_judges(cfg: FrozenConfigDict) -> None:
     """`checkpoint.best` and `early_stopping.metric` are metrics of an evaluation without tasks."""
-    ones = TokenSums(*np.ones(len(TokenSums._fields)))
-    usual = perplexity.of_all({"": ones}, 1.0) | {"eval/gap": 0.0}
     judges = {cfg.checkpoint.best, cfg.early_stopping.metric if cfg.early_stopping.patience else ""} - {""}
-    if {name.removeprefix("-") for name in judges} <= {*usual}:
-        return
+    if not {name.removeprefix("-") for name in judges} <= {*_USUAL}:
+        position.check(cfg, _evaluated(cfg))
+
+
+def _evaluated(cfg: FrozenConfigDict) -> dict[str, float]:
+    """The metrics of an evaluation without tasks, with some values."""
     state = step.shapes(cfg)
     averages = jax.eval_shape(evaluation_params, state.opt_state, state.params)
-    position.check(cfg, usual | perplexity.of_all(dict.fromkeys(averages, ones), 1.0))
+    return _USUAL | perplexity.of_all(dict.fromkeys(averages, _ONES), 1.0)

@@ -187,6 +187,26 @@ def test_functions_that_look_alike_would_share_a_run_and_are_refused():
     checked(baseline="weak", variants={"weak": scaled(-0.1) | RATED, "strong": scaled(-0.2) | RATED})
 
 
+@pytest.mark.parametrize(
+    ("metric", "changes", "said"),
+    [
+        ("eval/nope", {}, "no run writes a metric 'eval/nope'"),
+        ("eval/los", {}, "did you mean 'eval/loss'"),
+        ("loss", {}, "did you mean 'eval/loss'"),
+        ("train/los", {}, "did you mean 'train/loss'"),
+        ("eval/loss", {"eval__every": 0}, "'eval/loss' takes evaluations; set eval.every and data.validation"),
+    ],
+)
+def test_a_metric_that_no_trial_will_write_is_refused_before_one_is_trained(metric, changes, said):
+    with pytest.raises(ConfigError, match=said):
+        checked(metric=metric, **changes)
+
+
+@pytest.mark.parametrize("metric", ["eval/gap", "train/objective", "optim/grad_norm", "throughput/step_ms"])
+def test_metrics_that_trials_write_are_taken(metric):
+    checked(metric=metric)
+
+
 @pytest.mark.parametrize("search", ["grid", "random", "halton", "optuna"])
 def test_points_that_differ_in_functions_that_look_alike_are_refused(search):
     """Else the second point would get the first one's loss, and never be chosen."""
