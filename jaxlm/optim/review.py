@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import optax.contrib
 
 from jaxlm.errors import ConfigError
 from jaxlm.optim import transforms
-from jaxlm.optim.stages import Spec, Stage, stages
+from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages
 from jaxlm.optim.ways import Way, argument, decay, peak, ways
 
 PyTree = Any
@@ -45,6 +46,8 @@ class Finding(NamedTuple):
 NO_LEARNING_RATE = "no learning rate"
 """The rule of a finding that no training bears."""
 
+IMPOSSIBLE = "an impossible argument"
+
 CLIPPING = (
     *(transforms.clip_by_global_norm, optax.clip_by_global_norm),
     *(optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip),
@@ -66,11 +69,12 @@ REWRITING = (transforms.lookahead, transforms.schedule_free, transforms.mechaniz
 """Wrappers after which the new parameters aren't the old ones plus inner's update."""
 
 
-def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[Finding]:
+def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, strict: bool = False) -> list[Finding]:
     """What is almost surely wrong in a spec, with reasons; [] for one without doubts.
 
     Args:
       params: arrays or their shapes; by default a small GPT-2's.
+      steps: the length of the run, where it is known.
       strict: raise instead.
 
     Raises:
@@ -79,6 +83,8 @@ def check(spec: Spec, params: PyTree = PARAMS, *, strict: bool = False) -> list[
     passed = ways(stages(spec), params)
     first: dict[tuple[str, str], Finding] = {}
     for finding in (finding for rule in RULES for finding in rule(passed)):
+        first.setdefault(finding[:2], finding)
+    for finding in _endless_warmup(passed, steps) if steps else ():
         first.setdefault(finding[:2], finding)
     found = list(first.values())
     if strict and found:
@@ -116,6 +122,55 @@ def _wrong_sign(passed: list[Way]) -> Iterator[Finding]:
             if bound is not None and bound <= 0:
                 reason = f"its {name} is {bound}, which leaves nothing of a gradient or turns it round: set it above 0"
                 yield Finding("a number of the wrong sign", stage.name, reason)
+
+
+def _impossible(passed: list[Way]) -> Iterator[Finding]:
+    for stage in _once(passed):
+        if peak(stage) == 0:
+            yield Finding(
+                IMPOSSIBLE, stage.name, "with a learning rate of 0 it trains nothing: set it above 0, or freeze"
+            )
+        for name in stage.arguments if _known(stage) else ():
+            if expected := _expected(stage, name):
+                reason = f"its {name} is {stage.arguments[name]!r}; expected {expected}"
+                yield Finding(IMPOSSIBLE, stage.name, reason)
+
+
+def _expected(stage: Stage, name: str) -> str:
+    """What an argument is to be instead, where it can't be meant; "" where it can, or nothing is known of it."""
+    if name in ("peak", "learning_rate") and isinstance(stage.arguments[name], bool):
+        return "a number"
+    if name not in stage.parameters:
+        return ""
+    given, value, parameter = stage.arguments[name], argument(stage, name), stage.parameters[name]
+    usual = parameter.default
+    if isinstance(given, str) and isinstance(usual, bool):
+        return "True or False"
+    if isinstance(given, bool):
+        required = usual is parameter.empty and "bool" not in str(parameter.annotation)
+        return "a number" if required or type(usual) in (int, float) else ""
+    if value is not None and re.fullmatch("b[1-4]", name) and not 0 <= value < 1:
+        return "at least 0 and below 1"
+    if value is not None and re.match("eps|(adam_)?weight_decay$", name) and value < 0:
+        return "zero or more"
+    return ""
+
+
+def _all_zero(passed: list[Way]) -> Iterator[Finding]:
+    names = [[stage.name for stage in here if stage.function is optax.set_to_zero] for _, here, _ in passed]
+    if all(names):
+        yield Finding(
+            "all set to zero", names[0][0], "it leaves nothing of any update, so nothing trains: set its where"
+        )
+
+
+def _endless_warmup(passed: list[Way], steps: int) -> Iterator[Finding]:
+    for stage in _once(passed):
+        for table in (stage.arguments, *filter(is_scheduled, stage.arguments.values())):
+            warmup = table.get("warmup")
+            if isinstance(warmup, (int, float)) and warmup > steps:
+                reason = f"its warmup is {warmup:g} steps, and the run has {steps}: it ends below the peak"
+                yield Finding("a warmup beyond the run", stage.name, reason)
 
 
 def _late_scaling(passed: list[Way]) -> Iterator[Finding]:
@@ -205,6 +260,8 @@ RULES = (
     _no_learning_rate,
     _two_learning_rates,
     _wrong_sign,
+    _impossible,
+    _all_zero,
     _late_scaling,
     _late_clipping,
     _decay_of_what,

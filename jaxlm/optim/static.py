@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,7 +34,7 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
         path: value for path, value in flat(spec).items() if type(value) is float and path.split(".")[0] in names
     }
 
-    def fails(traced: Mapping[str, float]) -> Exception | None:
+    def fails(traced: Mapping[str, float], spec: Spec = spec) -> Exception | None:
         def run(values: dict[str, jax.Array], params: PyTree) -> PyTree:
             hparams: dict[str, Any] = {}
             for path, value in values.items():
@@ -56,12 +56,24 @@ def static_arguments(spec: Spec, params: PyTree, steps: int) -> frozenset[str]:
     if error is not None:
         if isinstance(error, ConfigError) and not isinstance(error, StageError):
             raise error
-        text = [f"{path}={value!r}" for path, value in flat(spec).items() if _is_odd(path, value)]
-        hint = f"; is a number meant by {', '.join(text)}?" if text else ""
+        odd = {path: value for path, value in flat(spec).items() if _is_odd(path, value)}
+        for path, value in odd.items():
+            if fails({}, _with(spec, path.split("."), 0.5)) is None:
+                raise ConfigError(f"optimizer.{path} is {value!r}; expected a number") from error
+        text = ", ".join(f"{path}={value!r}" for path, value in odd.items() if value is not None)
+        hint = f"; is a number meant by {text}?" if text else ""
         raise ConfigError(f"the optimizer can't be built: {str(error).rstrip('.')}{hint}") from error
     return frozenset(path for path, value in numbers.items() if fails({path: value}))
 
 
 def _is_odd(path: str, value: Any) -> bool:
-    """Whether an argument is text where few are."""
-    return isinstance(value, str) and path.rpartition(".")[2] not in ("transform", "where", "schedule")
+    """Whether it is no number where most arguments are."""
+    stage, _, argument = path.rpartition(".")
+    is_name = argument in ("chain", "transform", "where", "schedule")
+    return bool(stage) and not is_name and (value is None or isinstance(value, (str, tuple)))
+
+
+def _with(table: Mapping[str, Any], path: Sequence[str], value: Any) -> dict[str, Any]:
+    """A table with another value at a path of tables in it."""
+    first, *rest = path
+    return {**table, first: _with(table[first], rest, value) if rest else value}

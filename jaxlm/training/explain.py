@@ -70,7 +70,7 @@ def optimizer(cfg: FrozenConfigDict, params: step.PyTree) -> str:
     """The chain in order, with arguments, and what is doubtful in it."""
     spec = cfg.optimizer.to_dict()
     out = [f"  {line}" for line in edits.lines(spec, numbered=True)]
-    out += [f"  doubt: {stage}: {reason}" for _, stage, reason in optim.check(spec, params)]
+    out += [f"  doubt: {stage}: {reason}" for _, stage, reason in optim.check(spec, params, steps=cfg.steps)]
     return "\n".join(out)
 
 

@@ -31,7 +31,7 @@ def check(cfg: FrozenConfigDict) -> list[str]:
     if cfg.eval.every and cfg.data.validation and not cfg.eval.tasks:  # of these nobody knows what they will tell
         _check_judges(cfg)
     params = gpt2.shapes(cfg.model)
-    found = review.check(cfg.optimizer.to_dict(), params, strict=cfg.strict)
+    found = review.check(cfg.optimizer.to_dict(), params, steps=cfg.steps, strict=cfg.strict)
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
         raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]

@@ -19,6 +19,7 @@ TABLES = {"add_decayed_weights": DECAY, "scale_by_learning_rate": RATE, "clip_by
 
 
 FLAT = {"peak": 1e-3}
+L2 = {"transform": "add_decayed_weights", "where": "kernels"}
 
 
 def max_norm(value):
@@ -127,6 +128,18 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("a number of the wrong sign", ("sgd",), {"sgd": {"learning_rate": -0.1}}),
         ("a number of the wrong sign", ("clip_by_global_norm", "sgd"), {"sgd": RATE, **max_norm(-1)}),
         ("a number of the wrong sign", ("clip_by_global_norm", "sgd"), {"sgd": RATE, **max_norm(0.0)}),
+        ("an impossible argument", ("adam",), {"adam": {"b1": 2.0, **RATE}}),
+        ("an impossible argument", ("adam",), {"adam": {"b2": 1.0, **RATE}}),
+        ("an impossible argument", ("adam",), {"adam": {"b2": {"schedule": "linear", "peak": -1.0}, **RATE}}),
+        ("an impossible argument", ("adam",), {"adam": {"b2": True, **RATE}}),
+        ("an impossible argument", ("adam",), {"adam": {"eps": -1.0, **RATE}}),
+        ("an impossible argument", ("adam",), {"adam": {"nesterov": "maybe", **RATE}}),
+        ("an impossible argument", ("decay", "sgd"), {"decay": {**L2, "weight_decay": True}, "sgd": RATE}),
+        ("an impossible argument", ("decay", "sgd"), {"decay": {**L2, "weight_decay": -0.1}, "sgd": RATE}),
+        ("an impossible argument", ("clip_by_global_norm", "sgd"), {"sgd": RATE, **max_norm(True)}),
+        ("an impossible argument", ("sgd",), {"sgd": {"peak": True}}),
+        ("an impossible argument", ("sgd",), {"sgd": {"peak": 0.0}}),
+        ("all set to zero", ("set_to_zero", "sgd"), {"sgd": RATE}),
         ("not the applied update", ("scale_by_adam", "ema_of_params", "scale_by_learning_rate"), {}),
         ("not the applied update", ("lookahead", "sgd", "ema_of_params"), {"sgd": RATE}),
         ("not the applied update", ("mechanize", "sgd", "ema_of_params"), {"sgd": RATE}),
@@ -137,6 +150,14 @@ def test_what_is_almost_surely_wrong_is_found(rule, names, tables):
     assert found(*names, **tables) == {rule}
     with pytest.raises(ConfigError, match="optimizer stage '"):
         optim.check({"chain": names, **TABLES, **tables}, PARAMS, strict=True)
+
+
+@pytest.mark.parametrize("warmup", [7, 100.0])
+def test_a_warmup_beyond_the_run_is_found(warmup):
+    spec = {"chain": ("sgd",), "sgd": {**RATE, "warmup": warmup}}
+    assert [finding.rule for finding in optim.check(spec, steps=6)] == ["a warmup beyond the run"]
+    assert optim.check(spec, steps=100) == optim.check(spec) == []
+    assert optim.check({"chain": ("sgd",), "sgd": {**RATE, "warmup": 0.9}}, steps=6) == []
 
 
 def test_a_users_own_transform_may_hold_the_learning_rate(module):

@@ -73,5 +73,17 @@ def test_text_in_the_place_of_a_number_is_named():
         "decay": {"transform": "add_decayed_weights", "weight_decay": 0.1, "where": "all"},
         "scale_by_learning_rate": {"peak": "1e-3x", "schedule": "linear"},
     }
-    with pytest.raises(ConfigError, match=r"can't be built: .*a number meant by scale_by_learning_rate.peak='1e-3x'\?"):
+    with pytest.raises(ConfigError, match="optimizer.scale_by_learning_rate.peak is '1e-3x'; expected a number"):
+        static_arguments(spec, PARAMS, STEPS)
+
+
+@pytest.mark.parametrize("value", [None, (0.1, 0.2), "much"])
+def test_what_is_no_number_in_the_place_of_one_is_named(value):
+    spec = {
+        "chain": ("clip_by_global_norm", "scale_by_adam", "scale_by_learning_rate"),
+        "clip_by_global_norm": {"max_norm": value},
+        "scale_by_adam": {"b1": 0.9, "mu_dtype": None},
+        "scale_by_learning_rate": {"peak": 1e-3},
+    }
+    with pytest.raises(ConfigError, match=r"^optimizer.clip_by_global_norm.max_norm is .*; expected a number$"):
         static_arguments(spec, PARAMS, STEPS)
