@@ -45,7 +45,7 @@ def check(request: Request, prefix: str = "") -> None:
     r = request
     rules = {
         "max_tokens": (r.max_tokens >= 1, "at least 1"),
-        "num_samples": (1 <= r.num_samples < 2**32, "from 1 to 2**32 - 1"),
+        "num_samples": (1 <= r.num_samples <= 10**6, "from 1 to 1,000,000"),
         "seed": (0 <= r.seed <= 2**32 - r.num_samples, "from 0 to 2**32 - num_samples"),
         "temperature": (0 <= r.temperature <= LARGEST, "zero or more"),
         "top_k": (0 <= r.top_k < 2**31, "from 0, which is off, to 2**31 - 1"),
@@ -77,6 +77,7 @@ def samples(
       ConfigError: `request` makes no sense.
       DataError: a prompt has characters that the tokenizer doesn't know.
     """
+    check(request)  # before there are as many rows as it asks for
     rows = [(prompt, request.seed + n) for prompt in prompts for n in range(request.num_samples)]
     found = continued(
         model,

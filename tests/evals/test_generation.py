@@ -156,7 +156,7 @@ def test_a_character_that_the_tokenizer_does_not_know():
         *[
             ("max_tokens", 0),
             ("num_samples", 0),
-            ("num_samples", 2**32),
+            ("num_samples", 2**40),
             ("seed", -1),
             ("seed", 2**32),
             ("stop", ["a", ""]),
