@@ -200,6 +200,8 @@ def resolve(cfg: ConfigDict | FrozenConfigDict) -> FrozenConfigDict:
     Raises:
       ConfigError: naming the field, what it is, what was expected and the nearest valid name.
     """
+    if not isinstance(cfg, (Mapping, ConfigDict)):
+        raise ConfigError(f"the config is {cfg!r}; expected a ConfigDict; of a file: jaxlm.config_file.load(path)")
     declared = {path: value for path, value in items(default()) if not path.startswith("optimizer.")}
     given = flat(cfg)
     out: dict[str, Any] = {"optimizer": _stages(cfg.get("optimizer", {}))}
@@ -291,7 +293,8 @@ def plain(value: Any) -> Any:
 
 
 def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> ConfigDict:
-    """A copy of `cfg` with dotted fields replaced: `{"steps": 100, "optimizer.scale_by_adam.b2": "0.99"}`.
+    """A copy of `cfg` with dotted fields replaced: `{"steps": 100, "optimizer.scale_by_adam.b2": "0.99"}`, or with
+    another spec as its whole "optimizer".
 
     A string for a field that isn't one is read as a Python literal. Stages and arguments of the optimizer may be
     new; all other fields must exist.
@@ -303,6 +306,10 @@ def override(cfg: ConfigDict | FrozenConfigDict, changes: Mapping[str, Any]) -> 
     if not isinstance(out.get("optimizer"), ConfigDict):
         raise ConfigError("config field 'optimizer' is missing: start from jaxlm.config.default()")
     for path, value in changes.items():
+        if path == "optimizer" and isinstance(value, (Mapping, ConfigDict)):
+            with out.unlocked(), out.ignore_type():
+                out.optimizer = ConfigDict(plain(value))
+            continue
         known = flat(out)
         old = known.get(path)
         if old is None and (not path.startswith("optimizer.") or ".__" in path):  # which Python has its own for

@@ -152,4 +152,7 @@ def storable(path: str, value: Any) -> None:
             storable(path, item)
     elif type(value) not in (bool, int, float, str, type(None)):
         given = f"{value!r} ({type(value).__name__})"
-        raise ConfigError(f"{path} is {given}; expected a plain number, string, bool, None or a tuple of them")
+        how = ""
+        if callable(value):
+            how = "; name a schedule 'module:function', or give what takes it, made: transform=optax.adamw(...)"
+        raise ConfigError(f"{path} is {given}; expected a plain number, string, bool, None or a tuple of them{how}")

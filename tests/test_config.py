@@ -492,3 +492,19 @@ def test_scalars_of_numpy_serve_as_numbers():
     assert cfg == config.resolve(config.override(config.default(), plain))
     assert {type(value) for _, value in config.items(cfg)} == {bool, int, float, str, tuple}
     assert config_json.from_json(config_json.to_json(c)) == cfg
+
+
+def test_what_is_no_config_is_refused():
+    with pytest.raises(ConfigError, match=r"the config is 'configs/x.py'; expected .*config_file.load\(path\)"):
+        config.resolve("configs/x.py")
+
+
+def test_a_whole_spec_may_be_given():
+    spec = {"chain": ("sgd",), "sgd": {"learning_rate": 0.1}}
+    assert config.resolve(config.override(config.default(), {"optimizer": spec})).optimizer.to_dict() == spec
+
+
+def test_a_function_as_an_argument_is_refused_with_a_way_out():
+    c = config.override(config.default(), {"optimizer.scale_by_learning_rate": {"schedule": lambda count: 1.0}})
+    with pytest.raises(ConfigError, match=r"name a schedule 'module:function', or give what takes it, made"):
+        config.resolve(c)

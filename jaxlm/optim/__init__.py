@@ -11,12 +11,11 @@ from jaxlm.optim.edits import (
     from_json,
     insert_after,
     insert_before,
-    leave_one_out,
     replace,
     to_json,
     with_args,
 )
-from jaxlm.optim.review import check
+from jaxlm.optim.review import check, leave_one_out
 from jaxlm.optim.ways import explain
 
 __all__ = [

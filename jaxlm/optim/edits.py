@@ -1,4 +1,7 @@
-"""Edits of a spec, and specs as text. Each edit returns a new spec, of plain dicts, and leaves its argument alone."""
+"""Edits of a spec, and specs as text. Each edit returns a new spec, of plain dicts, and leaves its argument alone.
+
+The stage that an edit names may stand in the chain, or in that of a partition's group.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ from typing import Any
 
 import optax
 
-from jaxlm.config import plain
+from jaxlm.config import plain, stage_names
 from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim.stages import Spec, Stage, find_transform, names, stages, walk
+from jaxlm.optim.stages import Spec, Stage, find_transform, names, stages
 
 New = str | Callable[..., Any]
 """A stage by its name, with `transform` among its arguments where it is named freely; or a function, such as
@@ -59,28 +62,32 @@ def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:
     return _edited(spec, stage, lambda chain, i: chain, {stage: table | arguments})
 
 
-def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage but those that set a
-    learning rate."""
-    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
-    return {f"without {name}": {"optimizer": drop(spec, name)} for name in free}
-
-
 def _edited(
     spec: Spec, stage: str, edit: Callable[[tuple[str, ...], int], tuple[str, ...]], tables: dict[str, Any]
 ) -> dict[str, Any]:
     out = plain(spec)
-    chain = tuple(out["chain"])
-    if stage not in chain:
-        raise ConfigError(f"no stage {stage!r} in optimizer.chain: {nearest(stage, chain)}")
-    out["chain"] = edit(chain, chain.index(stage))
-    if len(set(out["chain"])) < len(out["chain"]):
+    if "chain" not in out:
+        stages(out)  # says what is expected
+    if stage not in (known := names(out)):
+        raise ConfigError(f"no stage {stage!r} in optimizer.chain: {nearest(stage, known)}")
+    for holder in _with_chains(out):
+        chain = stage_names("chain", holder["chain"])
+        if stage in chain:
+            holder["chain"] = edit(chain, chain.index(stage))
+    if len(set(names(out))) < len(names(out)):
         raise ConfigError(f"{next(iter(tables))!r} is in optimizer.chain already; name one freely, with a 'transform'")
     out |= {name: table for name, table in tables.items() if table or name in out}
     for name in set(names(spec)) - set(names(out)):  # with the stages of a partition's groups
         out.pop(name, None)
     stages(out)
     return out
+
+
+def _with_chains(spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """What holds a chain: a spec, and the groups of its partitions."""
+    tables = [table for table in spec.values() if isinstance(table, dict)]
+    groups = [group for table in tables for group in table.values() if isinstance(group, dict) and "chain" in group]
+    return [spec, *groups]
 
 
 def to_json(spec: Spec) -> str:

@@ -13,7 +13,8 @@ import optax.contrib
 
 from jaxlm.errors import ConfigError
 from jaxlm.optim import transforms
-from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages
+from jaxlm.optim.edits import drop
+from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
 from jaxlm.optim.ways import Way, argument, decay, peak, ways
 
 PyTree = Any
@@ -90,6 +91,21 @@ def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, stri
     if strict and found:
         raise ConfigError("; ".join(f"optimizer stage {stage!r}: {reason}" for _, stage, reason in found))
     return found
+
+
+def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
+    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage but those that set a
+    learning rate, as one made in Python may, and without which no run would start."""
+    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
+    without = {name: drop(spec, name) for name in free}
+    return {f"without {name}": {"optimizer": left} for name, left in without.items() if _trains(left)}
+
+
+def _trains(spec: Spec) -> bool:
+    try:
+        return all(finding.rule != NO_LEARNING_RATE for finding in check(spec))
+    except ConfigError:  # a mask of parameters that are not in every GPT-2
+        return True
 
 
 def _no_learning_rate(passed: list[Way]) -> Iterator[Finding]:

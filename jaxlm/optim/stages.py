@@ -84,7 +84,8 @@ def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage,
       ConfigError: an unknown or repeated stage, an unknown or missing argument, a mask that does not compile.
     """
     if not isinstance(spec.get("chain"), (tuple, list)):
-        raise ConfigError("a spec without a chain; expected a config's optimizer section, {'chain': (...), ...}")
+        own = "{'chain': (...), ...}" if "optimizer" not in spec else "cfg.optimizer.to_dict()"
+        raise ConfigError(f"a spec without a chain; expected a config's optimizer section, {own}")
     named = names(spec)
     repeated = [name for name in dict.fromkeys(named) if named.count(name) > 1]
     if repeated:
@@ -180,7 +181,10 @@ def find_transform(stage: str, name: Any) -> Callable[..., Any]:
     if callable(name):
         return name
     if not isinstance(name, str):
-        raise ConfigError(f"optimizer.{stage}.transform is {name!r}; expected the name of a function")
+        how = "; give its .gradient_transformation()" if hasattr(name, "gradient_transformation") else ""  # MultiSteps
+        raise ConfigError(
+            f"optimizer.{stage}.transform is {name!r}; expected the name of a function, or a transform{how}"
+        )
     if name.startswith("<"):
         raise ConfigError(
             f"optimizer.{stage}.transform was a Python object, {name}, which JSON can't hold; give the same from Python"
@@ -197,7 +201,7 @@ def find_schedule(name: Any) -> Callable[..., schedules.Shape]:
       ConfigError: there is none.
     """
     if not isinstance(name, str):
-        raise ConfigError(f"schedule is {name!r}; expected the name of a schedule")
+        raise ConfigError(f"schedule is {name!r}; expected the name of a schedule, your own as 'module:function'")
     return find("schedule", name, schedules)
 
 
@@ -248,6 +252,8 @@ def _check_arguments(stage: Stage, follows: bool) -> None:
         how = f"set optimizer.{name}.{missing[0]}"
         if re.search("[.:]", name):  # no key of a config
             how = f"name the stage freely and give it a table with {missing[0]!r} and 'transform': {name!r}"
+        if not getattr(stage.function, "__module__", "").startswith(("jaxlm.", "optax.")):
+            how += "; or if it is to be given the stages after it, call it 'inner'"
         raise ConfigError(f"optimizer stage {name!r} lacks its argument {missing[0]!r}: {how}")
 
 

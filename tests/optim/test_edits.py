@@ -3,8 +3,9 @@ import functools
 import optax
 import pytest
 
+from jaxlm import config
 from jaxlm.errors import ConfigError
-from jaxlm.optim import edits
+from jaxlm.optim import edits, review
 from tests.optim.small import DEFAULT, GROUPS, assert_same_bits, update
 
 
@@ -55,7 +56,7 @@ def test_an_edit_that_makes_no_spec_is_refused(edit, said):
 
 
 def test_leave_one_out_leaves_the_learning_rate():
-    arms = edits.leave_one_out(DEFAULT)
+    arms = review.leave_one_out(DEFAULT)
     assert list(arms) == ["without clip_by_global_norm", "without scale_by_adam", "without add_decayed_weights"]
     for name, overrides in arms.items():
         left = set(DEFAULT["chain"]) - set(overrides["optimizer"]["chain"])
@@ -73,8 +74,33 @@ def test_a_partition_goes_with_the_tables_of_its_stages():
     assert edits.replace(spec, "partition", "one", transform="partition", **one)["sgd"] == GROUPS["sgd"]
 
 
+def test_leave_one_out_leaves_a_learning_rate_that_python_made():
+    chain = ("clip_by_global_norm", "scale_by_adam", "down")
+    spec = {**DEFAULT, "chain": chain, "down": {"transform": optax.scale(-1e-3)}}
+    assert list(review.leave_one_out(spec)) == ["without clip_by_global_norm", "without scale_by_adam"]
+
+
+def test_a_stage_in_a_group_is_edited_where_it_stands():
+    adam = edits.replace(GROUPS, "scale_by_lion", "scale_by_adam", b1=0.8)
+    assert adam["partition"]["others"]["chain"] == ("scale_by_adam", "rate") and adam["scale_by_adam"] == {"b1": 0.8}
+    assert edits.with_args(GROUPS, "sgd", learning_rate=0.1)["sgd"] == {"learning_rate": 0.1}
+    assert edits.replace(adam, "scale_by_adam", "scale_by_lion") == {**GROUPS}
+    both = edits.insert_before(edits.insert_after(GROUPS, "scale_by_lion", "zero_nans"), "sgd", "clip", max_delta=1.0)
+    assert both["partition"]["others"]["chain"] == ("scale_by_lion", "zero_nans", "rate")
+    assert both["partition"]["matrices"]["chain"] == ("clip", "sgd")
+    with pytest.raises(ConfigError, match="'sgd' is in optimizer.chain already"):
+        edits.replace(GROUPS, "scale_by_lion", "sgd", learning_rate=0.1)
+    with pytest.raises(ConfigError, match="no stage 'scale_by_loin' in optimizer.chain: did you mean 'scale_by_lion'"):
+        edits.drop(GROUPS, "scale_by_loin")
+
+
+def test_a_whole_config_is_no_spec():
+    with pytest.raises(ConfigError, match="expected a config's optimizer section, cfg.optimizer.to_dict"):
+        edits.drop(config.default(), "scale_by_adam")
+
+
 def test_leave_one_out_leaves_a_partition_that_sets_learning_rates():
-    assert list(edits.leave_one_out(edits.insert_before(GROUPS, "partition", "zero_nans"))) == ["without zero_nans"]
+    assert list(review.leave_one_out(edits.insert_before(GROUPS, "partition", "zero_nans"))) == ["without zero_nans"]
 
 
 @pytest.mark.parametrize("spec", [DEFAULT, GROUPS], ids=["default", "partition"])

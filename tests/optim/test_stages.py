@@ -95,6 +95,14 @@ def test_contrib_is_named_or_found_last():
             {"chain": ("scale",), "scale": {"step_size": {"schedule": "warmup_linear", "peak": 1.0, "wamup": 2.0}}},
             "optimizer.scale.step_size takes no 'wamup': did you mean 'warmup'",
         ),
+        (
+            {"chain": ("x",), "x": {"transform": optax.MultiSteps(optax.sgd(0.1), 2)}},
+            "expected the name of a function, or a transform; give its .gradient_transformation()",
+        ),
+        (
+            {"chain": ("x", "sgd"), "x": {"transform": lambda base: base}},
+            "set optimizer.x.base; or if it is to be given the stages after it, call it 'inner'",
+        ),
         ({"chain": ("x",), "x": {"transform": 3}}, "optimizer.x.transform is 3; expected the name of a function"),
         ({"chain": ("x",), "x": {"transform": "<function f>"}}, "was a Python object, <function f>, which JSON can't"),
     ],
