@@ -1,4 +1,4 @@
-"""The README's configs are configs."""
+"""The README's configs are configs, and its loop is one."""
 
 import re
 from pathlib import Path
@@ -30,3 +30,12 @@ def test_an_optimizer_of_the_readme_trains(block):
 
 def test_there_are_such():
     assert len(OPTIMIZERS) >= 3
+
+
+def test_the_loop_of_the_readme_trains():
+    [block] = [block for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if "jax.vmap" in block]
+    names = {"c": tiny(), "config": config}
+    exec(block, names)
+    assert int(names["state"].step) == 3 and int(names["states"].step[1]) == 1
+    first, second = names["metrics"]["optim/learning_rate"]
+    assert second == pytest.approx(10 * first)
