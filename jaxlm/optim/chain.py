@@ -19,6 +19,7 @@ from jaxlm.errors import ConfigError, JaxlmError
 from jaxlm.optim import scheduled
 from jaxlm.optim.edits import drop, insert_after, insert_before, replace, with_args
 from jaxlm.optim.kept import kept
+from jaxlm.optim.layerwise import OF_A_MATRIX, layer_by_layer
 from jaxlm.optim.parts import of_part
 from jaxlm.optim.stages import REST, Group, Spec, Stage, is_scheduled, stages, walk
 
@@ -123,6 +124,8 @@ def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Trans
             raise ConfigError(what) from error
         if not isinstance(transform, optax.GradientTransformation):
             raise ConfigError(f"optimizer stage {stage.name!r} is no transform: it returned {type(transform).__name__}")
+        if stage.function in OF_A_MATRIX:
+            transform = layer_by_layer(transform)
         return optax.with_extra_args_support(transform)
 
     transform = _following(make, {key: _schedule(value, steps) for key, value in scheduled.items()})

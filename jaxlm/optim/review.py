@@ -248,6 +248,9 @@ def _muon_of_what(passed: list[Way]) -> Iterator[Finding]:
             if stage.function is optax.contrib.muon and "muon_weight_dimension_numbers" not in stage.arguments:
                 reason = "optax's takes what has rank 2: embeddings and stacked biases, not the stacked kernels; "
                 yield Finding("Muon on embeddings", stage.name, reason + "use 'muon'")
+            if stage.function in (optax.contrib.galore, optax.contrib.scale_by_galore) and path.startswith("h/"):
+                reason = "it projects what has rank 2: embeddings and stacked biases, not the stacked kernels, which "
+                yield Finding("GaLore on stacked layers", stage.name, reason + "it leaves to Adam: give it embeddings")
 
 
 def _decaying_schedule_free(passed: list[Way]) -> Iterator[Finding]:

@@ -119,6 +119,7 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("decay after the learning rate", ("scale_by_adam", "scale_by_learning_rate", "add_decayed_weights"), {}),
         ("Muon on embeddings", ("contrib.scale_by_muon", "scale_by_learning_rate"), {}),
         ("Muon on embeddings", ("m",), {"m": {"transform": "contrib.muon", "weight_decay": 0.0, **RATE}}),
+        ("GaLore on stacked layers", ("g",), {"g": {"transform": "contrib.galore", "rank": 4, **RATE}}),
         ("schedule-free with a schedule", ("schedule_free_adamw",), {"schedule_free_adamw": RATE}),
         ("no learning rate", ("sgd",), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
         ("no learning rate", ("scale_by_rprop",), {"scale_by_rprop": {"learning_rate": 0.1}}),
