@@ -6,6 +6,7 @@ one named `inner`, the transform of all stages after it.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -81,7 +82,8 @@ def cautious() -> optax.GradientTransformation:
 
         u -> m u / max(mean(m), 1e-3),  m = 1 where u g > 0, else 0
 
-    The mean is over each parameter, of a layer's alone, and the floor that of the authors' code. Comes between what
+    The mean is over each parameter, of a layer's alone, where u is not 0, as it always is in the rows beyond the
+    vocabulary that fill up wte; the floor is that of the authors' code. Comes between what
     shapes the update and the sign flip: ("scale_by_adam", "cautious", "add_decayed_weights", "scale_by_learning_rate")
     masks Adam's part, not the decay's. The gradient g is the extra argument `grad`. No state.
     """
@@ -95,7 +97,8 @@ def cautious() -> optax.GradientTransformation:
             if parts.is_masked(u):
                 return u
             mask = (u * g > 0).astype(u.dtype)
-            share = jnp.mean(mask, axis=range(1 if tree.of_layers(key_path) else 0, u.ndim), keepdims=True)
+            total = functools.partial(jnp.sum, axis=range(tree.of_layers(key_path), u.ndim), keepdims=True)
+            share = total(mask) / jnp.maximum(total((u != 0).astype(u.dtype)), 1)
             return u * mask / jnp.maximum(share, 1e-3)
 
         return jax.tree_util.tree_map_with_path(masked, updates, grad, is_leaf=parts.is_masked), state

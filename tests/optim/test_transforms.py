@@ -63,6 +63,16 @@ def test_cautious_masks_what_moves_against_its_gradient_and_rescales_each_layer(
         assert (np.asarray(expected) == 0).any()
 
 
+def test_cautious_leaves_the_rows_beyond_the_vocabulary_out_of_its_mean():
+    update, grad = jax.random.normal(jax.random.key(0), (2, 65, 8))
+    table, padded = ({"wte": {"embedding": x}} for x in (update, jnp.pad(update, ((0, 63), (0, 0)))))
+    short, _ = transforms.cautious().update(table, optax.EmptyState(), grad={"wte": {"embedding": grad}})
+    grad = jnp.pad(grad, ((0, 63), (0, 0)))
+    long, _ = transforms.cautious().update(padded, optax.EmptyState(), grad={"wte": {"embedding": grad}})
+    np.testing.assert_allclose(long["wte"]["embedding"][:65], short["wte"]["embedding"], rtol=1e-6)
+    assert not long["wte"]["embedding"][65:].any()
+
+
 def test_cautious_changes_nothing_that_agrees_with_the_gradient_and_makes_zeros_of_what_never_does():
     update = jax.jit(lambda grad: transforms.cautious().update(PARAMS, optax.EmptyState(), grad=grad)[0])
     assert_close(update(PARAMS), PARAMS)
