@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -157,7 +158,10 @@ def schedule_free(
     """
     if not isinstance(b1, jax.core.Tracer) and not 0 < b1 <= 1:
         raise ConfigError(f"schedule_free: b1={b1}; expected above 0, such as 0.9, and 1 at most")
-    return optax.contrib.schedule_free(inner, learning_rate, b1, weight_lr_power)
+    rate = learning_rate
+    if callable(learning_rate):  # optax counts from 1 here, and inner's schedule from 0
+        rate = functools.partial(lambda own, count: own(count - 1), learning_rate)
+    return optax.contrib.schedule_free(inner, rate, b1, weight_lr_power)
 
 
 def mechanize(

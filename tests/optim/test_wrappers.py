@@ -208,9 +208,9 @@ def test_schedule_free_is_its_formula_and_evaluates_the_average():
         total = 0.0
         for count, u in enumerate(adam(leaf(GRADIENTS, path), 0.0, 0.999, 1e-8)):
             z = z - float(rate(0.1, count)) * u
-            weight = float(rate(0.1, count + 1)) ** 2  # optax counts this one from 1
+            weight = float(rate(0.1, count)) ** 2
             total += weight
-            x = x + weight / total * (z - x)
+            x = x + (weight / total if total else 0.0) * (z - x)
             y = 0.8 * x + 0.2 * z
             np.testing.assert_allclose(leaf(params, path)[count], y, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(leaf(evaluated[""], path), x, rtol=1e-3, atol=1e-5)
