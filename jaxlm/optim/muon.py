@@ -43,7 +43,8 @@ def scale_by_muon(
         u = X sqrt(max(1, out / in)), or X sqrt(max(in, out)) consistent_rms (Liu et al. 2025, arXiv:2502.16982)
 
     `optax.contrib.scale_by_muon` does the work but for the last line. Its argument `adaptive` is not here: its norm
-    would be that of all layers together. The momentum takes 1 number per parameter.
+    would be that of all layers together. The bias corrections are optax's; the author has none. The momentum takes 1
+    number per parameter.
 
     Args:
       preconditioning: what X is divided by at first, see optax. "spectral" is an SVD, and can hang on the CPU as

@@ -4,8 +4,10 @@ Every shape has the signature `shape(steps, *, warmup, final, ...) -> (count -> 
 another is one word. The same words mean the same everywhere:
 
 - `steps` is the length of the run; from there on the multiplier stays what it is.
-- `warmup` rises linearly from 0 to 1 (`one_cycle`: half a cosine, from `initial`). At its end the multiplier is 1.
-- `final` is the multiplier at the end of the run, as a fraction of the peak. It is a floor where the end follows
+- `warmup` rises linearly from 0 to 1 (`one_cycle`: half a cosine, from `initial`). At its end the multiplier is 1. One
+  of less than a step is none.
+- `final` is the multiplier at the end of the run, as a fraction of the peak: at count `steps`, one after the count of
+  the last step. It is a floor where the end follows
   from something else (`inverse_square_root`), and not used where nothing decays (`constant`) or all is given
   (`piecewise`).
 - A length or place below 1 is a fraction of the run, from 1 on a number of steps.
@@ -132,8 +134,8 @@ def warmup_stable_decay(
 def one_cycle(steps: int, *, warmup: Number = 0.3, final: Number = 4e-6, initial: Number = 0.04) -> Shape:
     """Half a cosine from `initial` up to 1 in the warmup, and another down to `final`.
 
-    Super-convergence (Smith and Topin 2018, arXiv:1708.07120) in the form and with the defaults of PyTorch and optax.
-    The paper's three lines are `piecewise` with lines between.
+    Super-convergence (Smith and Topin 2018, arXiv:1708.07120) in the form and with the defaults of optax; PyTorch's has
+    both ends one step earlier. The paper's three lines are `piecewise` with lines between.
     """
     _check("initial", initial, 0, 1, "from 0 to 1")
     return _decay(steps, warmup, final, _half_cosine, rise=lambda x: _between(initial, _half_cosine(1 - x)))
@@ -277,6 +279,7 @@ def _after_warmup(
     def shape(count: Int[Array, ""] | int) -> Float[Array, ""]:
         count = jnp.clip(jnp.asarray(count, jnp.float32), 0, steps)
         start = _length(warmup, steps)
+        start = jnp.where(start < 1, 0, start)  # else the first step, at 0, would be lost to less than one
         return jnp.clip(jnp.where(count < start, rise(count / jnp.maximum(start, 1)), after(count, start)), 0, 1)
 
     return shape

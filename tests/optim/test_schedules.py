@@ -256,6 +256,14 @@ def test_it_rises_to_one_in_the_warmup_and_stays_after_the_run(index):
 
 
 @examples
+def test_a_warmup_of_less_than_a_step_is_none(index):
+    name, others = EXAMPLES[index]
+    got, without = (values(shape(name, warmup=warmup, final=0.1, **others)) for warmup in (0.9 / STEPS, 0.0))
+    assert got[0] == 1
+    np.testing.assert_array_equal(got, without)
+
+
+@examples
 def test_it_does_not_jump_nor_climb_again(index):
     name, others = EXAMPLES[index]
     change = np.diff(values(shape(name, 1000, warmup=50, final=0.1, **others), np.arange(1100)))
