@@ -8,12 +8,13 @@ is longer than a row goes on in another, as an example of its own. Rows that hol
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import mapped
+from jaxlm.data import mapped, unknown
 from jaxlm.data.batches import (
     Batch,
     Batches,
@@ -37,7 +38,9 @@ _PART = 4 * 2**20  # tokens that are looked at at once
 
 class HeldOut(NamedTuple):
     batches: Sequence[Batch]
-    bytes_per_token: float  # UTF-8 bytes of running text, or of the tokens that are predicted, over the latter's number
+    bytes_per_token: float
+    """UTF-8 bytes of running text, or of the tokens that are predicted, over the latter's number; nan where some of the
+    text is unknown."""
 
 
 def running(section: Section) -> bool:
@@ -46,7 +49,7 @@ def running(section: Section) -> bool:
 
 
 def training(section: Section, data: Data, context_length: int, seed: int) -> tuple[Batches, str]:
-    """The batches of a run, and what is to be said of them: "" where they are windows of running text.
+    """The batches of a run, and what is to be said of them: "" where they are windows of known running text.
 
     Raises:
       DataError: there is too little text, no example, or one that is too long where that is an error.
@@ -57,6 +60,7 @@ def training(section: Section, data: Data, context_length: int, seed: int) -> tu
     else:
         rows = Examples(section, data.tokenizer, data.train, context_length, seed)
         said = str(rows)
+    said = "\n".join(filter(None, (said, unknown.warning(data))))
     if section.token_dropout:
         rows = Noised(rows, data.train.tokens, section.token_dropout)
     return Batches(rows, section.batch_size, seed), said
@@ -71,15 +75,16 @@ def held_out(
     Raises:
       DataError: as `training`.
     """
+    known = math.nan if unknown.share(tokenizer, file) else 1.0
     if running(section):
         batches = evaluation(file.tokens, batch_size, context_length, limit)
-        return HeldOut(batches, file.num_bytes / (file.num_tokens - 1))  # nothing is before the first
+        return HeldOut(batches, known * file.num_bytes / (file.num_tokens - 1))  # nothing is before the first
     rows = Examples(section, tokenizer, file, context_length)
 
     def batch(places: np.ndarray) -> Batch:
         return rows.take(np.minimum(places, len(rows)).astype(np.uint64))
 
-    return HeldOut(Chosen(len(rows), batch_size, limit, batch), rows.bytes_per_token(tokenizer))
+    return HeldOut(Chosen(len(rows), batch_size, limit, batch), known * rows.bytes_per_token(tokenizer))
 
 
 def pairs(tokenizer: Tokenizer, file: TokenFile) -> list[tuple[np.ndarray, np.ndarray]]:

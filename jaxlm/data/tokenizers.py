@@ -52,15 +52,21 @@ class Tokenizer(ABC):
         """int32[vocab_size]: UTF-8 bytes of text that each id stands for; 0 for the end of text.
 
         Summed over token ids it gives the bytes that they cover, for bits per byte. Exact for bytes, characters and
-        byte-level BPE; other Hugging Face tokenizers may change text before they encode it.
+        byte-level BPE. Other Hugging Face tokenizers may change text before they encode it: there a word counts with
+        its space, and "##ing" as three bytes.
         """
+
+    @property
+    def unknown(self) -> int | None:
+        """The id that takes the place of text which has none of its own; None where all text has."""
+        return None
 
     @abstractmethod
     def encode(self, text: str) -> np.ndarray:
         """`dtype`[N] ids of a text, with no special tokens added.
 
         Raises:
-          DataError: the text has surrogates, or characters that the tokenizer doesn't know.
+          DataError: the text has surrogates, or characters that the tokenizer doesn't know and has no `unknown` for.
         """
 
     @abstractmethod
@@ -207,6 +213,14 @@ class HuggingFace(Tokenizer):
         return '"ByteLevel"' in json.dumps(json.loads(self.tokenizer_json).get("decoder"))
 
     @cached_property
+    def unknown(self) -> int | None:
+        model = json.loads(self.tokenizer_json)["model"]
+        found = model.get("unk_id")  # of Unigram; all others have a token
+        if found is None and model.get("unk_token"):
+            found = self._live.token_to_id(model["unk_token"])
+        return None if found == self.end_of_text else found
+
+    @cached_property
     def _places(self) -> re.Pattern[str] | None:
         """Where a text may be cut: no token crosses it, and a text's start is not treated specially."""
         parts = json.loads(self.tokenizer_json)
@@ -220,13 +234,15 @@ class HuggingFace(Tokenizer):
     @cached_property
     def byte_lengths(self) -> np.ndarray:
         out = np.zeros(self.vocab_size, np.int32)
+        model = json.loads(self.tokenizer_json)["model"]
         added = self._live.get_added_tokens_decoder()
         for token, i in self._live.get_vocab(with_added_tokens=True).items():
-            if i in added or not self._byte_level:
-                single = re.fullmatch(r"<0x[0-9A-F]{2}>", token)  # a byte, in SentencePiece's spelling
-                out[i] = 1 if single else len(token.replace("\u2581", " ").encode())
-            else:
+            if self._byte_level and i not in added:
                 out[i] = len(token)
+            elif re.fullmatch(r"<0x[0-9A-F]{2}>", token):  # a byte, in SentencePiece's spelling
+                out[i] = 1
+            else:
+                out[i] = len(_spelled_out(token, model).encode())
         out[self.end_of_text] = 0
         return out
 
@@ -265,6 +281,20 @@ class HuggingFace(Tokenizer):
     def to_json(self) -> str:
         parts = {"kind": "hf", "end_of_text": self.end_token, "tokenizer": json.loads(self.tokenizer_json)}
         return json.dumps(parts)
+
+
+def _spelled_out(token: str, model: dict[str, Any]) -> str:
+    """The text of a token that is not spelled in bytes, with the space that its spelling tells of.
+
+    Args:
+      model: that section of the tokenizer.json.
+    """
+    inner, last = (model.get(name) or "" for name in ("continuing_subword_prefix", "end_of_word_suffix"))
+    if inner:  # as WordPiece's "##", without which a word begins
+        return token.removeprefix(inner) if token.startswith(inner) else f" {token}"
+    if last and token.endswith(last):
+        return token.removesuffix(last) + " "
+    return token.replace("\u2581", " ")
 
 
 def from_json(text: str) -> Tokenizer:

@@ -66,18 +66,16 @@ def metrics(sums: TokenSums, bytes_per_token: float) -> dict[str, float]:
 
     Args:
       bytes_per_token: UTF-8 bytes of text over predicted tokens. Bits per byte are the nats per token over
-        ln 2 and this: they compare across tokenizers, which perplexity does not.
+        ln 2 and this: they compare across tokenizers, which perplexity does not. nan where it can't be told.
 
     Returns:
-      eval/loss (nats per token), eval/perplexity (its exponential), eval/bits_per_byte, eval/accuracy.
+      eval/loss (nats per token), eval/perplexity (its exponential), eval/bits_per_byte unless `bytes_per_token` is nan,
+      eval/accuracy.
     """
     loss = float(sums.nll / sums.weight)
-    return {
-        "eval/loss": loss,
-        "eval/perplexity": _exp(loss),
-        "eval/bits_per_byte": loss / math.log(2) / bytes_per_token,
-        "eval/accuracy": float(sums.correct / sums.weight),
-    }
+    bits = {} if math.isnan(bytes_per_token) else {"eval/bits_per_byte": loss / math.log(2) / bytes_per_token}
+    accuracy = float(sums.correct / sums.weight)
+    return {"eval/loss": loss, "eval/perplexity": _exp(loss), **bits, "eval/accuracy": accuracy}
 
 
 def of_all(sums: Mapping[str, TokenSums], bytes_per_token: float) -> dict[str, float]:

@@ -176,6 +176,26 @@ def test_sentencepiece_byte_lengths() -> None:
     assert HuggingFace(live.to_str(), END_OF_TEXT).byte_lengths.tolist() == [0, 1, 2, 2]
 
 
+def test_byte_lengths_are_of_text_not_of_how_tokens_are_spelled() -> None:
+    vocab = {token: i for i, token in enumerate([END_OF_TEXT, "[UNK]", "a", "play", "##ing"])}
+    live = library.Tokenizer(library.models.WordPiece(vocab, unk_token="[UNK]"))
+    live.decoder = library.decoders.WordPiece()
+    tokenizer = HuggingFace(live.to_str(), END_OF_TEXT)
+    assert tokenizer.byte_lengths[[0, 2, 3, 4]].tolist() == [0, len(" a"), len(" play"), len("ing")]
+    ends = library.Tokenizer(library.models.BPE({END_OF_TEXT: 0, "a": 1, "a</w>": 2}, [], end_of_word_suffix="</w>"))
+    ends.decoder = library.decoders.BPEDecoder()
+    assert HuggingFace(ends.to_str(), END_OF_TEXT).byte_lengths.tolist() == [0, len("a"), len("a ")]
+
+
+def test_the_token_for_unknown_text() -> None:
+    vocab = {END_OF_TEXT: 0, "[UNK]": 1, "a": 2}
+    piece = library.Tokenizer(library.models.WordPiece(vocab, unk_token="[UNK]"))
+    gram = library.Tokenizer(library.models.Unigram([(END_OF_TEXT, 0.0), ("a", -1.0), ("?", -2.0)], 2))
+    assert [HuggingFace(live.to_str(), END_OF_TEXT).unknown for live in (piece, gram)] == [1, 2]
+    assert HuggingFace(piece.to_str(), "[UNK]").unknown is None  # there it ends texts
+    assert Bytes().unknown is None and Chars("a").unknown is None and build("bpe:300", CORPUS).unknown is None
+
+
 def without_space(kind: str) -> HuggingFace:
     """A tokenizer whose decoder has a text begin without a space."""
     if kind == "wordpiece":
