@@ -53,7 +53,7 @@ class Ours:
 
     def matmul_parameters(self) -> int:
         """N of `telemetry.flops.flops_per_token`."""
-        return flops.matmul_size(self._state.params)
+        return flops.matmul_size(self._state.params, self.case.vocab_size)
 
     def bytes(self) -> int:
         """That a step takes of a device, by the compiler's account."""

@@ -31,14 +31,21 @@ def flops_per_token(num_params: int, num_layers: int, context_length: int, embed
 
 def of_model(model: Any, params: Any) -> int:
     """`flops_per_token` of a config's `model` section and its parameters, or their shapes."""
-    return flops_per_token(matmul_size(params), model.num_layers, model.context_length, model.embed_dim)
+    N = matmul_size(params, model.vocab_size)
+    return flops_per_token(N, model.num_layers, model.context_length, model.embed_dim)
 
 
-def matmul_size(params: Any) -> int:
-    """How many of GPT-2's parameters multiply each token: all but the tables that are only looked up, and but
+def padding(params: Any, vocab_size: int) -> int:
+    """How many of GPT-2's numbers only fill up its vocabulary to a multiple: in wte and an lm_head of its own."""
+    rows, width = params["wte"]["embedding"].shape
+    return (1 + ("lm_head" in params)) * (rows - vocab_size) * width
+
+
+def matmul_size(params: Any, vocab_size: int) -> int:
+    """How many of GPT-2's parameters multiply each token: all but padding, the tables that are only looked up, and
     low-rank products, which are added to matrices once a step."""
-    tables = ["wpe"] if "lm_head" not in params else ["wpe", "wte"]
-    return tree.size(params) - sum(tree.size(params[name]) for name in tables) - tree.size(params.get("lora", ()))
+    looked_up = tree.size(params["wpe"]) + ("lm_head" in params) * vocab_size * params["wte"]["embedding"].shape[1]
+    return tree.size(params) - padding(params, vocab_size) - looked_up - tree.size(params.get("lora", ()))
 
 
 class Peak(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import __version__, config_json, hub, redact, tree
+from jaxlm.telemetry import flops
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 from jaxlm.training.load import Loaded, Located
 
@@ -69,9 +70,7 @@ def _is_hub_id(name: str) -> bool:
 
 def _size(loaded: Loaded) -> int:
     """Numbers in the parameters that an export holds: no rows that pad the vocabulary, no low-rank products."""
-    rows, width = loaded.params["wte"]["embedding"].shape
-    tables = 1 if loaded.config.model.tie_embeddings else 2
-    padding = tables * width * (rows - loaded.config.model.vocab_size)
+    padding = flops.padding(loaded.params, loaded.config.model.vocab_size)
     return tree.size(loaded.params) - tree.size(loaded.params.get("lora", ())) - padding
 
 

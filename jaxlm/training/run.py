@@ -187,7 +187,7 @@ class Run:
           runs: how many go on in the same calls.
         """
         assert self.state is not None
-        cfg, model, T = self.cfg, self.cfg.model, self.cfg.model.context_length
+        cfg, model, T, params = self.cfg, self.cfg.model, self.cfg.model.context_length, self.state.params
         self.writers.close()
         names = cfg.log.writers if processes.first() else ()
         self.writers = open_writers(names, self.workdir, cfg, self.done, self.say)
@@ -202,7 +202,7 @@ class Run:
             tokens_before=self._position.sequences * T,
             position=self._position,
             divergence=cfg.divergence,
-            flops_per_token=flops.of_model(model, self.state.params),
+            flops_per_token=flops.of_model(model, params),
             dtype=model.dtype,
             devices=lambda: devices / max(1, runs()),
             energy=self._energy,
@@ -211,7 +211,8 @@ class Run:
         epochs = f"{cfg.steps / epoch:.2g} epochs of {epoch:,.1f} steps"
         resumed = f"; resumed at step {self.done}" if self.done else ""
         self.say(
-            f"{tree.size(self.state.params):,} parameters, {self._batches.num_rows * T:,} training tokens, "
+            f"{tree.size(params) - flops.padding(params, model.vocab_size):,} parameters, "
+            f"{self._batches.num_rows * T:,} training tokens, "
             f"{cfg.data.batch_size * T:,} tokens a step, {epochs}, {where}{resumed}"
         )
         if self._note:

@@ -1,7 +1,9 @@
 import jax.numpy as jnp
 import pytest
 
-from jaxlm.telemetry.flops import flops_per_token, matmul_size, mfu, peak_flops
+from jaxlm import config
+from jaxlm.model import gpt2
+from jaxlm.telemetry.flops import flops_per_token, matmul_size, mfu, padding, peak_flops
 
 GPT2_124M = 124_439_808 - 1024 * 768  # all parameters but the positions
 
@@ -80,4 +82,15 @@ def test_mfu():
 
 def test_tables_that_are_only_looked_up_multiply_nothing():
     tied = {"wte": {"embedding": jnp.zeros((5, 2))}, "wpe": {"embedding": jnp.zeros((3, 2))}, "h": jnp.zeros(7)}
-    assert matmul_size(tied) == matmul_size(tied | {"lm_head": {"kernel": jnp.zeros((2, 5))}}) == 17
+    assert matmul_size(tied, 5) == matmul_size(tied | {"lm_head": {"kernel": jnp.zeros((2, 5))}}, 5) == 17
+
+
+SIZES = {"model.num_layers": 12, "model.num_heads": 12, "model.embed_dim": 768, "model.context_length": 1024}
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_pads_the_vocabulary_does_not_count(tied):
+    model = config.override(config.default(), {"model.vocab_size": 50257, "model.tie_embeddings": tied, **SIZES}).model
+    params = gpt2.shapes(model)
+    assert params["wte"]["embedding"].shape == (50304, 768) and matmul_size(params, 50257) == GPT2_124M
+    assert padding(params, 50257) == (50304 - 50257) * 768 * (1 if tied else 2)
