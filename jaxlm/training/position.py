@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -42,7 +42,7 @@ class Position(NamedTuple):
     tokens: str  # sha256 of the training tokens
     best: Best = Best()  # of checkpoint.best
     patience: Best = Best()  # of early_stopping.metric
-    losses: tuple[float, int] = (0.0, 0)  # sum and number of training losses since the last evaluation
+    losses: tuple[float, int] = (0.0, 0)  # sum and number of the training losses that the next eval/gap is about
     skipped: tuple[int, int] = (0, 0)  # steps without an update: in all, and the last ones in a row
     recent: tuple[float, ...] = ()  # the latest training losses, where spikes are looked for
     rollbacks: int = 0
@@ -99,6 +99,14 @@ def result(now: Position, cfg: FrozenConfigDict, step: int) -> int | None:
     best = now.best.of(cfg.checkpoint.best)
     over = step == cfg.steps or stale(now, cfg)
     return best.step or None if cfg.checkpoint.best and cfg.early_stopping.patience and over else None
+
+
+def before_evaluation(cfg: FrozenConfigDict) -> Callable[[int], bool]:
+    """Whether eval/gap is about a step's training loss: one of the last tenth of the steps from one evaluation to the
+    next, and of one at least. Earlier ones are higher for no other reason than that they are earlier."""
+    steps, every = cfg.steps, min(cfg.eval.every, cfg.steps)
+    tail = max(1, every // 10)
+    return lambda step: every > 0 and min(-(-step // every) * every, steps) - step < tail
 
 
 def calls(start: int, cfg: FrozenConfigDict) -> Iterator[tuple[int, int]]:

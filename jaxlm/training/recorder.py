@@ -35,6 +35,7 @@ class Recorder:
       last: the run's last step.
       say: takes a line for people.
       tokens_per_step: in a batch, over all devices.
+      near: whether the loss of a step is one for the next `mean_loss`.
       position: where the run stands; the recorder goes on with its `losses`, `skipped` and `recent`.
       divergence: that section of the config.
       flops_per_token: of forward and backward pass, for the MFU.
@@ -53,6 +54,7 @@ class Recorder:
         last: int,
         tokens_per_step: int,
         tokens_before: int,
+        near: Callable[[int], bool],
         position: Position,
         divergence: Any,
         flops_per_token: int,
@@ -63,6 +65,7 @@ class Recorder:
         self._writers, self._progress, self._say, self._every = writers, progress, say, every
         self._last = last
         self._tokens_per_step, self._tokens = tokens_per_step, tokens_before
+        self._near = near
         self._flops_per_token, self._dtype, self._devices = flops_per_token, dtype, devices
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
         self._max_bad_steps, self._energy = divergence.max_bad_steps, energy
@@ -99,7 +102,7 @@ class Recorder:
         self._energy.stepping(False)
 
     def mean_loss(self) -> float | None:
-        """The mean training loss since it was last asked for; None where there was none."""
+        """The mean training loss of the steps near to now, since it was last asked for; None where there was none."""
         total, count = self.losses
         self.losses = (0.0, 0)
         return total / count if count else None
@@ -129,7 +132,8 @@ class Recorder:
                 )
             else:
                 self.skipped = (self.skipped[0], 0)
-                self.losses = (self.losses[0] + loss, self.losses[1] + 1)
+                if self._near(step):
+                    self.losses = (self.losses[0] + loss, self.losses[1] + 1)
             if bad or (self._every and (step % self._every == 0 or step == self._last)):
                 values = {name: float(x[i]) for name, x in host.items()}
                 values |= {"optim/skipped": float(self.skipped[0]), "data/tokens": float(self._tokens)}

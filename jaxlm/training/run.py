@@ -200,6 +200,7 @@ class Run:
             last=cfg.steps,
             tokens_per_step=cfg.data.batch_size * T,
             tokens_before=self._position.sequences * T,
+            near=position.before_evaluation(cfg),
             position=self._position,
             divergence=cfg.divergence,
             flops_per_token=flops.of_model(model, params),

@@ -97,3 +97,12 @@ def test_what_is_to_rise_is_told_as_it_is():
     for value in (0.25, 0.125):
         now, said = position.judged(now, cfg, {"eval/loss": 1.0, "eval/accuracy": value}, 1)
     assert said == "eval/accuracy has not improved on 0.2500"
+
+
+@pytest.mark.parametrize(
+    ("steps", "every", "expected"),
+    [(8, 4, {4, 8}), (45, 20, {19, 20, 39, 40, 44, 45}), (30, 100, {28, 29, 30}), (5, 0, set())],
+)
+def test_the_steps_whose_losses_the_gap_is_about(steps, every, expected):
+    near = position.before_evaluation(resolved(steps=steps, eval__every=every))
+    assert {step for step in range(1, steps + 1) if near(step)} == expected
