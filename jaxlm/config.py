@@ -115,8 +115,8 @@ def default() -> ConfigDict:
     c.loss = ConfigDict()
     c.loss.label_smoothing = 0.0  # share of the target's probability spread over the vocabulary
     c.loss.z_loss = 0.0  # times log(Z)^2 per token
-    c.loss.l1 = 0.0  # times the sum of |w| over kernels
-    c.loss.l2 = 0.0  # times half the sum of w^2 over kernels
+    c.loss.l1 = 0.0  # times the sum of |w| over the kernels that train
+    c.loss.l2 = 0.0  # times half the sum of w^2 over the kernels that train
 
     c.eval = ConfigDict()
     c.eval.every = 200  # steps between evaluations, and one at the end; 0: never

@@ -16,13 +16,14 @@ from jaxlm.errors import ConfigError
 PyTree = Any
 
 GROUPS = {
-    "kernels": r"/kernel$",
-    "embeddings": r"(^|/)w[tp]e/embedding$",
+    "kernels": r"/kernel(/[ab])?$",
+    "embeddings": r"(^|/)w[tp]e/embedding(/[ab])?$",
     "norms": r"(^|/)ln_\w+/(scale|bias)$",
     "biases": r"(?<!ln_1)(?<!ln_2)(?<!ln_f)/bias$",
     "all": r"",
 }
-"""The named masks. All but "all" are disjoint, and together they cover GPT-2."""
+"""The named masks. All but "all" are disjoint, and together they cover GPT-2, and the thin matrices a, b of low-rank
+adaptation, which count with those that they are beside."""
 
 
 def path_of(key_path: tuple[Any, ...]) -> str:
@@ -68,6 +69,11 @@ def pattern(where: str) -> re.Pattern[str]:
         return re.compile("|".join(GROUPS.get(part, part) for part in where.split("|")))
     except (re.error, TypeError, AttributeError) as error:
         raise ConfigError(f"where={where!r} is neither one of {', '.join(GROUPS)} nor a regex: {error}") from error
+
+
+def of_group(path: str, *groups: str) -> bool:
+    """Whether a parameter is in one of these groups of `GROUPS`."""
+    return any(re.search(GROUPS[group], path) for group in groups)
 
 
 def mask(tree: PyTree, where: str) -> PyTree:

@@ -181,7 +181,7 @@ def _sums(weights, objective, nll, correct):
 def penalty(
     params: PyTree, *, l1: Float[Array, ""] | float | None = None, l2: Float[Array, ""] | float | None = None
 ) -> Float[Array, ""]:
-    """l1 sum |w| + l2/2 sum w^2 over the kernels, float32[]. None is off.
+    """l1 sum |w| + l2/2 sum w^2 over the kernels, float32[]. None is off. A matrix of zeros adds nothing.
 
     This is the penalty *in the loss*: its gradient goes through the optimizer. Decoupled decay is a transform.
     """

@@ -11,8 +11,9 @@ import numpy as np
 import optax
 import optax.contrib
 
+from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import transforms
+from jaxlm.optim import parts, transforms
 from jaxlm.optim.edits import drop
 from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
 from jaxlm.optim.ways import Way, argument, decay, peak, ways
@@ -53,6 +54,7 @@ CLIPPING = (
     *(transforms.clip_by_global_norm, optax.clip_by_global_norm),
     *(optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip),
 )
+GLOBAL_NORMS = (transforms.clip_by_global_norm, optax.clip_by_global_norm)
 RATES = (
     *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
     optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction
@@ -214,10 +216,22 @@ def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
                 scaled = stage.name
 
 
+def _clipping_of_frozen(passed: list[Way]) -> Iterator[Finding]:
+    for path, here, frozen in passed:
+        norms = [stage.name for stage in here if stage.function in GLOBAL_NORMS]
+        parting = [i for i, stage in enumerate(here) if stage.function is parts.train_last_layers]
+        by = frozen.name if frozen and frozen.function is parts.freeze else ""
+        if parting and tree.below_head(path, 1) == (1,):
+            by, norms = here[parting[0]].name, [s.name for s in here[: parting[0]] if s.function in GLOBAL_NORMS]
+        if by and norms:
+            reason = f"its norm counts gradients of what {by!r} leaves as it is, such as {path!r}: put it after {by!r}"
+            yield Finding("clipping of frozen gradients", norms[0], reason)
+
+
 def _decay_of_what(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
         for stage in here:
-            if path.endswith(("/kernel", "/embedding")) or stage.arguments.get("mask") or not decay(stage, path):
+            if tree.of_group(path, "kernels", "embeddings") or stage.arguments.get("mask") or not decay(stage, path):
                 continue
             reason = f"it decays biases or norms, such as {path!r}: set where='kernels'"
             if stage.where is None and "mask" in stage.parameters:
@@ -242,7 +256,7 @@ def _early_decay(passed: list[Way]) -> Iterator[Finding]:
 def _muon_of_what(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
         for stage in here:
-            if stage.function is optax.contrib.scale_by_muon and not path.endswith("/kernel"):
+            if stage.function is optax.contrib.scale_by_muon and not tree.of_group(path, "kernels"):
                 reason = f"orthogonalising {path!r} makes no sense: Muon is for kernels, see jaxlm's own muon"
                 yield Finding("Muon on embeddings", stage.name, reason)
             if stage.function is optax.contrib.muon and "muon_weight_dimension_numbers" not in stage.arguments:
@@ -283,6 +297,7 @@ RULES = (
     _all_zero,
     _late_scaling,
     _late_clipping,
+    _clipping_of_frozen,
     _decay_of_what,
     _early_decay,
     _muon_of_what,

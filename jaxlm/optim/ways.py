@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -24,7 +25,7 @@ class Way(NamedTuple):
 
     path: str
     stages: tuple[Stage, ...]  # those that touch it, in the chain's order
-    frozen: bool  # by `freeze`, or as one of a group without stages
+    frozen: Stage | None  # what freezes it: `freeze`, or a partition with a group without stages
 
 
 def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
@@ -34,7 +35,7 @@ def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
       ConfigError: a mask that matches nothing there, a partition that does not cover it.
     """
     passed: dict[str, list[Stage]] = {path: [] for path in tree.paths(params)}
-    frozen: set[str] = set()
+    frozen: dict[str, Stage] = {}
 
     def go(found: Sequence[Stage], params: PyTree) -> None:
         for stage in found:
@@ -44,23 +45,40 @@ def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
                     part = _chosen(params, jax.tree.map(lambda label, name=name: label == name, names))
                     go(group.stages, part)
                     if not group.stages:
-                        frozen.update(tree.paths(part))
+                        frozen.update(dict.fromkeys(tree.paths(part), stage))
                 continue
             mask = tree.mask(params, stage.where or "all")
             if stage.function is parts.freeze:
-                frozen.update(tree.paths(_chosen(params, mask)))
+                frozen.update(dict.fromkeys(tree.paths(_chosen(params, mask)), stage))
                 params = _chosen(params, jax.tree.map(operator.not_, mask))  # what comes after it sees these only
                 continue
             for path in tree.paths(_chosen(params, mask)):
                 passed[path].append(stage)
 
     go(found, params)
-    return [Way(path, tuple(here), path in frozen) for path, here in passed.items()]
+    return [Way(path, tuple(here), frozen.get(path)) for path, here in passed.items()]
 
 
 def _chosen(params: PyTree, mask: PyTree) -> PyTree:
     """As a transform behind a mask sees them."""
     return jax.tree.map(lambda leaf, on: leaf if on else optax.MaskedNode(), params, mask)
+
+
+def trained(found: Sequence[Stage], values: PyTree) -> PyTree:
+    """Parameters, or what is shaped like them, with zeros in the place of all that a chain leaves as it is: frozen
+    ones, and layers below the last that `train_last_layers` trains."""
+    by_path = {way.path: way for way in ways(found, values)}
+
+    def part(key_path: tuple[Any, ...], leaf: jax.Array) -> jax.Array:
+        way = by_path[tree.path_of(key_path)]
+        if way.frozen:
+            return jnp.zeros_like(leaf)
+        counts = [stage.arguments["count"] for stage in way.stages if stage.function is parts.train_last_layers]
+        if counts and tree.of_layers(key_path):
+            return leaf.at[: -min(counts)].set(0)
+        return leaf
+
+    return jax.tree_util.tree_map_with_path(part, values)
 
 
 class Touched(NamedTuple):
@@ -117,7 +135,7 @@ def decay(stage: Stage, path: str) -> float:
     if stage.function is transforms.mechanize:  # there it is of the step size that it learns
         return 0.0
     if _is_muons_adam(stage, path):
-        if not path.endswith(("/kernel", "/embedding")):
+        if not tree.of_group(path, "kernels", "embeddings"):
             return 0.0
         name = "adam_weight_decay"
     return argument(stage, name) or 0.0

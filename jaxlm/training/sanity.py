@@ -8,7 +8,7 @@ from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.evals import perplexity
-from jaxlm.model import gpt2
+from jaxlm.model import gpt2, lora
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim import review
 from jaxlm.optim.stages import stages
@@ -35,12 +35,24 @@ def check(cfg: FrozenConfigDict) -> list[str]:
     if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
         raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
-    frozen = any(way.frozen for way in ways(stages(cfg.optimizer.to_dict()), params))
-    if cfg.model.lora.rank and not frozen:
-        said.append(
-            "warning: model.lora is on and nothing is frozen; begin the chain with 'freeze', where='^(?!lora/)'"
-        )
-    return said
+    return said + [f"warning: {doubt}" for doubt in _beside_lora(cfg, params)]
+
+
+def _beside_lora(cfg: FrozenConfigDict, params: step.PyTree) -> list[str]:
+    """What is trained beside the thin matrices of low-rank adaptation, as a line where that is anything.
+
+    Raises:
+      ConfigError: it is, and the config is strict.
+    """
+    passed = ways(stages(cfg.optimizer.to_dict()), params)
+    loose = [way.path for way in passed if not way.frozen and not way.path.startswith(f"{lora.KEY}/")]
+    if not cfg.model.lora.rank or not loose:
+        return []
+    others = f" and {len(loose) - 1} others are" if len(loose) > 1 else " is"
+    said = f"model.lora is on, and {loose[0]}{others} trained too; begin the chain with 'freeze', where='^(?!lora/)'"
+    if cfg.strict:
+        raise ConfigError(said)
+    return [said]
 
 
 def check_metric(cfg: FrozenConfigDict, metric: str) -> None:

@@ -104,6 +104,7 @@ def build(
         Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are.
         """
         hparams = jax.tree.map(jnp.asarray, hparams)
+        trained = functools.partial(ways.trained, stages(spec, hparams.optimizer))
         strength = {name: hparams.loss[name] if on[name] else None for name in on}
         weight = over_axis(jnp.sum(batch["weights"]))
         weight = jnp.where(weight > 0, weight, 1.0)
@@ -120,7 +121,7 @@ def build(
             return sums.objective / weight, sums  # parts of one mean: they add up
 
         def penalty(params: PyTree) -> jax.Array:
-            return losses.penalty(params, l1=strength["l1"], l2=strength["l2"])
+            return losses.penalty(trained(params), l1=strength["l1"], l2=strength["l2"])
 
         def over_batch(fn: Callable[[Batch, jax.Array], PyTree]) -> PyTree:
             key = jax.random.fold_in(state.key, state.step)
@@ -143,6 +144,7 @@ def build(
 
         grads, params = tree.float32(grads), tree.float32(state.params)  # the optimizer's dtype, whatever the model's
         updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, params, whole, value=total)
+        grads = trained(grads)  # of what is frozen no norm tells
         norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}
         skip = ~jnp.isfinite(total + sum(norms.values()))
         kept, moved = (state.params, state.opt_state), (optax.apply_updates(state.params, updates), opt_state)

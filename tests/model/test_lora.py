@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import jaxlm
-from jaxlm import tree
+from jaxlm import config, tree
 from jaxlm.errors import ConfigError
+from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, lora
 from jaxlm.training import sanity, step
 from jaxlm.training.export import export
@@ -124,5 +125,45 @@ def test_what_is_no_matrix_and_what_matches_nothing():
 
 
 def test_products_beside_parameters_that_train_are_doubted():
-    assert any("model.lora is on and nothing is frozen" in line for line in sanity.check(resolved(**ON)))
+    assert any("model.lora is on, and h/attn/c_attn/bias and 15 others are" in x for x in sanity.check(resolved(**ON)))
     assert not any("model.lora" in line for line in sanity.check(resolved(**ON, **FROZEN)))
+    some = FROZEN | {"optimizer__freeze": {"where": "^(?!lora/|ln_f/bias)"}}
+    assert any("and ln_f/bias is trained too" in line for line in sanity.check(resolved(**ON, **some)))
+    with pytest.raises(ConfigError, match="model.lora is on, and ln_f/bias is trained too"):
+        sanity.check(resolved(**ON, **some, strict=True))
+
+
+def test_the_named_masks_take_the_thin_matrices_with_those_that_they_are_beside():
+    _, params, _ = model(**ON)
+    groups = [tree.mask(params, name) for name in tree.GROUPS if name != "all"]
+    assert all(sum(here) == 1 for here in zip(*map(jax.tree.leaves, groups), strict=True))
+    assert groups[0]["lora"]["h"]["attn"]["c_attn"]["kernel"] == {"a": True, "b": True}
+    assert groups[1]["lora"]["wte"]["embedding"] == {"a": True, "b": True}
+    chain = ("freeze", *config.default().optimizer.chain)  # with the decay of kernels
+    assert not sanity.check(resolved(**ON, **FROZEN | {"optimizer__chain": chain}, strict=True))
+
+
+def test_penalties_and_the_gradient_norm_are_of_what_trains():
+    """A frozen matrix's penalty is a constant, and its gradient moves nothing."""
+    found = {}
+    for name, fields in {"plain": {}, "penalised": {"loss__l2": 0.5}}.items():
+        structure, hparams = step.split(resolved(**ON, **FROZEN, **fields))
+        program = step.build(structure)
+        state = program.init(jax.random.key(0), hparams)
+        state = state._replace(params=trained(state.params))
+        found[name] = jax.jit(program.train_step)(hparams, state, batch())[1]
+
+    kernels = [x for path, x in zip(tree.paths(state.params), jax.tree.leaves(state.params)) if "kernel/" in path]
+    extra = found["penalised"]["train/objective"] - found["plain"]["train/objective"]
+    np.testing.assert_allclose(extra, sum(0.25 * np.square(x).sum() for x in kernels), rtol=1e-4)
+
+    def loss(thin):
+        sums = perplexity.token_sums(program.model, state.params | {"lora": thin}, batch())
+        return sums.nll / batch()["weights"].sum()
+
+    grads = jax.grad(loss)(state.params["lora"])
+    np.testing.assert_allclose(found["plain"]["optim/grad_norm"], tree.norm(grads), rtol=1e-4)
+    grads = jax.tree_util.tree_map_with_path(
+        lambda path, g, x: g + 0.5 * x if "kernel" in tree.path_of(path) else g, grads, state.params["lora"]
+    )
+    np.testing.assert_allclose(found["penalised"]["optim/grad_norm"], tree.norm(grads), rtol=1e-4)

@@ -235,3 +235,12 @@ def test_what_is_wrong_within_a_group_is_found():
     groups = {"a": {"where": "kernels", "chain": ("scale_by_adam", "clip", "sgd")}, "b": {"where": "rest", "chain": ()}}
     rules = found("partition", partition=groups, clip={"max_delta": 1.0}, sgd={"learning_rate": 0.1})
     assert rules == {"clipping after scaling"}
+
+
+def test_clipping_before_freezing_counts_what_does_not_move():
+    freeze, last = {"freeze": {"where": "embeddings"}}, {"train_last_layers": {"count": 1}}
+    clip, rest = "clip_by_global_norm", ("scale_by_adam", "scale_by_learning_rate")
+    assert found(clip, "freeze", *rest, **freeze) == {"clipping of frozen gradients"}
+    assert found(clip, "train_last_layers", *rest, **last) == {"clipping of frozen gradients"}
+    for names in (("freeze", clip), ("freeze", "train_last_layers", clip)):
+        assert not found(*names, *rest, **freeze, **last if len(names) > 2 else {})

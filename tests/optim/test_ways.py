@@ -6,6 +6,8 @@ import pytest
 from jaxlm import config, optim, tree
 from jaxlm.model import gpt2
 from jaxlm.optim import chain
+from jaxlm.optim.stages import stages
+from jaxlm.optim.ways import trained
 from tests.optim.small import DEFAULT, PARAMS
 from tests.tiny import resolved
 
@@ -97,3 +99,18 @@ def test_explain_needs_shapes_only_also_of_gpt2():
     shapes = gpt2.shapes(config.resolve(c).model)
     explained = optim.explain(DEFAULT, shapes)
     assert sum(touched.state_bytes for touched in explained.values()) == 2 * 4 * tree.size(shapes)
+
+
+def test_what_trains_is_neither_frozen_nor_below_the_last_layers():
+    spec = {"chain": ("freeze", "train_last_layers", "sgd"), "sgd": {"learning_rate": 0.1}}
+    spec |= {"freeze": {"where": "embeddings"}, "train_last_layers": {"count": 1}}
+    params = jax.tree.map(lambda x: jnp.ones(x.shape), gpt2.shapes(resolved(model__num_layers=3).model))
+    found = trained(stages(spec), params)
+    for key_path, leaf in jax.tree_util.tree_leaves_with_path(found):
+        part = leaf[:-1] if tree.of_layers(key_path) else leaf[:0]
+        is_table = "embedding" in tree.path_of(key_path)
+        assert not part.any() and leaf.any() == (not is_table), key_path
+        assert is_table or (leaf[len(part) :] == 1).all()
+    groups = {"tables": {"where": "wpe", "chain": ()}, "others": {"where": "rest", "chain": ("sgd",)}}
+    found = trained(stages({**spec, "chain": ("partition",), "partition": groups}), params)
+    assert not found["wpe"]["embedding"].any() and found["wte"]["embedding"].all()
