@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.data import columns
 from jaxlm.data.forms import Document, Form
 from jaxlm.errors import DataError, closest
 
@@ -89,6 +90,7 @@ def _jsonl(file: File, form: Form, errors: str) -> Iterator[Document]:
         if not isinstance(row, dict):
             wanted = ", ".join(map(repr, form.columns))
             raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with the text in {wanted}")
+        row = columns.reached(row, form.columns)
         check_columns(where, form, row)
         yield from form.documents(f"{file.name}:{number}", where, texts(row, where, form, errors))
 
@@ -116,11 +118,15 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
         import pyarrow.parquet as pq
     except ImportError as error:
         raise DataError(f"{file.path} needs pyarrow: pip install 'jaxlm[data]'") from error
+    number = 0
     try:
         with reading(file.path), pq.ParquetFile(file.path) as table:
-            check_columns(str(file.path), form, table.schema_arrow.names)
+            names = table.schema_arrow.names
+            held = columns.roots(form.columns, names)
+            check_columns(str(file.path), form, [*names, *held])
             casts = {}
-            for column in form.columns:
+            within = [column for column, root in held.items() if root != column]
+            for column in (column for column in form.columns if column not in within):
                 kind = table.schema_arrow.field(column).type
                 kind = kind.value_type if pa.types.is_dictionary(kind) else kind
                 text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
@@ -128,17 +134,22 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
                     raise DataError(f"{file.path}: column {column!r} is {kind}; expected {_expected(form)}")
                 # As bytes, since Arrow doesn't check that its strings are UTF-8.
                 casts[column] = (kind, pa.large_binary()) if text else (kind,)
-            number = 0
-            for batch in table.iter_batches(columns=list(form.columns)):
+            for batch in table.iter_batches(columns=list(dict.fromkeys(held.values()))):
+                nested = {held[column]: batch.column(held[column]).to_pylist() for column in within}
                 parts = [functools.reduce(pa.Array.cast, kinds, batch.column(name)) for name, kinds in casts.items()]
-                for row in zip(*parts, strict=True):
+                for i in range(batch.num_rows):
                     where = f"{file.path}, row {number}"
-                    cells = zip(casts, (cell.as_py() for cell in row), strict=True)
+                    cells = zip(casts, (part[i].as_py() for part in parts), strict=True)
                     given = {name: _decode(x, where, errors) if isinstance(x, bytes) else x for name, x in cells}
+                    if within:
+                        given |= columns.reached({root: rows[i] for root, rows in nested.items()}, within)
+                        check_columns(where, form, given)
                     yield from form.documents(f"{file.name}:{number}", where, texts(given, where, form, errors))
                     number += 1
     except pa.ArrowException as error:
         raise DataError(f"{file.path}: not Parquet: {str(error).splitlines()[0]}") from error
+    except UnicodeDecodeError as error:  # of a column within a column, which Arrow gives as Python's values
+        raise DataError(f"{file.path}, after row {number}: not UTF-8 text") from error
 
 
 _READERS: dict[str, Callable[[File, Form, str], Iterator[Document]]] = {

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm import hub, lookup
-from jaxlm.data import forms, readers
+from jaxlm.data import columns, forms, readers
 from jaxlm.data.forms import Document, Form
 from jaxlm.data.readers import File
 from jaxlm.errors import DataError, closest
@@ -212,14 +212,17 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
         dataset = datasets.load_dataset("/".join(parts[:2]), config, split=split_name or "train")
     except Exception as error:  # whatever it is, it is about this name, this split or this machine
         raise DataError(f"{spec}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
-    readers.check_columns(spec, form, dataset.column_names)
+    held = columns.roots(form.columns, dataset.column_names)
+    readers.check_columns(spec, form, [*dataset.column_names, *held])
+    read_here = list(dict.fromkeys(held.values()))
 
     def read() -> Iterator[Document]:
         number = 0
-        for rows in dataset.select_columns(list(form.columns)).iter(batch_size=1000):
-            for row in zip(*(rows[column] for column in form.columns), strict=True):
+        for rows in dataset.select_columns(read_here).iter(batch_size=1000):
+            for row in zip(*(rows[column] for column in read_here), strict=True):
                 where = f"{spec}, row {number}"
-                given = dict(zip(form.columns, row, strict=True))
+                given = columns.reached(dict(zip(read_here, row, strict=True)), form.columns)
+                readers.check_columns(where, form, given)
                 yield from form.documents(str(number), where, readers.texts(given, where, form, errors))
                 number += 1
 
@@ -248,6 +251,7 @@ def _function_source(spec: str, form: Form, errors: str) -> Source:
             where = f"{spec}, row {number}"
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")
+            row = columns.reached(row, form.columns)
             readers.check_columns(where, form, row)
             yield str(number), where, readers.texts(row, where, form, errors)
 
