@@ -11,6 +11,8 @@ from typing import Any
 
 from jaxlm.errors import ConfigError, exit_code
 
+FORM = ("format", "prompt", "completion", "text_field")  # of rows
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints loss, perplexity by token and by word, bits per byte and accuracy over a whole text, and what tasks on its
@@ -19,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag = parser.add_argument
     flag("--checkpoint", required=True, help="a run, <run>/checkpoints/<step>, a Hugging Face directory or a hub id")
     flag("--data", help="text or tokens to evaluate on, as data.source; default: the run's held-out split")
+    for name in FORM:
+        flag(f"--{name}", help=f"of --data, as data.{name}; default: the run's")
     tasks = "generate, classify, classify_by_length, choice or package.module:function; may be given several times"
     flag("--task", action="append", default=[], help=f"perplexity, which comes with each of the others; {tasks}")
     harness = "a task of lm_eval, or a YAML file of one; may be given several times. Then text is evaluated only where "
@@ -38,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     of_text = bool(args.data or args.task or not args.harness)
     check(args, of_text)
 
-    from jaxlm import config, data
+    from jaxlm import data
     from jaxlm.evals import asking, harness, memory, perplexity, tasks
     from jaxlm.training import host
     from jaxlm.training.load import held_out, load, locate
@@ -49,8 +53,7 @@ def run(args: argparse.Namespace) -> int:
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
     model, params, tokenizer, cfg = load(args.checkpoint)
-    if step is None and any(map(asking.on_pairs, wanted)):  # it says nothing of data, and they read nothing else
-        cfg = config.resolve(config.override(cfg, {"data.format": "pairs"}))
+    cfg = asking.formed(cfg, args.data, {name: getattr(args, name) for name in FORM}, wanted if step is None else ())
     asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length
     alike = cfg.data.batch_size // cfg.data.micro_batches if step is not None else max(1, 4096 // T)

@@ -127,6 +127,7 @@ def test_more_context_is_not_the_same_and_a_batch_is_only_speed(trained, capsys,
         ("--num_fewshot=0", "--num_fewshot=0 is for tasks of the harness; give --harness=TASK too"),
         ("--stride=4 --harness=x.yaml", "--stride=4 is for text; give --data=PATH or --task=NAME too"),
         ("--data=", "--data is empty; expected text or tokens"),
+        ("--prompt={q}", "--prompt says what other data is made of; give --data=PATH too"),
     ],
 )
 def test_flags_that_cannot_be_are_named(trained, capsys, flag, message):
@@ -204,6 +205,20 @@ def test_a_folder_is_asked_for_pairs_where_a_task_wants_them(exported, capsys, t
     assert found["tokens"] == 12 and "words" not in found and 0 <= found["eval/classify/accuracy"] <= 1
     assert call(*flags) == 4
     assert "no column 'text'" in capsys.readouterr().err
+
+
+def test_flags_say_what_rows_of_other_data_are_made_of(trained, exported, capsys, tmp_path):
+    (tmp_path / "own.jsonl").write_text(PAIRS.replace('"prompt"', '"q"').replace('"completion"', '"a"'))
+    form, found = ("--prompt={q}", "--completion={a}", "--json"), []
+    (tmp_path / "usual.jsonl").write_text(PAIRS)
+    for checkpoint in (trained, exported):
+        assert call(f"--checkpoint={checkpoint}", f"--data={tmp_path / 'own.jsonl'}", *form) == 0
+        found.append(json.loads(capsys.readouterr().out)["eval/loss"])
+    usual = f"--checkpoint={trained}", f"--data={tmp_path / 'usual.jsonl'}", "--format=pairs", "--json"
+    assert call(*usual) == 0 and json.loads(capsys.readouterr().out)["eval/loss"] == found[0]
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+    texts = f"--checkpoint={trained}", f"--data={tmp_path / 'own.jsonl'}", "--text_field=q"
+    assert call(*texts) == 0 and "eval/loss" in capsys.readouterr().out
 
 
 def test_a_held_out_text_that_has_changed_is_refused(trained, capsys, tmp_path):

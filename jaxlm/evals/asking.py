@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm import lookup
+from jaxlm import config, lookup
 from jaxlm.data import TokenFile, Tokenizer
 from jaxlm.data.section import Section
 from jaxlm.errors import ConfigError, DataError
@@ -51,6 +51,28 @@ def on_pairs(name: str) -> Callable[[Subject], Any] | None:
       ConfigError: there is no such task.
     """
     return getattr(lookup.find("task", name, tasks), "of_pairs", None)
+
+
+def formed(
+    cfg: FrozenConfigDict, data: str | None, given: Mapping[str, str | None], names: Iterable[str] = ()
+) -> FrozenConfigDict:
+    """The config for other data than its run's.
+
+    Args:
+      data: where it lies, of --data.
+      given: a field of `cfg.data` that says what a row is made of -> its value, or None to leave it as it is. A
+        template means pairs.
+      names: tasks, of a model without a run: one on pairs reads nothing else.
+
+    Raises:
+      ConfigError: something is given, and no data; or a value that can't be.
+    """
+    changes = {f"data.{name}": value for name, value in given.items() if value is not None}
+    if changes and not data:
+        raise ConfigError(f"--{next(iter(changes))[5:]} says what other data is made of; give --data=PATH too")
+    if any(map(on_pairs, names)) or {"data.prompt", "data.completion"} & {*changes}:
+        changes = {"data.format": "pairs"} | changes
+    return config.resolve(config.override(cfg, changes)) if changes else cfg
 
 
 def check_format(names: Iterable[str], section: Section, whose: str) -> None:
