@@ -100,13 +100,22 @@ def fields(folder: Path) -> dict[str, Any]:
     return out | {"activation": ACTIVATIONS[out["activation"]]}
 
 
+DROPOUTS = ("embd_pdrop", "attn_pdrop", "resid_pdrop")
+
+
+def dropouts(folder: Path) -> dict[str, Any]:
+    """The rates of dropout that a config.json names, {"attn_pdrop": 0.1, ...}; where it names none, GPT-2's."""
+    raw = json_object(folder / NAME)
+    return {name: raw.get(name, 0.1) for name in DROPOUTS}
+
+
 def described(section: Any) -> dict[str, Any]:
     """config.json of the model of a resolved `model` section; `fields` gives its fields back."""
     out = {name: section[entry.field] for name, entry in ENTRIES.items()}
     if out["n_inner"] in (0, 4 * out["n_embd"]):
         out["n_inner"] = None
     out["activation_function"] = next(name for name, ours in ACTIVATIONS.items() if ours == section.activation)
-    out |= {name: section.dropout for name in ("embd_pdrop", "attn_pdrop", "resid_pdrop")}
+    out |= dict.fromkeys(DROPOUTS, section.dropout)
     return {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"} | out | {"dtype": section.param_dtype}
 
 

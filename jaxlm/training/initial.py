@@ -11,7 +11,7 @@ from ml_collections import FrozenConfigDict
 from jaxlm import config
 from jaxlm.data.tokenizers import Bytes, Tokenizer
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.model import lora
+from jaxlm.model import huggingface_config, lora
 from jaxlm.model.resize import resize
 from jaxlm.training import position, rundir
 from jaxlm.training.checkpoint import Checkpoints
@@ -86,6 +86,12 @@ def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
     taken = [f"{path} {now!r}" for path, (_, now) in config.differences(cfg, followed).items()]
     step = "" if located.step is None else f", step {located.step}"
     said = [f"initial parameters from {spec!r}{step}" + (f"; with them {', '.join(taken)}" if taken else "")]
+    theirs = {"dropout": source.model.dropout}
+    if located.step is None:
+        theirs = huggingface_config.dropouts(located.folder)
+    if {*theirs.values()} != {cfg.model.dropout}:
+        listed = ", ".join(f"{name} {value}" for name, value in theirs.items())
+        said.append(f"model.dropout is {cfg.model.dropout}, and {spec!r} was trained with {listed}")
     return followed, Source(located, source, tokenizer, said)
 
 

@@ -147,6 +147,13 @@ def test_a_config_that_followed_follows_again(folder):
     assert again == once and source.said == [f"initial parameters from '{folder}'"]
 
 
+def test_the_dropout_of_the_source_is_said_where_the_run_has_another(trained, folder):
+    for source, rates in ((folder, "embd_pdrop 0.0, attn_pdrop 0.0, resid_pdrop 0.0"), (trained, "dropout 0.0")):
+        assert len(initial.follow(config.resolve(usual(source)))[1].said) == 1
+        said = initial.follow(config.resolve(usual(source, model__dropout=0.1)))[1].said
+        assert said[1] == f"model.dropout is 0.1, and {str(source)!r} was trained with {rates}"
+
+
 def test_an_architecture_that_is_asked_for_must_be_the_sources(trained):
     assert prepare(usual(trained, model__num_heads=2, model__feed_forward_dim=64))[0].model.num_heads == 2
     for changes, message in [
