@@ -16,6 +16,12 @@ class Document(NamedTuple):
     completion: str | None = None  # not empty; None where the document is no pair
 
 
+class Filled(str):
+    """A template's text, filled in. `own`: the (start, stop) of what the template itself says, not a row."""
+
+    own: tuple[tuple[int, int], ...] = ()
+
+
 class Form(NamedTuple):
     columns: Mapping[str, str]  # those that are read -> the config's field that names them
     documents: Callable[[str, str, Mapping[str, str]], Iterator[Document]]  # of (name, where, row): one, or none
@@ -56,10 +62,10 @@ def pairs(prompt: str, completion: str) -> Form:
     def documents(name: str, where: str, row: Mapping[str, str]) -> Iterator[Document]:
         answer = filled(parts["data.completion"], row)
         if not answer.strip():
-            raise DataError(f"{where}: the completion is empty, by data.completion={completion!r}")
+            raise DataError(f"{where}: the completion is empty, by data.completion={completion!r}; leave the row out")
         yield Document(name, filled(parts["data.prompt"], row), answer)
 
-    return Form(columns, documents, True, ["pairs", prompt, completion])
+    return Form(columns, documents, True, ["pairs", "special tokens in templates", prompt, completion])
 
 
 Template = Sequence[tuple[str, str | None]]  # text, and the column that follows it, if one does
@@ -80,5 +86,11 @@ def parsed(template: str, field: str) -> Template:
     return [(text, name) for text, name, _, _ in parts]
 
 
-def filled(template: Template, row: Mapping[str, str]) -> str:
-    return "".join(text + ("" if column is None else row[column]) for text, column in template)
+def filled(template: Template, row: Mapping[str, str]) -> Filled:
+    own, out = [], ""
+    for text, column in template:
+        own.append((len(out), len(out) + len(text)))
+        out += text + ("" if column is None else row[column])
+    found = Filled(out)
+    found.own = tuple(own)
+    return found

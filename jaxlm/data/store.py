@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import cache, forms, heldout, mapped, sources, tokenizer_specs, tokenizers
+from jaxlm.data import cache, forms, heldout, mapped, sources, special, tokenizer_specs, tokenizers
 from jaxlm.data.forms import Document
 from jaxlm.data.section import Section
 from jaxlm.data.sources import Source
@@ -159,16 +159,24 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
     too: so a pair's tokens say where it is parted."""
     seen: list[Document] = []  # those of a group, for the error
 
-    def pieces() -> Iterator[str | _End]:
-        for document in documents:
+    spelled: list[str] = []
+
+    def parts(text: str) -> Iterator[str | int]:
+        for part in special.parted(tokenizer, text, text.own if isinstance(text, forms.Filled) else ()):
+            yield from [part] if isinstance(part, int) else tokenizer.pieces(part)
+
+    def pieces() -> Iterator[str | int | _End]:
+        for document in special.watched(tokenizer, documents, spelled):
             seen.append(document)
-            yield from tokenizer.pieces(document.text)
+            yield from parts(document.text)
             if document.completion is not None:
                 yield _End.PROMPT
-                yield from tokenizer.pieces(document.completion)
+                yield from parts(document.completion)
             yield _End.DOCUMENT
 
-    end = np.array([tokenizer.end_of_text], tokenizer.dtype)
+    def id_of(piece: int | _End) -> np.ndarray:
+        return np.array([piece if isinstance(piece, int) else tokenizer.end_of_text], tokenizer.dtype)
+
     for group in tokenizers.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
         texts = [piece for piece in group if isinstance(piece, str)]
         try:
@@ -177,8 +185,15 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
             _name_fault(tokenizer, seen)
             raise
         del seen[:-1]  # the last one may go on in the next group
-        ids = np.concatenate([next(encoded) if isinstance(piece, str) else end for piece in group])
-        yield Chunk(ids, sum(len(text.encode()) for text in texts), group.count(_End.DOCUMENT))
+        ids = np.concatenate([next(encoded) if isinstance(piece, str) else id_of(piece) for piece in group])
+        of_special = sum(int(tokenizer.byte_lengths[piece]) for piece in group if isinstance(piece, int))
+        yield Chunk(ids, sum(len(text.encode()) for text in texts) + of_special, group.count(_End.DOCUMENT))
+    if spelled:
+        print(
+            f"warning: {len(spelled):,} documents spell out a special token of the tokenizer, at first {spelled[0]}: "
+            "in data it is encoded as the characters that it is, in data.prompt and data.completion as the token",
+            file=sys.stderr,
+        )
 
 
 def _name_fault(tokenizer: Tokenizer, documents: Iterable[Document]) -> None:

@@ -1,13 +1,13 @@
 """A tokenizer as the files that `transformers.AutoTokenizer.from_pretrained` reads, with the ids that it has here.
 
-One difference stays: where a text spells out an end-of-text token, jaxlm encodes these characters as any others, and
+One difference stays: where text of data spells out a special token, jaxlm encodes these characters as any others, and
 transformers takes them for the token (unless called with split_special_tokens=True).
 """
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxlm.data.tokenizers import END_OF_TEXT, Bytes, Chars, HuggingFace, Tokenizer
 
@@ -45,9 +45,33 @@ def files(tokenizer: Tokenizer, context_length: int) -> dict[str, str]:
         "add_prefix_space": (parts["pre_tokenizer"] or {}).get("add_prefix_space", False),
         "clean_up_tokenization_spaces": False,  # it would drop spaces before punctuation
         "model_max_length": context_length,
-    }
+    } | _settings(tokenizer)
     # spelled as json.dumps does, so that an export of the export is the same file
     return {"tokenizer.json": json.dumps(parts), "tokenizer_config.json": json.dumps(settings, indent=2) + "\n"}
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int]:
+    """{"eos_token_id": 2, ...}: of the tokens that a model's config.json and generation_config.json name, too."""
+    end, named = tokenizer.end_of_text, {}
+    if isinstance(tokenizer, HuggingFace):
+        known = {key: tokenizer.id_of(token) for key, token in _settings(tokenizer).items() if key in _NAMED}
+        named = {f"{key}_id": i for key, i in known.items() if i is not None}
+    return {"bos_token_id": end, "eos_token_id": end, **named}
+
+
+def begins(tokenizer: Tokenizer) -> str:
+    """The token that its source begins a text with, where that is not the end of text, which it follows here; or ""."""
+    begin: str = _settings(tokenizer).get("bos_token", "")
+    return begin if isinstance(tokenizer, HuggingFace) and begin != tokenizer.end_token else ""
+
+
+_NAMED = ("bos_token", "pad_token")
+
+
+def _settings(tokenizer: Tokenizer) -> dict[str, Any]:
+    """What the tokenizer that this one is from calls its tokens, and its chat template."""
+    found: dict[str, Any] = json.loads(tokenizer.settings) if isinstance(tokenizer, HuggingFace) else {}
+    return found
 
 
 def _bytes() -> tokenizers.Tokenizer:

@@ -41,6 +41,8 @@ BPE_SMALLEST = 257  # every byte, and the end of text
 _BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # these name the eos token of a tokenizer.json
 _TOKENIZERS = re.compile("tokenizer|vocab|merges|spiece|sentencepiece|special_tokens", re.IGNORECASE)
 """What the names of a tokenizer's files begin with, in all layouts."""
+_TEMPLATE = "chat_template.jinja"
+_ROLES = tuple(f"{name}_token" for name in ("bos", "pad", "unk", "sep", "cls", "mask"))
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".h5", ".msgpack", ".ot", ".onnx", ".gguf", ".ckpt")
 
 
@@ -87,9 +89,9 @@ def key(spec: str) -> str:
     if not path.exists():
         return spec
     if path.is_file():
-        found = [path, *(path.parent / name for name in _BESIDE)]
+        found = [path, *(path.parent / name for name in (*_BESIDE, _TEMPLATE))]
     elif (path / "tokenizer.json").is_file():
-        found = [path / name for name in ("tokenizer.json", *_BESIDE)]
+        found = [path / name for name in ("tokenizer.json", *_BESIDE, _TEMPLATE)]
     else:  # transformers knows which it reads: vocab.txt, spiece.model, ...
         found = [file for file in sorted(path.iterdir()) if file.suffix not in _WEIGHTS]
     digest = hashlib.sha256()
@@ -155,7 +157,7 @@ def _from_file(path: Path) -> Tokenizer:
                     return from_json(text)
     except DataError as error:
         raise DataError(f"{path}: {error}") from error
-    return _with_end(text, _end_token(path.parent), str(path))
+    return _with_end(text, _end_token(path.parent), str(path), _settings(path.parent))
 
 
 def _end_token(folder: Path) -> str | None:
@@ -169,6 +171,17 @@ def _end_token(folder: Path) -> str | None:
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{folder / name} is not JSON: {error}") from error
     return None
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the files next to a tokenizer.json call its tokens, and their chat template."""
+    raw: dict[str, Any] = {}
+    for name in reversed(_BESIDE):  # the first says it last
+        with contextlib.suppress(ValueError, RecursionError, OSError):  # `_end_token` has told what is wrong with it
+            raw |= json.loads((folder / name).read_bytes())
+    with contextlib.suppress(ValueError, OSError):
+        raw["chat_template"] = (folder / _TEMPLATE).read_text("utf-8")
+    return raw
 
 
 def _from_transformers(spec: str) -> HuggingFace:
@@ -198,7 +211,8 @@ def _from_transformers(spec: str) -> HuggingFace:
     live = getattr(loaded, "backend_tokenizer", None)
     if live is None:
         raise DataError(f"tokenizer {spec!r} has no fast (tokenizers library) form; jaxlm needs one")
-    return _with_end(_json(live), loaded.eos_token, spec)
+    settings = {**loaded.special_tokens_map, "chat_template": loaded.chat_template}
+    return _with_end(_json(live), loaded.eos_token, spec, settings)
 
 
 def _try_of_hub(spec: str, local: bool) -> None:
@@ -212,7 +226,7 @@ def _try_of_hub(spec: str, local: bool) -> None:
         trial(text, f"can't load the tokenizer {spec!r}")
 
 
-def _with_end(text: str, end_token: str | None, name: str) -> HuggingFace:
+def _with_end(text: str, end_token: str | None, name: str, settings: dict[str, Any]) -> HuggingFace:
     what = f"{name} is not a tokenizer.json"
     trial(text, what)
     with panics(what):
@@ -224,7 +238,15 @@ def _with_end(text: str, end_token: str | None, name: str) -> HuggingFace:
             f"tokenizer {name} has no token to end a text with: neither an eos token nor {END_OF_TEXT}. "
             'Name one as "eos_token" in the tokenizer_config.json next to it'
         )
-    return HuggingFace(_json(live), known[0])
+    kept: dict[str, Any] = {}
+    for key in _ROLES:
+        token = settings.get(key)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str) and token in vocabulary:
+            kept[key] = token
+    if template := settings.get("chat_template"):
+        kept["chat_template"] = template
+    return HuggingFace(_json(live), known[0], json.dumps(kept))
 
 
 def _json(live: tokenizers.Tokenizer) -> str:

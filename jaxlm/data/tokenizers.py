@@ -1,7 +1,8 @@
 """Text to token ids and back: bytes, characters, or any Hugging Face tokenizer, such as byte-level BPE.
 
 A tokenizer is a value: `to_json` holds all of it, `from_json` gives it back equal, `fingerprint` names it. Text is
-always text: an end-of-text token spelled out in a document does not end it.
+always text: an end-of-text token spelled out in a document does not end it. What an operator writes is `special`'s
+story.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -34,6 +35,14 @@ _GROUP = 2**23  # characters encoded in parallel
 _LONGEST = 2**20  # characters of a piece, even where that changes a token
 
 
+class Special(NamedTuple):
+    """A control token, which no text of data becomes."""
+
+    id: int
+    strips_left: bool  # it takes the white space before it
+    strips_right: bool  # and after it
+
+
 class Tokenizer(ABC):
     """Ids are 0, ..., vocab_size - 1; one of them ends a document and stands for no text."""
 
@@ -45,6 +54,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def end_of_text(self) -> int:
         """The id after each document."""
+
+    @property
+    def special_tokens(self) -> dict[str, Special]:
+        """By how they are spelled. `encode` takes them for the text that they are; see `jaxlm.data.special`."""
+        return {}
 
     @cached_property
     @abstractmethod
@@ -101,7 +115,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def fingerprint(self) -> str:
-        """sha256 of `to_json`."""
+        """sha256 of what `to_json` says of ids."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def _text_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -191,6 +205,7 @@ class HuggingFace(Tokenizer):
 
     tokenizer_json: str
     end_token: str
+    settings: str = "{}"  # JSON: what transformers calls its tokens, and its chat template; for an export
 
     @cached_property
     def _live(self) -> tokenizers.Tokenizer:
@@ -206,6 +221,15 @@ class HuggingFace(Tokenizer):
         if found is None:
             raise DataError(f"the tokenizer has no token {self.end_token!r} to end a text with")
         return found
+
+    def id_of(self, token: str) -> int | None:
+        """Of a token by its name; None where there is none."""
+        return self._live.token_to_id(token)
+
+    @cached_property
+    def special_tokens(self) -> dict[str, Special]:
+        added = self._live.get_added_tokens_decoder().items()
+        return {token.content: Special(i, token.lstrip, token.rstrip) for i, token in added if token.special}
 
     @cached_property
     def _byte_level(self) -> bool:
@@ -279,8 +303,16 @@ class HuggingFace(Tokenizer):
         return whole.removeprefix(start) if whole.startswith(start) else self.decode(ids)
 
     def to_json(self) -> str:
-        parts = {"kind": "hf", "end_of_text": self.end_token, "tokenizer": json.loads(self.tokenizer_json)}
-        return json.dumps(parts)
+        settings = json.loads(self.settings)
+        return json.dumps(self._ids_json() | ({"settings": settings} if settings else {}))
+
+    def _ids_json(self) -> dict[str, Any]:
+        return {"kind": "hf", "end_of_text": self.end_token, "tokenizer": json.loads(self.tokenizer_json)}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Settings change no id."""
+        return hashlib.sha256(json.dumps(self._ids_json()).encode()).hexdigest()
 
 
 def _spelled_out(token: str, model: dict[str, Any]) -> str:
@@ -310,8 +342,8 @@ def from_json(text: str) -> Tokenizer:
             case {"kind": "chars", "characters": str(characters)}:
                 code_points(characters)  # fails now, not at the first use
                 return Chars(characters)
-            case {"kind": "hf", "end_of_text": str(end_token), "tokenizer": dict(parts)}:
-                tokenizer = HuggingFace(json.dumps(parts), end_token)
+            case {"kind": "hf", "end_of_text": str(end_token), "tokenizer": dict(parts), **others}:
+                tokenizer = HuggingFace(json.dumps(parts), end_token, json.dumps(others.get("settings") or {}))
                 trial(tokenizer.tokenizer_json, "not a tokenizer")
                 with panics("not a tokenizer"):
                     _ = tokenizer.end_of_text

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxlm.data import special
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError
 from jaxlm.model.decode import EVERY, ROWS, complete
@@ -167,7 +168,8 @@ def continued(
 
 
 def encode(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    return tokenizer.encode(prompt).tolist() or [tokenizer.end_of_text]
+    """Ids of a prompt that an operator writes: what special tokens it spells out are tokens."""
+    return special.encode(tokenizer, prompt) or [tokenizer.end_of_text]
 
 
 def before(text: str, stop: Sequence[str]) -> str:

@@ -85,7 +85,7 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
                 asked = normalize_gen_kwargs(requests[chosen[0]].args[1])
                 most = min(asked["max_gen_toks"], context_length - 1)
                 kept = max(context_length - most, context_length // 2)
-                prompts = [generation.encode(tokenizer, requests[i].args[0]) for i in chosen]
+                prompts = [self.tok_encode(requests[i].args[0]) or [tokenizer.end_of_text] for i in chosen]
                 prompts = [prompt if len(prompt) < context_length else prompt[-kept:] for prompt in prompts]
                 found = generation.continued(
                     model,

@@ -70,7 +70,7 @@ def read(folder: Path, section: Any) -> PyTree:
     return params
 
 
-def write(folder: Path, params: PyTree, section: Any, *, end_of_text: int) -> None:
+def write(folder: Path, params: PyTree, section: Any, *, special_ids: Mapping[str, int]) -> None:
     """Writes what `GPT2LMHeadModel.from_pretrained(folder)` reads: config.json, generation_config.json and
     model.safetensors. `read` gives the same bits back.
 
@@ -78,13 +78,13 @@ def write(folder: Path, params: PyTree, section: Any, *, end_of_text: int) -> No
       folder: exists; better a new one, that takes its name when all is in it.
       params: as `read` returns them, or on a device.
       section: the resolved `model` section that they belong to.
-      end_of_text: the id that begins and ends a text.
+      special_ids: {"bos_token_id": ..., "eos_token_id": ...}, of the tokens that begin and end a text, and of others.
 
     Raises:
       OSError: the folder can't be written.
     """
-    ends = {"bos_token_id": end_of_text, "eos_token_id": end_of_text}
-    for name, value in ((description.NAME, description.described(section) | ends), ("generation_config.json", ends)):
+    ids = dict(special_ids)
+    for name, value in ((description.NAME, description.described(section) | ids), ("generation_config.json", ids)):
         (folder / name).write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     host = tensors(jax.tree.map(np.asarray, params), section.vocab_size)
     # views still, but for a head of its own, which is transposed: safetensors would not see the strides

@@ -26,6 +26,10 @@ _RESULTS = {
 _LIBRARIES = ("jax", "flax", "optax", "numpy", "transformers")
 
 
+CONFIG = "jaxlm_config.json"
+"""In an export, the config of the run, beside transformers' config.json."""
+
+
 class Latest(NamedTuple):
     step: int
     value: float
@@ -38,7 +42,7 @@ def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
       name: the model's, as its folder is called.
       source: what was exported: a run, a folder or a hub id.
     """
-    cfg, of_run = FrozenConfigDict(redact.fields(loaded.config)), located.step is not None
+    cfg, of_run = shown(loaded), located.step is not None
     base = cfg.init_from if of_run else source
     trained = ", trained with jaxlm" if of_run else f", copied from {_code(base)}" if _is_hub_id(base) else ""
     parts = [
@@ -51,9 +55,14 @@ def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
         parts += _run(cfg, located.folder, located.step)
     parts += ["## Use", _use(name)]
     if of_run:
-        parts += ["## Config", _AGAIN, _fold("config.json of jaxlm", config_json.to_json(cfg))]
+        parts += ["## Config", _AGAIN, _fold(CONFIG, config_json.to_json(cfg))]
     parts += [f"Written with {_versions()}."]
     return redact.text("\n\n".join(parts) + "\n")
+
+
+def shown(loaded: Loaded) -> FrozenConfigDict:
+    """The config without secrets."""
+    return FrozenConfigDict(redact.fields(loaded.config))
 
 
 def _front_matter(base: str) -> str:
@@ -139,17 +148,17 @@ python -m jaxlm.generate --checkpoint={name} --prompt="Once"
 python -m jaxlm.evaluate --checkpoint={name} --data=FILE
 ```
 
-Where a text spells out the end-of-text token, jaxlm encodes its characters and transformers the token itself."""
+Where text of data spells out a special token, jaxlm encodes its characters and transformers the token itself."""
 
 
-_AGAIN = """To train it again, from this config in a file:
+_AGAIN = f"""To train it again, from `{CONFIG}`:
 
 ```python
 from pathlib import Path
 
 import jaxlm
 
-jaxlm.train(jaxlm.config_json.from_json(Path("config.json").read_text()), "runs/again")
+jaxlm.train(jaxlm.config_json.from_json(Path("{CONFIG}").read_text()), "runs/again")
 ```"""
 
 

@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from jaxlm import files
+from jaxlm import config_json, files, redact
 from jaxlm.data import tokenizer_export
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import huggingface, lora
@@ -17,7 +17,8 @@ from jaxlm.training.load import load, locate
 
 
 def export(checkpoint: str | Path, out: str | Path) -> Path:
-    """Writes config.json, generation_config.json, model.safetensors, tokenizer files and README.md, a model card.
+    """Writes config.json, generation_config.json, model.safetensors, tokenizer files and README.md, a model card;
+    of a run, jaxlm_config.json too.
 
     Args:
       checkpoint: as `jaxlm.load` takes it.
@@ -40,8 +41,11 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     section, tokenizer = loaded.config.model, loaded.tokenizer
     texts = tokenizer_export.files(tokenizer, section.context_length)
     texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded)
+    if located.step is not None:
+        texts[card.CONFIG] = redact.text(config_json.to_json(card.shown(loaded)))
     with _folder(out) as folder:
-        huggingface.write(folder, lora.merged(loaded.params, section.lora), section, end_of_text=tokenizer.end_of_text)
+        ids = tokenizer_export.special_ids(tokenizer)
+        huggingface.write(folder, lora.merged(loaded.params, section.lora), section, special_ids=ids)
         for name, text in texts.items():
             (folder / name).write_text(text, encoding="utf-8")
     return out

@@ -11,7 +11,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from jaxlm import config, data, hub
-from jaxlm.data import TokenFile, sources, tokenizer_specs
+from jaxlm.data import TokenFile, sources, tokenizer_export, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
@@ -52,6 +52,9 @@ def load(spec: str | Path) -> Loaded:
             f"the tokenizer in {located.folder} has {tokenizer.vocab_size:,} ids, its model only "
             f"{cfg.model.vocab_size:,}: they don't belong together"
         )
+    if located.step is None and (begin := tokenizer_export.begins(tokenizer)):
+        what = f"the tokenizer of {str(spec)!r} begins a text with {begin!r}, and here one follows the end of another"
+        print(f"warning: {what}; to begin a prompt with {begin!r}, write it there", file=sys.stderr)
     return Loaded(gpt2.build(cfg.model), read_params(located, cfg), tokenizer, cfg)
 
 
@@ -173,7 +176,7 @@ def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
 
 def _fetched(name: str) -> Path:
     """The folder of a hub id."""
-    files = ("*.json", "*.safetensors", *TOKENIZER_FILES)
+    files = ("*.json", "*.jinja", "*.safetensors", *TOKENIZER_FILES)
     try:
         return hub.snapshot(name, files, needed=("config.json", "*.safetensors"))
     except DataError as error:

@@ -164,3 +164,25 @@ def test_an_unknown_character_is_an_error_after_the_export_too(tmp_path: Path) -
         theirs("abx")
     with pytest.raises(DataError, match="can't encode this text"):
         tokenizer_specs.build(str(folder)).encode("abx")
+
+
+def test_what_the_source_calls_its_tokens_and_its_chat_template_stay(tmp_path: Path) -> None:
+    """Through a run's tokenizer.json and an export: to pad, and to apply the template."""
+    source, run = tmp_path / "source", tmp_path / "run.json"
+    made = export(tokenizer_specs.build("bpe:320", CORPUS), source)
+    made.theirs.add_special_tokens({"bos_token": "<s>", "pad_token": "<pad>"})
+    made.theirs.chat_template = "{% for m in messages %}{{ bos_token + m['content'] }}{% endfor %}"
+    made.theirs.save_pretrained(source)
+    plain, tokenizer = made.ours, tokenizer_specs.build(str(source))
+    run.write_text(tokenizer.to_json())
+    again = export(tokenizer_specs.build(str(run)), tmp_path / "exported")
+    assert again.theirs(["a", "the cat"], padding=True)["input_ids"][0][-1] == again.theirs.pad_token_id
+    assert again.theirs.apply_chat_template([{"role": "user", "content": "x"}], tokenize=False) == "<s>x"
+    bos, pad = (again.theirs.convert_tokens_to_ids(name) for name in ("<s>", "<pad>"))
+    ids = {"bos_token_id": bos, "eos_token_id": tokenizer.end_of_text, "pad_token_id": pad}
+    assert tokenizer_export.special_ids(again.ours) == ids
+    assert again.ours.fingerprint == tokenizer.fingerprint != plain.fingerprint
+    assert (tokenizer_export.begins(again.ours), tokenizer_export.begins(plain)) == ("<s>", "")
+    (source / "chat_template.jinja").unlink(missing_ok=True)
+    assert tokenizer_specs.build(str(source)).fingerprint == tokenizer.fingerprint  # which is of ids
+    assert tokenizer_export.special_ids(plain) == dict.fromkeys(("bos_token_id", "eos_token_id"), plain.end_of_text)

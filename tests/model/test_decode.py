@@ -103,7 +103,7 @@ def test_greedy_is_transformers_greedy(model, params, ids, tmp_path):
 
     changes = dict(num_layers=2, num_heads=2, embed_dim=16, context_length=CONTEXT, vocab_size=V)
     cfg = config.override(config.default(), {f"model.{name}": value for name, value in changes.items()})
-    huggingface.write(tmp_path, params, config.resolve(cfg).model, end_of_text=0)
+    huggingface.write(tmp_path, params, config.resolve(cfg).model, special_ids={"bos_token_id": 0, "eos_token_id": 0})
     theirs = GPT2LMHeadModel.from_pretrained(tmp_path).eval()
     theirs.generation_config.eos_token_id = None
     tokens, start = decode.pad_left(PROMPTS)

@@ -66,6 +66,8 @@ BASE = {
     "tie_embeddings": True,
 }
 
+IDS = {"bos_token_id": 5, "eos_token_id": 5}
+
 
 def fields(name):
     sizes, _, ours = CASES[name]
@@ -101,7 +103,7 @@ def tokens(name, rows=3, seed=0):
 def written(request, tmp_path):
     """A folder, its section and its parameters."""
     chosen, params = section(**fields(request.param)), parameters(request.param)
-    huggingface.write(tmp_path, params, chosen, end_of_text=5)
+    huggingface.write(tmp_path, params, chosen, special_ids=IDS)
     return tmp_path, chosen, params
 
 
@@ -109,7 +111,7 @@ def written(request, tmp_path):
 def folder(tmp_path):
     """The same, of the smallest, tied model."""
     chosen, params = section(**fields("K=8")), parameters("K=8")
-    huggingface.write(tmp_path, params, chosen, end_of_text=5)
+    huggingface.write(tmp_path, params, chosen, special_ids=IDS)
     return tmp_path, chosen, params
 
 
@@ -232,7 +234,7 @@ def test_twenty_steps_of_adamw_follow_pytorch(reference, name):
 def test_what_is_written_is_the_same_model_in_transformers(reference, name, tmp_path):
     theirs, folder = reference(name)
     chosen = section(**fields(name))
-    huggingface.write(tmp_path, huggingface.read(folder, chosen), chosen, end_of_text=5)
+    huggingface.write(tmp_path, huggingface.read(folder, chosen), chosen, special_ids=IDS)
     import torch
     import transformers
 
@@ -282,7 +284,7 @@ def test_however_transformers_saves_it_is_the_same(reference, name, how, tmp_pat
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_what_is_written_is_read_back_to_the_bit(name, dtype, tmp_path):
     chosen, params = section(**fields(name), param_dtype=dtype), parameters(name, dtype)
-    huggingface.write(tmp_path, params, chosen, end_of_text=5)
+    huggingface.write(tmp_path, params, chosen, special_ids=IDS)
     assert huggingface_config.fields(tmp_path) == fields(name)
     assert_same_bits(huggingface.read(tmp_path, chosen), params)
 
@@ -290,7 +292,7 @@ def test_what_is_written_is_read_back_to_the_bit(name, dtype, tmp_path):
 def test_arrays_on_a_device_are_written_alike(written, tmp_path_factory):
     folder, chosen, params = written
     other = tmp_path_factory.mktemp("other")
-    huggingface.write(other, jax.tree.map(jax.numpy.asarray, params), chosen, end_of_text=5)
+    huggingface.write(other, jax.tree.map(jax.numpy.asarray, params), chosen, special_ids=IDS)
     assert (other / "model.safetensors").read_bytes() == (folder / "model.safetensors").read_bytes()
 
 
@@ -301,10 +303,10 @@ def test_who_may_read_the_config_may_read_the_weights(written):
 
 def test_a_folder_that_cannot_be_written_is_an_os_error(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="nowhere"):
-        huggingface.write(tmp_path / "nowhere", parameters("K=8"), section(**fields("K=8")), end_of_text=5)
+        huggingface.write(tmp_path / "nowhere", parameters("K=8"), section(**fields("K=8")), special_ids=IDS)
     (tmp_path / "model.safetensors").mkdir()
     with pytest.raises(OSError, match="can't write .*model.safetensors"):
-        huggingface.write(tmp_path, parameters("K=8"), section(**fields("K=8")), end_of_text=5)
+        huggingface.write(tmp_path, parameters("K=8"), section(**fields("K=8")), special_ids=IDS)
 
 
 def test_weights_are_cast_to_what_is_asked_for(folder):
@@ -324,7 +326,7 @@ def test_jax_on_the_cpu_takes_the_arrays_without_a_copy(folder):
 def test_reading_takes_little_more_memory_than_the_parameters(tmp_path):
     chosen = section(num_layers=4, num_heads=4, embed_dim=128, context_length=64, vocab_size=4000)
     shapes = gpt2.shapes(chosen)
-    huggingface.write(tmp_path, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), chosen, end_of_text=0)
+    huggingface.write(tmp_path, jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes), chosen, special_ids=IDS)
     huggingface.read(tmp_path, chosen)  # what JAX keeps
     tracemalloc.start()
     try:

@@ -128,7 +128,7 @@ def test_its_python_is_python_that_runs(trained, loaded, tmp_path, monkeypatch):
     for block in blocks:
         ast.parse(block)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config.json").write_text(re.search(r"```json\n(.*?)\n```", found, re.DOTALL)[1])
+    (tmp_path / "jaxlm_config.json").write_text(re.search(r"```json\n(.*?)\n```", found, re.DOTALL)[1])
     monkeypatch.setattr(jaxlm, "train", lambda cfg, workdir: trained_again.append((cfg, workdir)), raising=False)
     trained_again = []
     exec(blocks[-1], {})

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import jaxlm
+from jaxlm import config_json
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import huggingface
 from jaxlm.training.export import export
@@ -20,6 +21,7 @@ FILES = {
     "tokenizer.json",
     "tokenizer_config.json",
 }
+OF_A_RUN = FILES | {"jaxlm_config.json"}
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +29,11 @@ def exported(trained, tmp_path_factory):
     return export(trained, tmp_path_factory.mktemp("exported") / "model")
 
 
-def test_the_folder_is_that_of_save_pretrained(exported):
-    assert {path.name for path in exported.iterdir()} == FILES
+def test_the_folder_is_that_of_save_pretrained(trained, exported):
+    assert {path.name for path in exported.iterdir()} == OF_A_RUN
     assert [path.name for path in exported.parent.iterdir()] == ["model"]
+    config = config_json.from_json((exported / "jaxlm_config.json").read_text())
+    assert config == jaxlm.load(trained).config  # as its card says
 
 
 def test_transformers_gives_the_same_ids_and_logits(trained, exported):
