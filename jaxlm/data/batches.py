@@ -155,7 +155,8 @@ def permutation(indices: UInt64s, size: int, keys: UInt64s) -> UInt64s:
     An alternating Feistel network on pairs (left, right) of [0, a) x [0, b) with ab just above `size`; what falls
     outside of [0, size) is permuted again until it doesn't ("cycle walking"), which keeps it a bijection. After Black
     and Rogaway, "Ciphers with arbitrary finite domains" (2002). Integer arithmetic only, never a library's random
-    numbers: so runs can be repeated for as long as these lines stand. Not for secrets.
+    numbers: so runs can be repeated for as long as these lines stand. Not for secrets. Of fewer than ten things some
+    orders are drawn more often than others.
 
     Args:
       indices: uint64[B].

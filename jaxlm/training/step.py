@@ -101,13 +101,13 @@ def build(
     def train_step(hparams: Hparams, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One optimizer step. Pure: the same arguments give the same bits.
 
-        Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are.
+        Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are:
+        so too where no token counts, and there is no loss.
         """
         hparams = jax.tree.map(jnp.asarray, hparams)
         trained = functools.partial(ways.trained, stages(spec, hparams.optimizer))
         strength = {name: hparams.loss[name] if on[name] else None for name in on}
-        weight = over_axis(jnp.sum(batch["weights"]))
-        weight = jnp.where(weight > 0, weight, 1.0)
+        weight = over_axis(jnp.sum(batch["weights"]))  # where it is 0, so is the loss: 0 / 0, not finite
 
         def objective(params: PyTree, part: Batch, key: jax.Array, chunks: int) -> tuple[jax.Array, losses.TokenSums]:
             dropout = {"dropout": hparams.dropout if dropout_on else None, "key": key}
