@@ -62,7 +62,7 @@ def parameters(cfg: FrozenConfigDict, params: step.PyTree) -> str:
         rows.append((path, shape, f"{leaf.size:,}", numbers, f"{decay:g}", rate, f"{state:,} B", over))
     rows.append(("total", "", f"{tree.size(params):,}", "", "", "", "", ""))
     if padding := flops.padding(params, cfg.model.vocab_size):
-        rows.append(("  beyond the vocabulary", "", f"{padding:,}", "", "", "", "", ""))
+        rows.append(("its padding", "", f"{padding:,}", "", "", "", "", ""))
     if not any(row[-1] for row in rows[1:]):  # all lie whole on each device
         rows = [row[:-1] for row in rows]
     return "\n".join(f"  {line}" for line in aligned(rows, right={2, 4, 5, 6}))
