@@ -121,11 +121,6 @@ def test_the_value_is_that_where_the_watched_metric_was_best(trial, run, watched
     assert findings.read(trial, run(rows, "stopped early"), "eval/accuracy", watched).value == value
 
 
-def test_with_patience_a_run_that_came_to_its_end_has_the_value_of_its_best_step_too(run):
-    patient = study.trial(study.arm(small(overrides={"early_stopping.patience": 3}), "clip"), "clip", 1)
-    assert findings.read(patient, run(rows_of([3.0, 2.0, 2.5]), "done"), "eval/loss").value == 2.0
-
-
 @pytest.mark.parametrize(("every", "value"), [(1, 4.0), (3, 1.0), (5, 1.0)])
 def test_a_metric_of_other_rows_is_the_latest_at_the_best_step_or_its_first(trial, run, every, value):
     """The evaluations' best is at step 4."""
@@ -451,7 +446,7 @@ def test_changes_are_shown_without_secrets_and_functions_by_their_names(monkeypa
     arms = {variant: study.arm(made, variant) for variant in variants}
     found = findings.gather(made, arms, {}, [], ["canary-canary"], name="s", command="")
     (shown,) = [pair for path, pair in found.differences["mine"].items() if path == "optimizer.mine.transform"]
-    assert shown[0] is None and shown[1].endswith("noisy>") and "0x" not in shown[1]
+    assert shown[0] is None and "noisy " in shown[1] and "0x" not in shown[1]
     assert "canary" not in str(found)
 
 
