@@ -154,9 +154,7 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
             )
     found = {address: program(one) for address, one in first.items()}
     with naming(study.baseline):
-        sanity.check_metric(
-            prepare(next(one.config for one in trials if one.variant == study.baseline)).config, study.metric
-        )
+        _check_metric(next(one.config for one in trials if one.variant == study.baseline), study.metric)
     return found
 
 
@@ -185,6 +183,11 @@ def _program(cfg: FrozenConfigDict) -> Hashable:
     sanity.check(cfg)
     energy.intensity(cfg.log.carbon_intensity)
     return lanes.shared(cfg)
+
+
+@functools.lru_cache(maxsize=64)
+def _check_metric(cfg: FrozenConfigDict, metric: str) -> None:
+    sanity.check_metric(prepare(cfg).config, metric)
 
 
 def changes(old: FrozenConfigDict, new: FrozenConfigDict) -> dict[str, tuple[Any, Any]]:

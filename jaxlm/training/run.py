@@ -18,14 +18,14 @@ from ml_collections import FrozenConfigDict
 from jaxlm import data, functions, redact, tree
 from jaxlm.data.batches import Batch
 from jaxlm.errors import DataError, DivergedError
-from jaxlm.evals import asking, perplexity
+from jaxlm.evals import perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim import chain
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import METRICS, Writers, open_writers, read_jsonl
-from jaxlm.training import devices, initial, lock, parallel, position, processes, rundir, sanity, step
+from jaxlm.training import devices, initial, lock, material, parallel, position, processes, rundir, sanity, step
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.prepare import Prepared
 from jaxlm.training.recorder import Recorder, Spike
@@ -63,8 +63,6 @@ def open_run(
         told += [*sanity.check(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
-        if opened.validation is not None and opened.validation.sha256 == opened.train.sha256:
-            told.append("warning: data.validation is the text of data.source, so eval/loss tells what is memorised")
         writes = processes.first()
         if writes:
             stack.enter_context(lock.held(workdir))
@@ -118,29 +116,14 @@ class Run:
         self._seen = seen
         _, self.hparams = step.split(cfg)
         self._carbon = energy.intensity(cfg.log.carbon_intensity)
-        T = cfg.model.context_length
-        self._batches, self._note = data.training(cfg.data, opened, T, cfg.seed)
-        self.validation = None
-        if opened.validation is not None and cfg.eval.every:
-            self.validation, self._bytes_per_token = data.held_out(
-                cfg.data, opened.tokenizer, opened.validation, T, cfg.data.batch_size, cfg.eval.batches
-            )
-        self._held_out = ""
-        if (held := opened.validation) is not None:
-            kind = "pair" if cfg.data.format == "pairs" else "document"
-            kind += "s" if held.num_documents != 1 else ""
-            whose = cfg.data.source if cfg.data.validation.endswith("%") else cfg.data.validation
-            self._held_out = f"held out: {held.num_documents:,} {kind}, {held.num_tokens:,} tokens, of {whose}"
-        self._ask = None
-        if opened.validation is not None and cfg.eval.tasks:
-            self._ask = asking.asker(cfg, opened.tokenizer, opened.validation)
+        self._material = material.of(cfg, opened)
+        self.validation = self._material.validation
         self.ended = ""
         self.error: DivergedError | None = None
         self.metrics: dict[str, float] = {}
         self.writers = Writers({}, self.say)
-        held_out = opened.validation.sha256 if opened.validation else ""
-        code = functions.digests(cfg)
-        self._position = position.Position(0, opened.train.sha256, validation=held_out, code=code)
+        code, tokens, held_out = functions.digests(cfg), self._material.tokens, self._material.held_out
+        self._position = position.Position(0, tokens, validation=held_out, code=code)
         self.remarks: list[str] = []
         self.state: State | None
         if (latest := checkpoints.whole()) is not None:
@@ -152,7 +135,7 @@ class Run:
             self.remarks = rundir.edits(before.code, restored.config, cfg)
             self.remarks += position.moved_rates(cfg, restored.config.steps, count, latest)
             self._position = before._replace(validation=held_out, code=code)
-            if self._position.tokens != opened.train.sha256:
+            if self._position.tokens != tokens:
                 raise DataError(
                     f"the training tokens of data.source={cfg.data.source!r} are not those that the run in "
                     f"{workdir} began with; give another --workdir, or the data that it began with"
@@ -208,18 +191,16 @@ class Run:
             devices=lambda: devices / max(1, runs()),
             energy=self._energy,
         )
-        epoch = self._batches.num_rows / cfg.data.batch_size  # in steps
+        rows = self._material.batches.num_rows
+        epoch = rows / cfg.data.batch_size  # in steps
         epochs = f"{cfg.steps / epoch:.2g} epochs of {epoch:,.1f} steps"
         resumed = f"; resumed at step {self.done}" if self.done else ""
         self.say(
             f"{tree.size(params) - flops.padding(params, model.vocab_size):,} parameters, "
-            f"{self._batches.num_rows * T:,} training tokens, "
-            f"{cfg.data.batch_size * T:,} tokens a step, {epochs}, {where}{resumed}"
+            f"{rows * T:,} training tokens, {cfg.data.batch_size * T:,} tokens a step, {epochs}, {where}{resumed}"
         )
-        if self._note:
-            self.say(self._note)
-        if self._held_out:
-            self.say(self._held_out)
+        for line in self._material.said:
+            self.say(line)
         if stale := position.stale(self._position, cfg):
             self.say(f"stopped early at step {self.done}: {stale}; raise --config.early_stopping.patience to go on")
             self.ended = "stopped early"
@@ -276,12 +257,12 @@ class Run:
         self.recorder.flush()
         metrics: dict[str, float] = {}
         if evaluates:
-            metrics = self.metrics = perplexity.of_all(evaluate(), self._bytes_per_token)
-            if self._ask:
+            metrics = self.metrics = perplexity.of_all(evaluate(), self._material.bytes_per_token)
+            if ask := self._material.ask:
                 asked = state()
                 params = parallel.here(evaluation_params(asked.opt_state, asked.params)[""])
                 try:
-                    metrics |= self._ask(params, metrics)
+                    metrics |= ask(params, metrics)
                 except Exception:  # what a task can't do is no reason to lose the steps
                     self.recorder.write(done, metrics)
                     if save:
@@ -359,7 +340,7 @@ class Run:
         begin, size = self._sequences(first) + rows.start, rows.stop - rows.start
         B = self.cfg.data.batch_size
         spans = [(begin, count * B)] if size == B else [(begin + i * B, size) for i in range(count)]
-        parts = [self._batches.rows(*span) for span in spans]
+        parts = [self._material.batches.rows(*span) for span in spans]
         if self._seen:
             for (start, _), part in zip(spans, parts, strict=True):
                 self._seen(start, part)
