@@ -44,11 +44,8 @@ def test_a_run_that_began_with_other_weights_may_have_begun_higher():
 def test_arms_whose_runs_are_the_same_get_the_same_value(tmp_path):
     """Both are worse at the end than at their best; one of them may stop early, and has no cause to."""
     variants = {"base": {}, "patient": {PATIENCE: 5}}
-    made = small(
-        variants=variants,
-        baseline="base",
-        overrides={"eval.every": 2, PEAK: 0.3, "optimizer.scale_by_learning_rate.final": 1.0},
-    )
+    rising = {f"optimizer.scale_by_learning_rate.{name}": value for name, value in (("warmup", 0.75), ("final", 1.0))}
+    made = small(variants=variants, baseline="base", overrides={"eval.every": 2, PEAK: 0.1, **rising})
     found = runner.run(made, tmp_path)
     for seed in made.seeds:
         base, patient = (one for one in found.outcomes if one.seed == seed)
