@@ -17,7 +17,7 @@ from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import perplexity
-from jaxlm.training import initial
+from jaxlm.training import initial, step
 from jaxlm.training.explain import explain
 from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
@@ -169,7 +169,7 @@ def test_an_architecture_that_is_asked_for_must_be_the_sources(trained):
 def said(cfg):
     """The lines that a fresh run says of its first parameters."""
     cfg, opened, source = prepare(cfg)
-    return initial.params(cfg, source, opened.tokenizer)[1]
+    return initial.begin(cfg, source, opened.tokenizer, opened.train.sha256, step.shapes(cfg))[1]
 
 
 WARNING = "warning: the tokenizer of the data is not that of"
