@@ -11,8 +11,6 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import jax
-
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError, closest, nearest, place
 
 
@@ -50,10 +48,14 @@ def calling(kind: str, name: str, function: Callable[..., Any]) -> Iterator[None
     """
     try:
         yield
-    except (JaxlmError, MemoryError, jax.errors.JaxRuntimeError):
+    except (JaxlmError, MemoryError):
         raise
     except (Exception, SystemExit) as error:
-        if ":" not in name or (isinstance(error, SystemExit) and error.code == PREEMPTED):  # by a signal meanwhile
+        from jax.errors import JaxRuntimeError  # not before it is needed: data, which needs no JAX, imports this
+
+        if ":" not in name or isinstance(error, JaxRuntimeError):
+            raise
+        if isinstance(error, SystemExit) and error.code == PREEMPTED:  # by a signal meanwhile
             raise
         file = getattr(getattr(function, "__code__", None), "co_filename", "")
         where = f"{place(error, file)}: " if file else ""

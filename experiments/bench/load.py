@@ -92,7 +92,7 @@ class Jaxlm:
     def make(self, case: Case, run: str, folder: str) -> None:
         """A run directory with one step, of initial parameters and moments that don't compress; and its export."""
         from jaxlm.data.tokenizers import Bytes
-        from jaxlm.training import rundir
+        from jaxlm.training import position, rundir
         from jaxlm.training.checkpoint import Checkpoints
         from jaxlm.training.export import export
 
@@ -100,7 +100,7 @@ class Jaxlm:
         Path(run).mkdir()
         rundir.prepare(Path(run), cfg, Bytes())
         with Checkpoints(Path(run) / "checkpoints") as checkpoints:
-            checkpoints.save(state, {}, cfg, {})
+            checkpoints.save(state, position.Position(0, "")._asdict(), cfg, {})
         export(run, folder)
 
 
