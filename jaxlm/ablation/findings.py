@@ -53,7 +53,7 @@ class Outcome(NamedTuple):
     point: Mapping[str, Any]  # {config field: value} of the tuning axes; empty where nothing is tuned
     tuning: bool  # a trial that chose the point, on a seed of its own, not one that is compared
     status: str  # of its status.json: "done", "stopped early", "diverged", ...; "" where it has not begun
-    value: float  # the study's metric, as `scoring` takes it; nan where the run diverged, exploded or is not over
+    value: float  # the study's metric, as `scoring` takes it; nan where the run diverged or is not over
     curve: Curve
     tokens: int  # training tokens seen
     flops: float
@@ -133,8 +133,8 @@ def read(trial: Trial, folder: Path, metric: str, watched: str = "") -> Outcome:
     if ended in ("done", "stopped early"):
         at = scoring.place(rows, steps, watched)
         fresh = not trial.config.init_from
-        if not scoring.exploded(metric, float(values[at]), int(steps[at]), rows, own.model.vocab_size, fresh):
-            value, gap = float(values[at]), float(gaps[at])
+        value = scoring.damped(metric, float(values[at]), int(steps[at]), rows, own.model.vocab_size, fresh)
+        gap = float(gaps[at])
     return Outcome(
         trial=trial.address,
         variant=trial.variant,

@@ -13,7 +13,7 @@ from jaxlm.ablation.study import Trial
 from jaxlm.training import position
 
 MARGIN = 1.0
-"""Nats per token above a uniform guess, from which a loss counts as that of a run that diverged."""
+"""Nats per token above a uniform guess, beyond which a loss counts by its logarithm."""
 
 _LOSS = re.compile(r"train/loss|eval/(\w+_)?loss")
 
@@ -48,14 +48,16 @@ def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, watched: str) ->
     return len(steps) - 1
 
 
-def exploded(
+def damped(
     metric: str, value: float, step: int, rows: Sequence[Mapping[str, Any]], vocabulary: int, fresh: bool
-) -> bool:
-    """Whether a run is lost though its numbers are finite: as one that diverged.
+) -> float:
+    """A value as it counts: what of a loss is beyond a border, `MARGIN` above ln V, that of a uniform guess, as its
+    logarithm, log(1 + x).
 
-    It is where the metric is a loss, and its value is more than `MARGIN` above ln V, the loss of a uniform guess; and
-    so is the training loss by then, as an overfitted model's is not. A run that began with other weights may have
-    begun higher: there its first training loss counts instead, if it is more.
+    Losses of runs that exploded, 2,000 on one seed and 6,000,000 on another, say little more than that they did; their
+    spread would hide it from a test. An overfitted model's is left as it is: the training loss has to be beyond, too. A
+    run that began with other weights may have begun higher: there its first training loss counts in place of ln V, if
+    it is more.
 
     Args:
       value, step: that counts, and where.
@@ -63,11 +65,12 @@ def exploded(
       fresh: it began with weights of no other model.
     """
     if not _LOSS.fullmatch(metric):
-        return False
+        return value
     training = [row["train/loss"] for row in rows if "train/loss" in row]
     by_then = [row["train/loss"] for row in rows if "train/loss" in row and row["step"] <= step]
     start = math.log(vocabulary) if fresh else max([math.log(vocabulary), *training[:1]])
-    return all(loss > start + MARGIN for loss in (value, *by_then[-1:]))
+    border = start + MARGIN
+    return border + math.log1p(value - border) if min(value, *by_then[-1:], math.inf) > border else value
 
 
 def words(watched: str) -> str:

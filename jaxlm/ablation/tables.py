@@ -22,13 +22,17 @@ _NOTES = (
     ),
     (
         "Diverged seeds",
-        "A run diverged where its loss is no finite number any more; or, where the metric is a loss, if both it and "
-        f"the training loss are more than {scoring.MARGIN:g} nat above that of a uniform guess, the logarithm of the "
-        "vocabulary's size (or, of a run that began with a model's weights, above its first training loss, if that is "
-        "more). Seeds on which one of the two arms alone diverged have a sign test of their own, corrected with the "
-        "others: "
+        "A run diverged where its loss is no finite number any more. Seeds on which one of the two arms alone diverged "
+        "have a sign test of their own, corrected with the others: "
         "where it finds that one arm loses more of them, that arm is the worse one. With five such seeds or fewer it "
         "finds nothing at 95%.",
+    ),
+    (
+        "Exploded losses",
+        f"Where the metric is a loss, what of it is more than {scoring.MARGIN:g} nat above a uniform guess, the "
+        "logarithm of the vocabulary's size (or, of a run that began with a model's weights, above its first training "
+        "loss, if that is more), counts by its logarithm, log(1 + x), unless the training loss is lower, as in an "
+        "overfitted model. The spread of runs that exploded would hide from a test that they did.",
     ),
     (
         "Interval and p",

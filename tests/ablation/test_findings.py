@@ -227,7 +227,7 @@ def test_training_losses_stand_beside_those_of_evaluation(trial, run):
 
 
 @pytest.mark.parametrize(
-    ("status", "evaluated", "training", "metric", "lost"),
+    ("status", "evaluated", "training", "metric", "damped"),
     [
         ("done", [5.6, 900.0], 700.0, "eval/loss", True),
         ("done", [5.6, 900.0], 700.0, "train/loss", True),
@@ -238,13 +238,16 @@ def test_training_losses_stand_beside_those_of_evaluation(trial, run):
         ("done", [5.6, 900.0], 700.0, "eval/accuracy", False),
     ],
 )
-def test_a_run_far_above_a_uniform_guess_is_lost_as_one_that_diverged(
-    trial, run, status, evaluated, training, metric, lost
+def test_a_loss_far_above_a_uniform_guess_counts_by_its_logarithm(
+    trial, run, status, evaluated, training, metric, damped
 ):
     rows = rows_of([900.0, training], "train/loss")  # at a high rate the first has exploded too
     rows += [row | {"eval/accuracy": 0.1} for row in rows_of(evaluated)]
     found = findings.read(trial, run(rows, status), metric)
-    assert math.isnan(found.value) == lost and found.status == status
+    raw = found.curve.values[-1]
+    border = math.log(257) + 1
+    assert found.status == status
+    assert found.value == pytest.approx(border + math.log(1 + raw - border) if damped else raw)
 
 
 # What can't be read

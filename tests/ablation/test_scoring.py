@@ -1,5 +1,7 @@
 """One rule scores all trials of a study."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -35,10 +37,11 @@ def test_the_measurement_that_counts_is_the_last_up_to_the_best_step():
 
 def test_a_run_that_began_with_other_weights_may_have_begun_higher():
     rows = [{"step": 1, "train/loss": 9.0}, {"step": 2, "train/loss": 9.5}, {"step": 3, "train/loss": 20.0}]
-    assert scoring.exploded("eval/loss", 9.5, 2, rows, 256, fresh=True)
-    assert not scoring.exploded("eval/loss", 9.5, 2, rows, 256, fresh=False)
-    assert scoring.exploded("eval/ema_loss", 21.0, 3, rows, 256, fresh=False)
-    assert scoring.exploded("eval/loss", 9.5, 2, [], 256, fresh=False)  # of one that logs no training loss
+    border = math.log(256) + 1
+    assert scoring.damped("eval/loss", 9.5, 2, rows, 256, fresh=True) == border + math.log(1 + 9.5 - border)
+    assert scoring.damped("eval/loss", 9.5, 2, rows, 256, fresh=False) == 9.5
+    assert scoring.damped("eval/ema_loss", 21.0, 3, rows, 256, fresh=False) == pytest.approx(10 + math.log(12))
+    assert scoring.damped("eval/loss", 9.5, 2, [], 256, fresh=False) < 9.5  # of one that logs no training loss
 
 
 def test_arms_whose_runs_are_the_same_get_the_same_value(tmp_path):
