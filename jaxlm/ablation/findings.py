@@ -106,7 +106,7 @@ def read(trial: Trial, folder: Path, metric: str, watched: str = "") -> Outcome:
       ConfigError: it is over, and its rows have no such metric.
       DataError: its metrics.jsonl is damaged, or lacks its last rows.
     """
-    ended, end, _ = rundir.read_status(folder) or ("", 0, None)
+    ended, end = rundir.read_status(folder) or ("", 0)
     path = folder / writers.METRICS
     rows = writers.read_jsonl(path) if path.exists() else []
     own = cost(trial.config)

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json, functions
 from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size, spread
+from jaxlm.config_rules import number
 from jaxlm.errors import ConfigError, DataError, nearest
 
 BUDGETS = ("tokens", "steps", "flops", "seconds", "joules")
@@ -202,12 +203,7 @@ def _values(axis: Any) -> Any:
     """The values of an axis, NumPy's as Python's."""
     if isinstance(axis, np.ndarray):
         return axis.tolist()
-    return type(axis)(map(_number, axis)) if type(axis) in (list, tuple) else axis
-
-
-def _number(value: Any) -> Any:
-    """A NumPy scalar as Python's."""
-    return value.item() if isinstance(value, np.generic) else value
+    return type(axis)(map(number, axis)) if type(axis) in (list, tuple) else axis
 
 
 class Trial(NamedTuple):
@@ -281,16 +277,10 @@ def apply(cfg: ConfigDict, overrides: Overrides) -> ConfigDict:
     cfg = config.override(cfg, {})
     for path, value in overrides.items():
         if path == "optimizer":
-            out = cfg.copy_and_resolve_references()
-            spec = _edited(value, out.optimizer.to_dict()) if callable(value) else value
-            if not isinstance(spec, (Mapping, ConfigDict)):
-                raise ConfigError(f"optimizer is {spec!r}; expected a spec, or a function that returns one")
-            with out.unlocked(), out.ignore_type():
-                out.optimizer = dict(spec)
-            out.optimizer.unlock()
-            cfg = out
-        else:
-            cfg = config.override(cfg, {path: _number(value)})
+            value = _edited(value, cfg.optimizer.to_dict()) if callable(value) else value
+            if not isinstance(value, (Mapping, ConfigDict)):
+                raise ConfigError(f"optimizer is {value!r}; expected a spec, or a function that returns one")
+        cfg = config.override(cfg, {path: value})
     return cfg
 
 

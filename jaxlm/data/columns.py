@@ -15,6 +15,12 @@ def roots(columns: Iterable[str], known: Iterable[str]) -> dict[str, str]:
     return {column: root for column, root in held.items() if root in names}
 
 
+def with_paths(columns: Iterable[str], known: Iterable[str]) -> list[str]:
+    """The columns of a table, and those of a form that lead into one."""
+    names = list(known)
+    return [*names, *(column for column in roots(columns, names) if column not in names)]
+
+
 def reached(row: Mapping[str, Any], columns: Iterable[str]) -> Mapping[str, Any]:
     """The row with what paths lead to as columns of their own; those that lead nowhere are not there."""
     found = {column: _at(row, column) for column in columns if column not in row and "." in column}

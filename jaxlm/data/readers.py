@@ -123,7 +123,7 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
         with reading(file.path), pq.ParquetFile(file.path) as table:
             names = table.schema_arrow.names
             held = columns.roots(form.columns, names)
-            check_columns(str(file.path), form, [*names, *(set(held) - set(names))])
+            check_columns(str(file.path), form, columns.with_paths(form.columns, names))
             casts = {}
             within = [column for column, root in held.items() if root != column]
             for column in (column for column in form.columns if column not in within):

@@ -213,7 +213,7 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
     except Exception as error:  # whatever it is, it is about this name, this split or this machine
         raise DataError(f"{spec}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     held = columns.roots(form.columns, dataset.column_names)
-    readers.check_columns(spec, form, [*dataset.column_names, *(set(held) - set(dataset.column_names))])
+    readers.check_columns(spec, form, columns.with_paths(form.columns, dataset.column_names))
     read_here = list(dict.fromkeys(held.values()))
 
     def read() -> Iterator[Document]:

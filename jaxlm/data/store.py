@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import cache, forms, heldout, mapped, sources, special, tokenizer_specs, tokenizers
+from jaxlm.data import cache, cutting, forms, heldout, mapped, sources, special, tokenizer_specs
 from jaxlm.data.forms import Document
 from jaxlm.data.section import Section
 from jaxlm.data.sources import Source
@@ -177,7 +177,7 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
     def id_of(piece: int | _End) -> np.ndarray:
         return np.array([piece if isinstance(piece, int) else tokenizer.end_of_text], tokenizer.dtype)
 
-    for group in tokenizers.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
+    for group in cutting.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
         texts = [piece for piece in group if isinstance(piece, str)]
         try:
             encoded = iter(tokenizer.encode_batch(texts))

@@ -16,18 +16,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxlm import hub
-from jaxlm.data import readers, sources
+from jaxlm.data import cutting, readers, sources
 from jaxlm.data.tokenizer_trial import load, panics, trial
 from jaxlm.data.tokenizers import (
     CODE_POINTS,
     END_OF_TEXT,
-    WORDS,
     Bytes,
     Chars,
     HuggingFace,
     Tokenizer,
     code_points,
-    cut,
     from_json,
 )
 from jaxlm.errors import ConfigError, DataError
@@ -135,7 +133,9 @@ def _bpe(size: int, corpus: Iterable[str]) -> HuggingFace:
     )
     try:
         with panics(f"can't train bpe:{size} on this text"):
-            tokenizer.train_from_iterator((piece for text in corpus for piece in cut(text, WORDS)), trainer)
+            tokenizer.train_from_iterator(
+                (piece for text in corpus for piece in cutting.cut(text, cutting.WORDS)), trainer
+            )
     except UnicodeEncodeError as error:
         raise DataError(f"the text has a lone surrogate at character {error.start}") from error
     actual = tokenizer.get_vocab_size()

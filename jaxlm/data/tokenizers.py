@@ -12,27 +12,24 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxlm.data import cutting
 from jaxlm.data.tokenizer_trial import load, panics, trial
 from jaxlm.errors import DataError
 
 if TYPE_CHECKING:
     import tokenizers
 
-Item = TypeVar("Item")
-
 END_OF_TEXT = "<|endoftext|>"
 CODE_POINTS = 0x110000  # of Unicode
 
-_PIECE = 2**18  # characters handed to the tokenizers library at once: it takes some 100 bytes of memory for each token
 _GROUP = 2**23  # characters encoded in parallel
-_LONGEST = 2**20  # characters of a piece, even where that changes a token
 
 
 class Special(NamedTuple):
@@ -102,7 +99,7 @@ class Tokenizer(ABC):
 
     def pieces(self, text: str) -> Iterator[str]:
         """A long text in parts: their ids, joined, are those of the whole, and take less memory on the way."""
-        return (text[start : start + _PIECE] for start in range(0, len(text), _PIECE))
+        return cutting.equal(text)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """`encode` of each text, in parallel where that is faster."""
@@ -252,8 +249,8 @@ class HuggingFace(Tokenizer):
         if not self._byte_level or parts.get("normalizer") is not None or '"add_prefix_space": true' in before:
             return None
         if '"use_regex": true' in before and parts["pre_tokenizer"]["type"] == "ByteLevel":
-            return WORDS
-        return LINES if '"use_regex": true' in before or '"Split"' in before else None
+            return cutting.WORDS
+        return cutting.LINES if '"use_regex": true' in before or '"Split"' in before else None
 
     @cached_property
     def byte_lengths(self) -> np.ndarray:
@@ -271,10 +268,10 @@ class HuggingFace(Tokenizer):
         return out
 
     def pieces(self, text: str) -> Iterator[str]:
-        return cut(text, self._places) if self._places else iter([text])
+        return cutting.cut(text, self._places) if self._places else iter([text])
 
     def encode(self, text: str) -> np.ndarray:
-        groups = grouped(self.pieces(text), len, _GROUP)
+        groups = cutting.grouped(self.pieces(text), len, _GROUP)
         return np.concatenate([np.empty(0, self.dtype), *(ids for group in groups for ids in self.encode_batch(group))])
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -365,40 +362,3 @@ def code_points(text: str) -> np.ndarray:
     """uint32[characters]."""
     with _surrogates(text):
         return np.frombuffer(text.encode("utf-32-le"), "<u4")
-
-
-def grouped(items: Iterable[Item], size: Callable[[Item], int], limit: int) -> Iterator[list[Item]]:
-    """Lists of consecutive items, each closed once its sizes sum to `limit`."""
-    group: list[Item] = []
-    total = 0
-    for item in items:
-        group.append(item)
-        total += size(item)
-        if total >= limit:
-            yield group
-            group, total = [], 0
-    if group:
-        yield group
-
-
-LINES = re.compile(r"(?<=\S\n)(?=\S)")
-WORDS = re.compile(r"(?<=\S\n)(?=\S)|(?<=\S)(?= \S)")
-"""Where a text can be cut and its tokens stay: "x\\n" | "y", "x" | " y", never among white space.
-
-The pre-tokenizers of GPT-2 and its kin take a run of white space as one token or more, depending on what follows; a
-single line end between two other characters is always the end of a token, and with GPT-2's own a single space is always
-the start of one.
-"""
-
-
-def cut(text: str, places: re.Pattern[str]) -> Iterator[str]:
-    """Parts of a long text, cut where `places` matches; anywhere, if it does not for a million characters."""
-    start = 0
-    while len(text) - start > _PIECE:
-        found = places.search(text, start + _PIECE, start + _LONGEST)
-        if found is None and len(text) - start <= _LONGEST:
-            break
-        stop = found.end() if found else start + _LONGEST
-        yield text[start:stop]
-        start = stop
-    yield text[start:]

@@ -50,11 +50,8 @@ NO_LEARNING_RATE = "no learning rate"
 
 IMPOSSIBLE = "an impossible argument"
 
-CLIPPING = (
-    *(transforms.clip_by_global_norm, optax.clip_by_global_norm),
-    *(optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip),
-)
 GLOBAL_NORMS = (transforms.clip_by_global_norm, optax.clip_by_global_norm)
+CLIPPING = (*GLOBAL_NORMS, optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip)
 RATES = (
     *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
     optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction

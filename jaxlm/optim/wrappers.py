@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -158,9 +157,9 @@ def schedule_free(
     """
     if not isinstance(b1, jax.core.Tracer) and not 0 < b1 <= 1:
         raise ConfigError(f"schedule_free: b1={b1}; expected above 0, such as 0.9, and 1 at most")
-    rate = learning_rate
+    rate: Any = learning_rate
     if callable(learning_rate):  # optax counts from 1 here, and inner's schedule from 0
-        rate = functools.partial(lambda own, count: own(count - 1), learning_rate)
+        rate = lambda count: learning_rate(count - 1)  # noqa: E731
     return optax.contrib.schedule_free(inner, rate, b1, weight_lr_power)
 
 

@@ -51,7 +51,6 @@ class Status(NamedTuple):
 
     status: str  # "running", "done", "stopped early", "preempted", "interrupted", "diverged" or "failed"
     step: int  # completed steps
-    result: int | None  # the step that is the run's result, where that is not its latest
 
 
 def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenizer) -> list[str]:
@@ -150,7 +149,11 @@ def read_tokenizer(workdir: Path) -> tokenizers.Tokenizer:
 
 
 def write_status(workdir: Path, status: str, step: int, result: int | None = None) -> None:
-    """Writes status.json: what `Status` holds, and which process says so."""
+    """Writes status.json: what `Status` holds, and which process says so.
+
+    Args:
+      result: for people: the step that is the run's result, where that is not its latest. The checkpoints tell it too.
+    """
     found = {"status": status, "step": step, "time": round(time.time(), 3)}
     found |= {"pid": os.getpid(), "host": socket.gethostname()} | ({} if result is None else {"result": result})
     write(workdir / "status.json", json.dumps(found))
@@ -160,8 +163,7 @@ def read_status(workdir: Path) -> Status | None:
     """How the run of a directory stands; None where no status.json tells."""
     try:
         found = json.loads((workdir / "status.json").read_bytes())
-        result = None if found.get("result") is None else operator.index(found["result"])
-        return Status(str(found["status"]), operator.index(found["step"]), result)
+        return Status(str(found["status"]), operator.index(found["step"]))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from jaxlm import data, files
-from jaxlm.data import heldout, store, tokenfile, tokenizer_specs, tokenizers
+from jaxlm.data import cutting, heldout, store, tokenfile, tokenizer_specs
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 
@@ -135,7 +135,7 @@ def test_long_documents_are_encoded_in_parts(
     path = tmp_path / "a.txt"
     path.write_text("def f(x):\n    return x + 1\n\n\nclass Naïve:\n  pass\n" * 50)
     whole = data.open(section(path, tokenizer=spec))
-    monkeypatch.setattr(tokenizers, "_PIECE", 100)
+    monkeypatch.setattr(cutting, "_PIECE", 100)
     monkeypatch.setattr(store, "_CHUNK", 250)
     parts = data.open(section(path, tokenizer=spec, cache_dir=tmp_path / "second"))
     np.testing.assert_array_equal(whole.train.tokens, parts.train.tokens)
@@ -606,7 +606,7 @@ def test_an_unknown_character_is_told_with_its_document_and_place(
     (corpus / "07.txt").write_text("document " * 50 + "Ω")
     with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
         store.tokenize(str(corpus), chars, section(corpus))
-    monkeypatch.setattr(tokenizers, "_PIECE", 100)
+    monkeypatch.setattr(cutting, "_PIECE", 100)
     monkeypatch.setattr(store, "_CHUNK", 250)
     with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
         store.tokenize(str(corpus), chars, section(corpus))

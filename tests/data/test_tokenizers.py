@@ -11,7 +11,7 @@ import tokenizers as library
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxlm.data import tokenizers
+from jaxlm.data import cutting, tokenizers
 from jaxlm.data.tokenizer_specs import build
 from jaxlm.data.tokenizers import END_OF_TEXT, Bytes, Chars, HuggingFace, Tokenizer
 from jaxlm.errors import DataError
@@ -140,7 +140,7 @@ def spaced() -> Tokenizer:
 def test_long_texts_are_cut_where_it_changes_nothing(spaced: Tokenizer, text: str, length: int) -> None:
     whole = spaced.encode(text)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tokenizers, "_PIECE", length)
+        patch.setattr(cutting, "_PIECE", length)
         patch.setattr(tokenizers, "_GROUP", 10)
         pieces = list(spaced.pieces(text))
         np.testing.assert_array_equal(spaced.encode(text), whole)
@@ -148,7 +148,7 @@ def test_long_texts_are_cut_where_it_changes_nothing(spaced: Tokenizer, text: st
 
 
 def test_long_texts_are_cut(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizers, "_PIECE", 4)
+    monkeypatch.setattr(cutting, "_PIECE", 4)
     assert list(bpe.pieces("abcdef\ngh\n\nijklm\nn")) == ["abcdef\n", "gh\n\nijklm\n", "n"]
     assert list(bpe.pieces("abcdef gh  ij kl")) == ["abcdef", " gh  ij", " kl"]
     assert list(Bytes().pieces("abcdef")) == ["abcd", "ef"]
@@ -162,8 +162,8 @@ def test_long_texts_are_cut(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_a_text_without_a_place_to_cut_is_cut_all_the_same(bpe: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
     """Or it would take a hundred times its size in memory."""
-    monkeypatch.setattr(tokenizers, "_PIECE", 4)
-    monkeypatch.setattr(tokenizers, "_LONGEST", 6)
+    monkeypatch.setattr(cutting, "_PIECE", 4)
+    monkeypatch.setattr(cutting, "_LONGEST", 6)
     assert list(bpe.pieces("thecatsatonit")) == ["thecat", "satoni", "t"]
     assert list(bpe.pieces("thecat")) == ["thecat"]
     assert bpe.decode(bpe.encode("é" * 20)) == "é" * 20
