@@ -120,14 +120,12 @@ def locate(spec: str | Path) -> Located:
 
 def _result(folder: Path, checkpoints: Checkpoints) -> int | None:
     """The step that is the result of a run, where that is not its latest. The last checkpoint tells it: what else is
-    in a run's directory may be lost, or from another time."""
-    if not (steps := checkpoints.steps()):
+    in a run's directory may be lost, or from another time. Of one that can't tell, the latest step would be a guess."""
+    cfg = rundir.read_config(folder)
+    if not (steps := checkpoints.steps()) or not position.may_be_best(cfg):
         return None
-    try:
-        last = position.of_json(checkpoints.data(steps[-1]))
-    except DataError:  # damaged: `whole` says what becomes of it
-        return None
-    result = position.result(last, rundir.read_config(folder), steps[-1])
+    last = position.of_json(checkpoints.data(steps[-1]))
+    result = position.result(last, cfg, steps[-1])
     if result and result not in steps:
         raise DataError(
             f"the result of {str(folder)!r} is its best step, {result}, and that checkpoint is "

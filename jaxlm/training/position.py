@@ -98,7 +98,12 @@ def result(now: Position, cfg: FrozenConfigDict, step: int) -> int | None:
     one's, once a run that may stop early did so or came to its end."""
     best = now.best.of(cfg.checkpoint.best)
     over = step == cfg.steps or stale(now, cfg)
-    return best.step or None if cfg.checkpoint.best and cfg.early_stopping.patience and over else None
+    return best.step or None if may_be_best(cfg) and over else None
+
+
+def may_be_best(cfg: FrozenConfigDict) -> bool:
+    """Whether the result of a run, once it is over, is its best step, and not its last."""
+    return bool(cfg.checkpoint.best and cfg.early_stopping.patience)
 
 
 def before_evaluation(cfg: FrozenConfigDict) -> Callable[[int], bool]:
