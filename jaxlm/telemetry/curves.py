@@ -58,11 +58,12 @@ def draw(workdir: Path) -> Path | None:
     return save(figure, workdir / "loss.png")
 
 
-def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
+def draw_schedule(values: Mapping[str, ArrayLike], path: Path, steps: ArrayLike | None = None) -> Path | None:
     """Draws numbers that follow a schedule, one panel each, to `path` (PNG), atomically.
 
     Args:
-      values: name -> its value at each step of the run, from step 0 on.
+      values: name -> its value at each of `steps`.
+      steps: by default each step of the run, from step 0 on.
 
     Returns:
       The path; None if matplotlib isn't installed or there is nothing to draw.
@@ -76,7 +77,9 @@ def draw_schedule(values: Mapping[str, ArrayLike], path: Path) -> Path | None:
     panels = figure.subplots(len(values), 1, sharex=True, squeeze=False)[:, 0]
     for axes, (name, value) in zip(panels, values.items(), strict=True):
         series = np.asarray(value, float)
-        axes.plot(series, color=_COLORS["train"], linewidth=1.8, marker="o" if len(series) == 1 else "", markersize=3)
+        at = np.arange(len(series)) if steps is None else steps
+        dot = "o" if len(series) == 1 else ""
+        axes.plot(at, series, color=_COLORS["train"], linewidth=1.8, marker=dot, markersize=3)
         peak = max(series[np.isfinite(series)], default=0.0) or 1.0
         axes.set_ylim(0, 1.1 * peak)
         axes.set_yticks([0, peak / 2, peak], ["0", f"{peak / 2:.3g}", f"{peak:.3g}"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, optim, redact, tree
@@ -15,6 +15,8 @@ from jaxlm.telemetry import curves, flops
 from jaxlm.telemetry.text import aligned
 from jaxlm.training import devices, memory, parallel, step
 from jaxlm.training.prepare import prepare
+
+_DRAWN = 2**20  # steps of a schedule, at most
 
 
 def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> str:
@@ -78,7 +80,8 @@ def optimizer(cfg: FrozenConfigDict, params: step.PyTree) -> str:
 
 def schedule(cfg: FrozenConfigDict, workdir: Path | None) -> str:
     """The learning rate of each stage that has one, over the run: drawn in a line of text, and in schedule.png."""
-    rates = jax.vmap(lambda n: chain.learning_rates(cfg.optimizer.to_dict(), None, cfg.steps, n))(jnp.arange(cfg.steps))
+    steps = np.linspace(0, cfg.steps - 1, min(cfg.steps, _DRAWN)).astype(np.int32)
+    rates = jax.vmap(lambda n: chain.learning_rates(cfg.optimizer.to_dict(), None, cfg.steps, n))(steps)
     out = []
     for name, values in rates.items():
         first, highest, last = values[0], values.max(), values[-1]
@@ -86,7 +89,7 @@ def schedule(cfg: FrozenConfigDict, workdir: Path | None) -> str:
         out.append(f"  {curves.sparkline(values)}")
     if workdir is not None and rates:
         workdir.mkdir(parents=True, exist_ok=True)
-        if picture := curves.draw_schedule(rates, workdir / "schedule.png"):
+        if picture := curves.draw_schedule(rates, workdir / "schedule.png", steps):
             out.append(f"  {picture}")
     return "\n".join(out or ["  none"])
 
