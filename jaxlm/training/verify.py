@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -55,22 +56,22 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
     cfg = shortened(cfg, steps)
     folder = Path(tempfile.mkdtemp(prefix="jaxlm-verify-"))
     straight, killed = folder / "straight", folder / "killed"
-    if code := _start(cfg, straight).wait():
-        shutil.rmtree(folder)
-        raise Failed("the undisturbed run", code)
-    moments = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
-    for moment in moments:
-        process = _start(cfg, killed)
-        while process.poll() is None and _last_step(killed) < moment:
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
-    if code := _start(cfg, killed).wait():
-        raise Failed(f"the killed run, called again in {killed},", code)
-    for compare in (_batches, _metrics, _state):
-        if difference := next(compare(straight, killed), None):
-            raise Differs(f"{difference}. Both runs are in {folder}")
-    shutil.rmtree(folder)
+    moments, kept = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)], False
+    try:
+        if code := _run(cfg, straight):
+            raise Failed("the undisturbed run", code)
+        for moment in moments:
+            _run(cfg, killed, until=moment)
+        if code := _run(cfg, killed):
+            kept = True
+            raise Failed(f"the killed run, called again in {killed},", code)
+        for compare in (_batches, _metrics, _state):
+            if difference := next(compare(straight, killed), None):
+                kept = True
+                raise Differs(f"{difference}. Both runs are in {folder}")
+    finally:
+        if not kept:
+            shutil.rmtree(folder)
     return f"{steps} steps, killed at about steps {', '.join(map(str, moments))}: the same batches, metrics and bits"
 
 
@@ -92,14 +93,21 @@ def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDic
     return config.resolve(config.override(cfg, changes))
 
 
-def _start(cfg: FrozenConfigDict, workdir: Path) -> subprocess.Popen[bytes]:
+def _run(cfg: FrozenConfigDict, workdir: Path, until: float = math.inf) -> int:
+    """Trains in a process of its own, which is killed after a step; its exit code."""
     child = "from jaxlm.training import verify; verify.child()"
     workdir.mkdir(parents=True, exist_ok=True)
     process = subprocess.Popen([sys.executable, "-c", child, str(workdir)], stdin=subprocess.PIPE)
     assert process.stdin is not None
-    with process.stdin as file:
-        file.write(config_json.to_json(cfg, secrets=True).encode())
-    return process
+    try:
+        with process.stdin as file:
+            file.write(config_json.to_json(cfg, secrets=True).encode())
+        while process.poll() is None and _last_step(workdir) < until:
+            time.sleep(0.005)
+    finally:
+        process.kill()
+        process.wait()
+    return process.returncode
 
 
 def child() -> None:

@@ -1,6 +1,6 @@
 import json
+import subprocess
 import tempfile
-from types import SimpleNamespace
 
 import jax.numpy as jnp
 import pytest
@@ -21,20 +21,35 @@ def get_config(arg=""):
 
 
 @pytest.mark.slow
-def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, capfd):
+def test_a_run_that_is_killed_ends_with_the_same_bits(tmp_path, capfd, monkeypatch):
+    monkeypatch.setattr(verify, "KILLS", 1)
     (tmp_path / "c.py").write_text(CONFIG)
     assert main.main([f"--config={tmp_path / 'c.py'}", "--verify_resume=12"]) == 0
-    assert "12 steps, killed at about steps 3, 6, 9: the same batches, metrics and bits" in capfd.readouterr().out
+    assert "12 steps, killed at about steps 6: the same batches, metrics and bits" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize(("code", "given"), [(2, 2), (3, 3), (4, 4), (-9, 137)])
 def test_a_run_that_fails_gives_its_own_exit_code_and_leaves_nothing(tmp_path, monkeypatch, capsys, code, given):
     (tmp_path / "c.py").write_text(CONFIG)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(verify, "_start", lambda cfg, workdir: SimpleNamespace(wait=lambda: code))
+    monkeypatch.setattr(verify, "_run", lambda cfg, workdir: code)
     assert main.main([f"--config={tmp_path / 'c.py'}", "--verify_resume=12"]) == given
     assert capsys.readouterr().err == f"error: the undisturbed run ended with exit code {code}; see above\n"
     assert [path.name for path in tmp_path.iterdir() if path.is_dir() and path.name != "__pycache__"] == []
+
+
+def test_an_interrupt_ends_the_run_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    started, Popen = [], subprocess.Popen
+
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess, "Popen", lambda *args, **more: started.append(Popen(*args, **more)) or started[-1])
+    monkeypatch.setattr(verify, "_last_step", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        verify.verify_resume(tiny(), 12)
+    assert started[0].returncode == -9 and list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture(scope="module")
