@@ -25,7 +25,7 @@ from jaxlm.ablation.study import Study, Trial, naming
 from jaxlm.ablation.variants import Overrides, written
 from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
-from jaxlm.training import lock
+from jaxlm.training import lock, rundir
 from jaxlm.training.prepare import Prepared, prepare
 from jaxlm.training.signals import Signals
 
@@ -80,7 +80,7 @@ def run(
     if (workdir / "config.json").exists():
         raise ConfigError(f"{workdir} is a run's directory; give the study another --workdir")
     with Signals() as signals, lock.held(workdir):
-        memory = Memory(workdir / "study.json")
+        memory = Memory(workdir / rundir.STUDY)
 
         def train_all(trials: Sequence[Trial]) -> list[Outcome]:
             return train(trials, workdir, memory, signals, study.metric, watched, lanes=study.lanes, execute=execute)

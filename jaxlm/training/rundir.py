@@ -45,6 +45,9 @@ FREE = (
 CHECKPOINTS = "checkpoints"
 """The folder of a run directory that holds them."""
 
+STUDY = "study.json"
+"""What only the directory of a study holds."""
+
 
 class Status(NamedTuple):
     """How a run stands, as its status.json says."""
@@ -60,10 +63,12 @@ def prepare(workdir: Path, cfg: FrozenConfigDict, tokenizer: tokenizers.Tokenize
       what changed since the last time, as lines to say.
 
     Raises:
-      ConfigError: another run lives there, or one that is past the config's last step; says how to go on.
+      ConfigError: another run lives there, or one that is past the config's last step, or a study; says how to go on.
       DataError: the tokenizer is another, or the directory can't be written.
     """
     changed = []
+    if (workdir / STUDY).exists():
+        raise ConfigError(f"{workdir} is a study's directory; give the run another --workdir")
     if (workdir / "config.json").exists() and begun(workdir):
         changed = check(read_config(workdir), cfg, f"run directory {str(workdir)!r}")
         if read_tokenizer(workdir).fingerprint != tokenizer.fingerprint:

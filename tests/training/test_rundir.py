@@ -36,6 +36,13 @@ def test_what_breaks_off_between_its_files_can_be_started_again(tmp_path, monkey
     assert rundir.prepare(tmp_path, resolved(), Bytes()) == []
 
 
+def test_a_study_s_directory_is_no_run_s(tmp_path):
+    (tmp_path / "study.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a study's directory; give the run another --workdir"):
+        rundir.prepare(tmp_path, resolved(), Bytes())
+    assert not (tmp_path / "config.json").exists()
+
+
 def test_every_free_field_exists():
     paths = config.flat(config.default())
     assert all(any(path.startswith(free) for path in paths) for free in rundir.FREE)
