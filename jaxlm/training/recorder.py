@@ -6,17 +6,17 @@ import math
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import DivergedError
 from jaxlm.telemetry.energy import Share
 from jaxlm.telemetry.flops import mfu
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import Writers
-from jaxlm.training.position import Position
+from jaxlm.training.position import Position, before_evaluation
 
 
 class Spike(Exception):
@@ -28,49 +28,37 @@ class Spike(Exception):
 
 
 class Recorder:
-    """Takes the metrics of each call of the step, writes every `every`-th step's as a row, and the last one's.
+    """Takes the metrics of each call of the step, writes every `log.every`-th step's as a row, and the last one's.
 
     Args:
-      every: steps between rows; 0 writes none.
-      last: the run's last step.
-      say: takes a line for people.
-      tokens_per_step: in a batch, over all devices.
-      near: whether the loss of a step is one for the next `mean_loss`.
       position: where the run stands; the recorder goes on with its `losses`, `skipped` and `recent`.
-      divergence: that section of the config.
+      say: takes a line for people.
       flops_per_token: of forward and backward pass, for the MFU.
-      dtype: of the computation.
       devices: what this run has of them: a part of one, where lanes share it.
       energy: what this run is charged.
     """
 
     def __init__(
         self,
+        cfg: FrozenConfigDict,
+        position: Position,
         writers: Writers,
         progress: View,
         say: Callable[[str], None],
         *,
-        every: int,
-        last: int,
-        tokens_per_step: int,
-        tokens_before: int,
-        near: Callable[[int], bool],
-        position: Position,
-        divergence: Any,
         flops_per_token: int,
-        dtype: str,
         devices: Callable[[], float],
         energy: Share,
     ):
-        self._writers, self._progress, self._say, self._every = writers, progress, say, every
-        self._last = last
-        self._tokens_per_step, self._tokens = tokens_per_step, tokens_before
-        self._near = near
-        self._flops_per_token, self._dtype, self._devices = flops_per_token, dtype, devices
+        self._writers, self._progress, self._say = writers, progress, say
+        self._every, self._last, self._divergence = cfg.log.every, cfg.steps, cfg.divergence
+        self._near = before_evaluation(cfg)
+        T = cfg.model.context_length
+        self._tokens_per_step, self._tokens = cfg.data.batch_size * T, position.sequences * T
+        self._tokens_of_rows = self._tokens
+        self._flops_per_token, self._dtype, self._devices = flops_per_token, cfg.model.dtype, devices
         self.losses, self.skipped, self.recent = position.losses, position.skipped, position.recent
-        self._max_bad_steps, self._energy = divergence.max_bad_steps, energy
-        self._window, self._rollback_z = divergence.window, divergence.rollback_z
-        self._tokens_of_rows = tokens_before
+        self._energy = energy
         self._pending: tuple[int, int, Callable[[], dict[str, np.ndarray]]] | None = None
         self._durations: list[float] = []  # seconds per step since the last row
         self._mark: float | None = None
@@ -119,6 +107,7 @@ class Recorder:
         if self._mark is not None:
             self._durations.append((now - self._mark) / count)
         self._mark = now
+        max_bad_steps, rollback_z = self._divergence.max_bad_steps, self._divergence.rollback_z
         end, of_call = self._tokens + count * self._tokens_per_step, None
         for i, (loss, bad) in enumerate(zip(losses, skipped, strict=True)):
             step = first + i + 1
@@ -141,9 +130,9 @@ class Recorder:
                     of_call = self._throughput() | self._energy.metrics(end - self._tokens_of_rows)
                     self._tokens_of_rows = end
                 self.write(step, values | of_call)
-            if not bad and self._rollback_z:
+            if not bad and rollback_z:
                 self._look_for_spikes(step, loss)
-            if self.skipped[1] >= self._max_bad_steps:
+            if self.skipped[1] >= max_bad_steps:
                 raise DivergedError(
                     f"steps {step - self.skipped[1] + 1} to {step} had no finite loss, gradient or update "
                     "(divergence.max_bad_steps); lower the peak learning rate, clip gradients or lengthen the warmup. "
@@ -153,7 +142,7 @@ class Recorder:
 
     def _look_for_spikes(self, step: int, loss: float) -> None:
         """The rule of `optim.wrappers.skip_spikes`; it looks at no loss while fewer than a window of them are known."""
-        window, z = self._window, self._rollback_z
+        window, z = self._divergence.window, self._divergence.rollback_z
         if len(self.recent) == window and loss > statistics.fmean(self.recent) + z * statistics.pstdev(self.recent):
             raise Spike(step, loss)
         self.recent = (*self.recent, loss)[-window:]

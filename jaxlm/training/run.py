@@ -176,18 +176,12 @@ class Run:
         self.writers = open_writers(names, self.workdir, cfg, self.done, self.say)
         self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
+            cfg,
+            self._position,
             self.writers,
             self.view,
             self.say,
-            every=cfg.log.every,
-            last=cfg.steps,
-            tokens_per_step=cfg.data.batch_size * T,
-            tokens_before=self._position.sequences * T,
-            near=position.before_evaluation(cfg),
-            position=self._position,
-            divergence=cfg.divergence,
             flops_per_token=flops.of_model(model, params),
-            dtype=model.dtype,
             devices=lambda: devices / max(1, runs()),
             energy=self._energy,
         )
