@@ -4,6 +4,7 @@ Nothing here may import JAX at the top: the platform is chosen first.
 """
 
 import errno
+import functools
 import os
 import re
 import shutil
@@ -76,17 +77,27 @@ def _refuse_network(event: str, args: tuple) -> None:
         raise OSError(errno.ENETUNREACH, f"tests have no network, and one asked for {host}")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def programs():
+    """Compiled programs stay for the tests to come: more of them than a run's process has use for."""
+    from jaxlm.training import steps
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(steps, "_built", functools.lru_cache(maxsize=16)(steps._built.__wrapped__))
+        yield
+
+
 @pytest.fixture(autouse=True)
-def programs_of_its_own():
-    """Of what a test patches, no other test may be given a program that was compiled with it or without."""
+def programs_of_its_own(request, programs):
+    """A test that patches is given no program that was compiled without its patch, and leaves none with it."""
+    if "monkeypatch" not in request.fixturenames:
+        yield
+        return
+    from jaxlm.training import steps
 
-    def forget():
-        if steps := sys.modules.get("jaxlm.training.steps"):
-            steps._built.cache_clear()
-
-    forget()
-    yield
-    forget()
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(steps, "_built", functools.lru_cache(maxsize=None)(steps._built.__wrapped__))
+        yield
 
 
 @pytest.fixture(scope="session")

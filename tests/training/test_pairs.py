@@ -1,6 +1,7 @@
 """Training on pairs and packed documents: no example sees another, packing changes no loss, and runs go on as ever."""
 
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +11,9 @@ import pytest
 import jaxlm
 from jaxlm import data, evaluate
 from jaxlm.model import gpt2, losses
-from jaxlm.training import verify
-from tests.tiny import resolved, tiny
+from tests.runs import rows
+from tests.tiny import assert_same_bits, resolved, tiny
+from tests.training.test_loop import signalled
 
 PAIRS = [(f"what is {i}?" * (1 + i % 2), f" {i * i}") for i in range(24)]
 FIELDS = {"data__format": "pairs", "model__context_length": 48, "data__validation": "25%"}
@@ -81,16 +83,22 @@ def test_an_example_sees_no_other(source, model, leak):
 @pytest.mark.parametrize("pack", [False, True])
 def test_a_run_learns_its_pairs(source, tmp_path, pack, capfd):
     rate = {"optimizer__scale_by_learning_rate__peak": 0.01}
-    run = jaxlm.train(tiny(steps=30, data__source=source, data__pack=pack, **rate, **FIELDS), tmp_path / "run")
+    run = jaxlm.train(
+        tiny(steps=30, eval__every=30, data__source=source, data__pack=pack, **rate, **FIELDS), tmp_path / "run"
+    )
     said = capfd.readouterr().err
     assert " pairs in " in said and " of whose positions are used" in said
     assert run.metrics["eval/loss"] < 4.0  # of 5.5 at the start
 
 
-@pytest.mark.slow
-def test_a_run_on_packed_pairs_that_is_killed_ends_with_the_same_bits(source):
-    cfg = tiny(data__source=source, data__pack=True, **FIELDS)
-    assert "the same" in verify.verify_resume(cfg, 8)
+def test_a_run_on_packed_pairs_that_is_stopped_ends_with_the_same_bits(source, tmp_path, monkeypatch):
+    cfg = tiny(data__source=source, data__pack=True, model__dropout=0.1, **FIELDS)
+    whole = jaxlm.train(cfg, tmp_path / "whole")
+    with monkeypatch.context() as patched:
+        signalled(patched, signal.SIGTERM, 3)
+        assert jaxlm.train(cfg, tmp_path / "run").status == "preempted"
+    assert_same_bits(jaxlm.train(cfg, tmp_path / "run").state, whole.state)
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_micro_batches_change_no_number(source):
