@@ -25,7 +25,7 @@ sys.exit(signals.exit_code if signals.caught else 0)
 """
 
 
-@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 0), (signal.SIGTERM, 1), (signal.SIGUSR1, 1)])
+@pytest.mark.parametrize(("number", "receiver"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)])
 def test_a_signal_to_one_of_two_processes_stops_both_after_the_same_call(number, receiver):
     with socket.socket() as free:
         free.bind(("localhost", 0))
