@@ -23,7 +23,7 @@ from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
 from tests.test_hub import cached
 from tests.tiny import CORPUS, assert_same_bits, leaves, tiny
-from tests.training.test_loop import ROOT, rows, start, wait_for_step
+from tests.training.test_loop import ROOT, rows, signalled
 
 STILL = {"optimizer__scale_by_learning_rate__peak": 0.0}
 
@@ -83,16 +83,13 @@ def test_it_learns_from_there_with_a_fresh_optimizer(trained, tmp_path):
     assert counts and all(count == 8 for count in counts)
 
 
-@pytest.mark.slow
-def test_a_run_that_was_stopped_ends_with_the_same_bits_and_needs_its_source_no_more(folder, tmp_path):
+def test_a_run_that_was_stopped_ends_with_the_same_bits_and_needs_its_source_no_more(folder, tmp_path, monkeypatch):
     copy = shutil.copytree(folder, tmp_path / "copy")
-    cfg = usual(copy, steps=300, eval__every=20, checkpoint__every=20, model__dropout=0.1)
+    cfg = usual(copy, steps=8, eval__every=2, checkpoint__every=2, model__dropout=0.1)
     undisturbed = jaxlm.train(cfg, tmp_path / "undisturbed")
-    process = start(tmp_path / "run", **{path.replace(".", "__"): value for path, value in config.flat(cfg).items()})
-    wait_for_step(tmp_path / "run", 30, process)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(60) == 75
-    process.stderr.close()
+    with monkeypatch.context() as patched:
+        signalled(patched, signal.SIGTERM, 5)
+        assert jaxlm.train(cfg, tmp_path / "run").exit_code == 75
     shutil.rmtree(copy)  # nothing of it is needed any more
     again = jaxlm.train(cfg, tmp_path / "run")
     assert_same_bits(again.state, undisturbed.state)
@@ -229,15 +226,13 @@ def call(*flags, workdir):
     return main.main(["--config=configs/finetune_gpt2.py", f"--workdir={workdir}", *FLAGS, *flags])
 
 
-def test_a_hub_id_in_the_cache_trains_without_a_network(folder, tmp_path):
+def test_a_hub_id_in_the_cache_trains_without_a_network(folder, tmp_path, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     shutil.copytree(folder, cached(tmp_path / "hub", "owner/tiny"), dirs_exist_ok=True)
-    command = [sys.executable, "-m", "jaxlm.main", "--config=configs/finetune_gpt2.py:owner/tiny", *FLAGS]
-    command.append(f"--workdir={tmp_path / 'run'}")
-    done = subprocess.run(
-        command, cwd=ROOT, env=os.environ | {"HF_HOME": str(tmp_path)}, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert "initial parameters from 'owner/tiny'; with them data.tokenizer 'owner/tiny'" in done.stderr
+    assert call("--config.init_from=owner/tiny", workdir=tmp_path / "run") == 0
+    assert "initial parameters from 'owner/tiny'; with them data.tokenizer 'owner/tiny'" in log(tmp_path / "run")
     assert config_json.from_json((tmp_path / "run" / "config.json").read_text()).data.tokenizer == "owner/tiny"
 
 

@@ -1,6 +1,7 @@
 """Whatever happens to its process, a run ends with the bits of the undisturbed one. Real processes, real signals."""
 
 import random
+import shutil
 import signal
 import time
 
@@ -16,8 +17,8 @@ from jaxlm.training.checkpoint import Checkpoints
 from tests.runs import THOROUGH, Life, checkpoints, rows, start, wait_for_step
 from tests.tiny import assert_same_bits, tiny
 
-RUN = dict(steps=200, eval__every=40, checkpoint__every=20, model__dropout=0.1)
-KILLS = 30 if THOROUGH else 10
+RUN = dict(steps=120, eval__every=40, checkpoint__every=20, model__dropout=0.1)
+KILLS = 30 if THOROUGH else 6
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_slurms_warning_saves_and_asks_to_be_called_again(tmp_path):
 
 @pytest.mark.slow
 def test_of_two_processes_on_one_directory_one_trains(tmp_path):
-    for turn in range(20 if THOROUGH else 6):
+    for turn in range(20 if THOROUGH else 3):
         lives = [Life(tmp_path / str(turn), steps=4, eval__every=0) for _ in range(2)]
         codes = [life.wait(120) for life in lives]
         assert sorted(codes) == [0, 4], [life.said() for life in lives]
@@ -84,22 +85,44 @@ def test_of_two_processes_on_one_directory_one_trains(tmp_path):
 CONSTANT = {"optimizer__scale_by_learning_rate__schedule": "constant", "optimizer__scale_by_learning_rate__warmup": 0}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("change", "tokens"),
-    [({"devices": 2}, 8 * 4 * 16), ({"data__micro_batches": 2}, 8 * 4 * 16), ({"data__batch_size": 2}, 6 * 4 * 16)],
-)
-def test_on_other_devices_or_with_other_batches_it_goes_on_at_the_same_token(tmp_path, change, tokens):
-    whole = jaxlm.train(tiny(**CONSTANT), tmp_path / "whole")
-    jaxlm.train(tiny(steps=4, **CONSTANT), tmp_path / "run")
-    process = start(tmp_path / "run", **CONSTANT, **change)
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory):
+    """A run of 4 steps, and the last evaluation of one of 8."""
+    folder = tmp_path_factory.mktemp("halfway")
+    jaxlm.train(tiny(steps=4, **CONSTANT), folder / "run")
+    return folder / "run", jaxlm.train(tiny(**CONSTANT), folder / "whole").metrics["eval/loss"]
+
+
+def goes_on(halfway, tmp_path):
+    """A copy of that run, and a check that it came to its end there at such a token."""
+    workdir = shutil.copytree(halfway[0], tmp_path / "run")
+
+    def check(devices, tokens):
+        log = (workdir / "log.txt").read_text()
+        assert f"{devices} x cpu; resumed at step 4" in log and "the schedule of" not in log
+        *_, step, evaluation = rows(workdir)
+        assert step["data/tokens"] == tokens
+        if tokens == 8 * 4 * 16:  # the same run, but for the order of sums
+            assert evaluation["eval/loss"] == pytest.approx(halfway[1], rel=1e-5)
+
+    return workdir, check
+
+
+def test_on_other_devices_it_goes_on_at_the_same_token(tmp_path, halfway):
+    workdir, check = goes_on(halfway, tmp_path)
+    process = start(workdir, devices=2, **CONSTANT)
     told = process.communicate()[1].decode()
     assert process.returncode == 0, told
-    assert f"{change.get('devices', 1)} x cpu; resumed at step 4" in told
-    last, expected = rows(tmp_path / "run")[-1], rows(whole.workdir)[-1]
-    assert rows(tmp_path / "run")[-2]["data/tokens"] == tokens
-    if tokens == 8 * 4 * 16:  # the same run, but for the order of sums
-        assert last["eval/loss"] == pytest.approx(expected["eval/loss"], rel=1e-5)
+    check(2, 8 * 4 * 16)
+
+
+@pytest.mark.parametrize(
+    ("change", "tokens"), [({"data__micro_batches": 2}, 8 * 4 * 16), ({"data__batch_size": 2}, 6 * 4 * 16)]
+)
+def test_with_other_batches_it_goes_on_at_the_same_token(tmp_path, halfway, change, tokens):
+    workdir, check = goes_on(halfway, tmp_path)
+    jaxlm.train(tiny(**CONSTANT, **change), workdir)
+    check(1, tokens)
 
 
 # batches that break
