@@ -229,26 +229,20 @@ class Run:
     def between_steps(
         self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None
     ) -> None:
-        """Evaluates and saves where it is time to; ends the run where there is a reason to.
+        """Evaluates and saves where it is time to; ends the run where there is a reason to. Where something is `due`, it
+        was paused before.
 
         Args:
           evaluate: gives the sums over the validation batches, as `Steps.evaluate` does.
           state: gives the state now.
           caught: the signal that asks to stop.
         """
-        with self._diverging():
-            self._between_steps(evaluate, state, caught)
-
-    def _between_steps(
-        self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None
-    ) -> None:
         cfg, done, last = self.cfg, self.done, self.done == self.cfg.steps
         if self._checkpoints.done():
             self._saving(self._checkpoints.wait)
         if not self.due(caught):
             return
         evaluates, save, stop = self.validation and self._due(cfg.eval.every), self._due(cfg.checkpoint.every), ""
-        self.recorder.flush()
         metrics: dict[str, float] = {}
         if evaluates:
             metrics = self.metrics = perplexity.of_all(evaluate(), self._material.bytes_per_token)
