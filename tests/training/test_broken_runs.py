@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import jaxlm
 from jaxlm.errors import JaxlmError
+from tests.runs import THOROUGH
 from tests.tiny import tiny
 
 FILES = ("config.json", "tokenizer.json", "metrics.jsonl", "status.json", "lock")
@@ -32,7 +33,7 @@ def broken(content):
 
 
 @pytest.mark.slow
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100 if THOROUGH else 15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_a_broken_file_of_a_run_is_a_clear_error_or_no_matter(run, data):
     folder, whole = run

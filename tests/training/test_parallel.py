@@ -25,7 +25,6 @@ from tests.tiny import assert_same_bits, batch, leaves, resolved, tiny
 
 ARRANGEMENTS = {
     "one": {"data": 1},
-    "two": {"data": 2},
     "data": {"data": 8},
     "fsdp": {"data": 1, "fsdp": 8},
     "tensor": {"data": 1, "tensor": 8},
@@ -51,13 +50,13 @@ def built(name, **changes):
 
 
 def losses_of(name, **changes):
-    """Losses over 50 steps; how many devices hold rows of a batch; the shapes of a device's part of a kernel and of its
+    """Losses over 16 steps; how many devices hold rows of a batch; the shapes of a device's part of a kernel and of its
     moments; a hash of the batches."""
     cfg, compiled = built(name, **changes)
     hparams = step.split(cfg)[1]
     state, found, seen = compiled.together([compiled.init(0, hparams, None)]), [], hashlib.sha256()
     lies = jax.tree.map(lambda x: x.sharding, state)
-    for n in range(50):
+    for n in range(16):
         placed = compiled.batch([batch(rows=16, seed=n)])
         seen.update(np.asarray(placed["inputs"]).tobytes())
         before = state
@@ -87,7 +86,7 @@ def losses():
 
 def travels(folder):
     """Trains under some arrangements to step 2, restores that under all, and goes on under another to step 4."""
-    out, names = {}, ["one", "fsdp", "all", "pmap"]
+    out, names = {}, ["one", "all", "pmap"]
     fields = {"eval__every": 0, "log__every": 1}
     fields["optimizer__scale_by_learning_rate"] = {"peak": 1e-3, "schedule": "constant"}  # one program for any steps
     likes = {name: steps.build(prepare(arranged(name)).config).like for name in ARRANGEMENTS}
@@ -122,11 +121,10 @@ def test_every_arrangement_of_devices_gives_the_losses_of_one():
         np.testing.assert_allclose(one["losses"], like["losses"], rtol=1e-4, err_msg=name)
     assert abs(without["losses"][0] - found["one"]["losses"][0]) > 1e-3
     parts = {name: one["parts"] for name, one in found.items()}
-    assert parts == {"one": 1, "two": 2, "data": 8, "fsdp": 8, "tensor": 1, "all": 4, "pmap": 8}
+    assert parts == {"one": 1, "data": 8, "fsdp": 8, "tensor": 1, "all": 4, "pmap": 8}
     whole = [2, 64, 256]
     assert {name: one["kernel"] for name, one in found.items()} == {
         "one": whole,
-        "two": whole,
         "data": whole,
         "fsdp": [2, 8, 256],
         "tensor": [2, 64, 32],
