@@ -229,8 +229,8 @@ class Run:
     def between_steps(
         self, evaluate: Callable[[], dict[str, TokenSums]], state: Callable[[], State], caught: signal.Signals | None
     ) -> None:
-        """Evaluates and saves where it is time to; ends the run where there is a reason to. Where something is `due`, it
-        was paused before.
+        """Evaluates and saves where it is time to; ends the run where there is a reason to. It has been paused where
+        something is `due`.
 
         Args:
           evaluate: gives the sums over the validation batches, as `Steps.evaluate` does.
