@@ -81,10 +81,10 @@ def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, stri
       ConfigError: as `ways.explain`; and with `strict`, where anything is found.
     """
     passed = ways(stages(spec), params)
+    doubts = [finding for rule in RULES for finding in rule(passed)]
+    doubts += _endless_warmup(passed, steps) if steps else ()
     first: dict[tuple[str, str], Finding] = {}
-    for finding in (finding for rule in RULES for finding in rule(passed)):
-        first.setdefault(finding[:2], finding)
-    for finding in _endless_warmup(passed, steps) if steps else ():
+    for finding in doubts:
         first.setdefault(finding[:2], finding)
     found = list(first.values())
     if strict and found:

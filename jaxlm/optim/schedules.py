@@ -7,9 +7,8 @@ another is one word. The same words mean the same everywhere:
 - `warmup` rises linearly from 0 to 1 (`one_cycle`: half a cosine, from `initial`). At its end the multiplier is 1. One
   of less than a step is none.
 - `final` is the multiplier at the end of the run, as a fraction of the peak: at count `steps`, one after the count of
-  the last step. It is a floor where the end follows
-  from something else (`inverse_square_root`), and not used where nothing decays (`constant`) or all is given
-  (`piecewise`).
+  the last step. It is a floor where the end follows from something else (`inverse_square_root`), and not used where
+  nothing decays (`constant`) or all is given (`piecewise`).
 - A length or place below 1 is a fraction of the run, from 1 on a number of steps.
 
 Numbers may be traced, except `cycles` and the boundaries of `join`, which shape the program. A wrong one that isn't

@@ -28,7 +28,8 @@ from jaxlm import tree
 from jaxlm.config import TRACED, flat, stage_names
 from jaxlm.errors import ConfigError, nearest
 from jaxlm.lookup import find
-from jaxlm.optim import schedules, transforms
+from jaxlm.optim import transforms
+from jaxlm.optim.scheduled import find_schedule
 
 Spec = Mapping[str, Any]
 """A config's `optimizer` section, or the same in a structure, where traced numbers are marked."""
@@ -93,9 +94,9 @@ def stages(spec: Spec, hparams: Mapping[str, Any] | None = None) -> tuple[Stage,
     if not spec["chain"]:
         raise ConfigError("optimizer.chain is empty; it needs at least 'scale_by_learning_rate'")
     found = _stages(spec, hparams or {})
-    rates = [stage for stage in walk(found) if stage.rate is not None]
+    follows = any(stage.rate is not None for stage in walk(found))
     for stage in walk(found):
-        _check_arguments(stage, follows=bool(rates))
+        _check_arguments(stage, follows)
     return found
 
 
@@ -192,17 +193,6 @@ def find_transform(stage: str, name: Any) -> Callable[..., Any]:
     if name.startswith("contrib."):
         return find("optimizer transform", name.removeprefix("contrib."), optax.contrib)
     return find("optimizer transform", name, transforms, optax, optax.contrib)
-
-
-def find_schedule(name: Any) -> Callable[..., schedules.Shape]:
-    """The shape that a schedule's name means.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    if not isinstance(name, str):
-        raise ConfigError(f"schedule is {name!r}; expected the name of a schedule, your own as 'module:function'")
-    return find("schedule", name, schedules)
 
 
 def is_scheduled(value: Any) -> bool:

@@ -83,9 +83,9 @@ def cautious() -> optax.GradientTransformation:
         u -> m u / max(mean(m), 1e-3),  m = 1 where u g > 0, else 0
 
     The mean is over each parameter, of a layer's alone, where u is not 0, as it always is in the rows beyond the
-    vocabulary that fill up wte; the floor is that of the authors' code. Comes between what
-    shapes the update and the sign flip: ("scale_by_adam", "cautious", "add_decayed_weights", "scale_by_learning_rate")
-    masks Adam's part, not the decay's. The gradient g is the extra argument `grad`. No state.
+    vocabulary that fill up wte; the floor is that of the authors' code. Comes between what shapes the update and the
+    sign flip: ("scale_by_adam", "cautious", "add_decayed_weights", "scale_by_learning_rate") masks Adam's part, not the
+    decay's. The gradient g is the extra argument `grad`. No state.
     """
 
     def update(
