@@ -1,6 +1,6 @@
 """Low-rank adaptation: the same function to begin with, a small part that trains, and a product that is folded in."""
 
-import json
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -75,13 +75,19 @@ def test_the_product_is_scaled_by_alpha_over_rank():
     )
 
 
-def test_only_the_thin_matrices_train_and_have_optimizer_memory():
+@pytest.fixture(scope="module")
+def program():
+    """(the program in which thin matrices train, its first state, the compiled step)"""
     structure, hparams = step.split(resolved(**ON, **FROZEN))
-    program = step.build(structure)
-    state = program.init(jax.random.key(0), hparams)
-    after, train_step = state, jax.jit(program.train_step)
+    built = step.build(structure)
+    return built, built.init(jax.random.key(0), hparams), functools.partial(jax.jit(built.train_step), hparams)
+
+
+def test_only_the_thin_matrices_train_and_have_optimizer_memory(program):
+    _, state, train_step = program
+    after = state
     for n in range(4):  # the first step's rate is 0, and a moves once b has
-        after, _ = train_step(hparams, after, batch(seed=n))
+        after, _ = train_step(after, batch(seed=n))
     before, now = ({n: p for n, p in s.params.items() if n != "lora"} for s in (state, after))
     assert_same_bits(before, now)
     moved = jax.tree.map(lambda x, y: bool(np.any(x != y)), state.params["lora"], after.params["lora"])
@@ -90,11 +96,22 @@ def test_only_the_thin_matrices_train_and_have_optimizer_memory():
     assert 2 * tree.size(state.params["lora"]) <= numbers <= 2 * tree.size(state.params["lora"]) + 8
 
 
-def test_an_export_has_the_products_folded_in(tmp_path):
-    run = jaxlm.train(tiny(**ON, **FROZEN, optimizer__scale_by_learning_rate__peak=0.05), tmp_path / "run")
-    built, params, _, _ = jaxlm.load(tmp_path / "run")
-    assert_same_bits(params, run.state.params)
-    export(tmp_path / "run", tmp_path / "out")
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    """(folder, parameters of the run that it begins with, parameters of the run in `folder`/run)"""
+    folder = tmp_path_factory.mktemp("lora")
+    base = jaxlm.train(tiny(steps=4), folder / "base")
+    fields = {"init_from": str(folder / "base"), "optimizer__scale_by_learning_rate__peak": 0.05}
+    run = jaxlm.train(tiny(**ON, **FROZEN, **fields), folder / "run")
+    return folder, base.state.params, run.state.params
+
+
+@pytest.mark.slow
+def test_an_export_has_the_products_folded_in(tuned, tmp_path):
+    folder, _, trained = tuned
+    built, params, _, _ = jaxlm.load(folder / "run")
+    assert_same_bits(params, trained)
+    export(folder / "run", tmp_path / "out")
     merged, theirs, _, config = jaxlm.load(tmp_path / "out")
     assert config.model.lora.rank == 0 and "lora" not in theirs
     expected = built.apply(params, TOKENS)
@@ -104,17 +121,12 @@ def test_an_export_has_the_products_folded_in(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_begins_with_a_model_and_adds_products(tmp_path, capfd):
-    base = jaxlm.train(tiny(), tmp_path / "base")
-    fields = {"init_from": str(tmp_path / "base"), "steps": 4}
-    run = jaxlm.train(tiny(**ON, **FROZEN, **fields), tmp_path / "tuned")
-    kept = {name: part for name, part in run.state.params.items() if name != "lora"}
-    assert_same_bits(kept, base.state.params)
-    assert "warning: model.lora" not in capfd.readouterr().err
-    again = jaxlm.train(tiny(init_from=str(tmp_path / "tuned"), steps=1), tmp_path / "again")  # folded in
+def test_a_run_begins_with_a_model_and_adds_products(tuned, tmp_path):
+    folder, base, trained = tuned
+    assert_same_bits({name: part for name, part in trained.items() if name != "lora"}, base)
+    assert "warning: model.lora" not in (folder / "run" / "log.txt").read_text()
+    again = jaxlm.train(tiny(init_from=str(folder / "run"), steps=1), tmp_path / "again")  # folded in
     assert "lora" not in again.state.params
-    rows = [json.loads(line) for line in (tmp_path / "tuned" / "metrics.jsonl").read_text().splitlines()]
-    assert rows
 
 
 def test_what_is_no_matrix_and_what_matches_nothing():
@@ -143,27 +155,25 @@ def test_the_named_masks_take_the_thin_matrices_with_those_that_they_are_beside(
     assert not sanity.check(resolved(**ON, **FROZEN | {"optimizer__chain": chain}, strict=True))
 
 
-def test_penalties_and_the_gradient_norm_are_of_what_trains():
+def test_penalties_and_the_gradient_norm_are_of_what_trains(program):
     """A frozen matrix's penalty is a constant, and its gradient moves nothing."""
-    found = {}
-    for name, fields in {"plain": {}, "penalised": {"loss__l2": 0.5}}.items():
-        structure, hparams = step.split(resolved(**ON, **FROZEN, **fields))
-        program = step.build(structure)
-        state = program.init(jax.random.key(0), hparams)
-        state = state._replace(params=trained(state.params))
-        found[name] = jax.jit(program.train_step)(hparams, state, batch())[1]
+    model, state, train_step = program[0].model, *program[1:]
+    state = state._replace(params=trained(state.params))
+    plain = train_step(state, batch())[1]
+    structure, hparams = step.split(resolved(**ON, **FROZEN, loss__l2=0.5))
+    penalised = jax.jit(step.build(structure).train_step)(hparams, state, batch())[1]
 
     kernels = [x for path, x in zip(tree.paths(state.params), jax.tree.leaves(state.params)) if "kernel/" in path]
-    extra = found["penalised"]["train/objective"] - found["plain"]["train/objective"]
+    extra = penalised["train/objective"] - plain["train/objective"]
     np.testing.assert_allclose(extra, sum(0.25 * np.square(x).sum() for x in kernels), rtol=1e-4)
 
     def loss(thin):
-        sums = perplexity.token_sums(program.model, state.params | {"lora": thin}, batch())
+        sums = perplexity.token_sums(model, state.params | {"lora": thin}, batch())
         return sums.nll / batch()["weights"].sum()
 
     grads = jax.grad(loss)(state.params["lora"])
-    np.testing.assert_allclose(found["plain"]["optim/grad_norm"], tree.norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(plain["optim/grad_norm"], tree.norm(grads), rtol=1e-4)
     grads = jax.tree_util.tree_map_with_path(
         lambda path, g, x: g + 0.5 * x if "kernel" in tree.path_of(path) else g, grads, state.params["lora"]
     )
-    np.testing.assert_allclose(found["penalised"]["optim/grad_norm"], tree.norm(grads), rtol=1e-4)
+    np.testing.assert_allclose(penalised["optim/grad_norm"], tree.norm(grads), rtol=1e-4)
