@@ -35,6 +35,7 @@ def test_a_task_that_is_none_names_the_nearest(arg, nearest):
         config_file.load(f"{ROOT}/configs/sft.py:{arg}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "metric"),
     [("translation", "generate/exact_match"), ("sentiment", "classify/accuracy"), ("qa", "generate/exact_match")],
