@@ -1,4 +1,3 @@
-import functools
 import re
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ from jaxlm.model import attention
 B, T, H, K = 2, 13, 2, 8  # T is no multiple of a block
 SEGMENTS = np.array([[0] * 3 + [1] * 7 + [2] * 3, [3] * 13])
 KEY = jax.random.key(0)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
 
 @pytest.fixture
@@ -66,7 +64,7 @@ def test_blocks_give_plain_gradients(blocks, segments):
         return jnp.einsum("bhts,bshk->bthk", jax.nn.softmax(jnp.where(mask[:, None], scores, -jnp.inf)), v)
 
     def gradients(attend):
-        return jit(jax.grad(lambda qkv: jnp.sum(jnp.sin(attend(*qkv)))))(qkv())
+        return jax.jit(jax.grad(lambda qkv: jnp.sum(jnp.sin(attend(*qkv)))))(qkv())
 
     ours = gradients(lambda q, k, v: attention.causal(q, k, v, segment_ids_BT=segments))
     for got, expected in zip(ours, gradients(in_full)):
@@ -127,7 +125,7 @@ def test_blocks_can_be_differentiated_forwards_too(blocks):
         return sum(jnp.vdot(g, d) for g, d in zip(gradient(qkv), direction))
 
     for forwards, back in zip(
-        jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(qkv_), jit(jax.grad(along))(qkv_)
+        jax.jit(lambda x: jax.jvp(gradient, (x,), (direction,))[1])(qkv_), jax.jit(jax.grad(along))(qkv_)
     ):
         np.testing.assert_allclose(forwards, back, atol=1e-5)
 
@@ -154,7 +152,7 @@ def test_what_dropout_keeps_is_rounded_once():
 def test_attention_dropout_keeps_the_expectation(blocks):
     q, k, v = qkv()
     keys = jax.random.split(KEY, 1000)
-    draws = jit(jax.vmap(lambda key: attention.causal(q, k, v, dropout=0.25, key=key)))(keys)
+    draws = jax.jit(jax.vmap(lambda key: attention.causal(q, k, v, dropout=0.25, key=key)))(keys)
     mean, error = draws.mean(0), draws.std(0) / len(keys) ** 0.5
     assert float(jnp.max(jnp.abs(mean - attention.causal(q, k, v)) / error)) < 5
 
@@ -162,13 +160,13 @@ def test_attention_dropout_keeps_the_expectation(blocks):
 def test_dropout_is_of_probabilities_not_of_outputs():
     q, k, _ = qkv()
     v = jnp.ones((B, T, H, K))  # so that outputs are sums of kept probabilities
-    out = jit(lambda: attention.causal(q, k, v, dropout=0.5, key=KEY))()
+    out = jax.jit(lambda: attention.causal(q, k, v, dropout=0.5, key=KEY))()
     np.testing.assert_allclose(out, jnp.broadcast_to(out[..., :1], out.shape), rtol=1e-6)
     assert len(np.unique(np.round(out[:, -1, :, 0], 5))) == B * H
 
 
 def test_one_key_is_one_mask():
-    @jit
+    @jax.jit
     def attend(key):
         return attention.causal(*qkv(), dropout=0.5, key=key)
 
@@ -177,14 +175,14 @@ def test_one_key_is_one_mask():
 
 
 def test_a_traced_rate_gives_what_a_constant_gives():
-    traced = jit(lambda rate: attention.drop(jnp.ones(1000), rate, KEY))(jnp.float32(0.2))
+    traced = jax.jit(lambda rate: attention.drop(jnp.ones(1000), rate, KEY))(jnp.float32(0.2))
     np.testing.assert_allclose(traced, attention.drop(jnp.ones(1000), 0.2, KEY), rtol=1e-6)
 
 
 def test_one_compilation_serves_any_rate():
     traces = []
 
-    @jit
+    @jax.jit
     def drop(rate):
         traces.append(1)
         return attention.drop(jnp.ones(1000), rate, KEY)

@@ -14,7 +14,6 @@ from tests.model.conftest import SMALL
 
 V, T = 50, 24  # as in conftest
 KEY = jax.random.key(7)
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 
 
 def tokens(rows=2, length=T, seed=0):
@@ -30,7 +29,7 @@ def batch(rows=2, length=T, seed=0):
 @pytest.fixture(scope="module")
 def logits(model, params):
     """(batch) -> logits, compiled once a shape."""
-    return jit(functools.partial(model.apply, params))
+    return jax.jit(functools.partial(model.apply, params))
 
 
 # parameters
@@ -86,7 +85,9 @@ def test_what_is_only_speed_keeps_the_parameters(model, build, changes):
 
 def test_initialisation_is_hugging_faces(build):
     L = 4
-    params = jit(build(num_layers=L, embed_dim=64, vocab_size=256, context_length=64, tie_embeddings=False).init)(KEY)
+    params = jax.jit(build(num_layers=L, embed_dim=64, vocab_size=256, context_length=64, tie_embeddings=False).init)(
+        KEY
+    )
     residual = 0.02 / (2 * L) ** 0.5
     for path, leaf in zip(tree.paths(params), jax.tree.leaves(params)):
         if path.endswith("bias"):
@@ -100,13 +101,13 @@ def test_initialisation_is_hugging_faces(build):
 
 
 def test_what_pads_the_vocabulary_is_initialised_to_zero(build):
-    params = jit(build(tie_embeddings=False).init)(KEY)
+    params = jax.jit(build(tie_embeddings=False).init)(KEY)
     for table_VD in (params["wte"]["embedding"], params["lm_head"]["kernel"].T):
         assert np.all(np.any(table_VD[:V] != 0, axis=1)) and not np.any(table_VD[V:])
 
 
 def test_layers_are_initialised_apart(model):
-    kernel = jit(model.init)(KEY)["h"]["attn"]["c_attn"]["kernel"]
+    kernel = jax.jit(model.init)(KEY)["h"]["attn"]["c_attn"]["kernel"]
     assert np.any(kernel[0] != kernel[1])
 
 
@@ -128,7 +129,7 @@ def test_an_unknown_vocabulary_is_an_error(build):
 def value_and_gradient(build, params, dropout, **changes):
     model, whole = build(**changes), batch()
 
-    @jit
+    @jax.jit
     def compute(params, rate):
         def loss(params):
             logits = model.apply(params, whole, dropout=rate if dropout else None, key=KEY)
@@ -159,7 +160,7 @@ def test_loops_and_remat_give_the_same_loss_and_gradients(build, hashed, dropout
     other_loss, other_gradient = value_and_gradient(build, hashed, dropout, **changes)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-6)
     for path, a, b in zip(tree.paths(gradient), jax.tree.leaves(gradient), jax.tree.leaves(other_gradient)):
-        np.testing.assert_allclose(b, a, rtol=0, atol=1e-6 * np.abs(a).max(), err_msg=path)
+        np.testing.assert_allclose(b, a, rtol=0, atol=2e-6 * np.abs(a).max(), err_msg=path)
         assert np.abs(a).max() > 0, path
 
 
@@ -208,13 +209,13 @@ def test_padding_of_the_vocabulary_never_shows(model, params, logits):
     changed = jax.tree.map(lambda x: x, params)
     changed["wte"]["embedding"] = changed["wte"]["embedding"].copy()
     changed["wte"]["embedding"][V:] = 1e6
-    out = jit(model.apply)(changed, batch())
+    out = jax.jit(model.apply)(changed, batch())
     assert out.shape == (2, T, V)
     np.testing.assert_array_equal(out, logits(batch()))
 
 
 def test_dropout_is_drawn_anew_by_key(model, params, logits):
-    @jit
+    @jax.jit
     def apply(key, rate):
         return model.apply(params, batch(), dropout=rate, key=key)
 
@@ -233,7 +234,7 @@ def test_every_dropout_draws_a_mask_of_its_own(build):
     params["wte"]["embedding"][D] = 1
     params["h"]["attn"]["c_proj"]["bias"] += np.array([[3], [27]])
     params["h"]["mlp"]["c_proj"]["bias"] += np.array([[9], [81]])
-    out = jit(model.apply)(params, {"inputs": np.full((2, T), D, np.int32)}, dropout=0.5, key=KEY)[..., :D]
+    out = jax.jit(model.apply)(params, {"inputs": np.full((2, T), D, np.int32)}, dropout=0.5, key=KEY)[..., :D]
     sums = 1 + np.sum(np.diff(np.sort(out, axis=-1)) > 1e-3, axis=-1)  # different sums of what was kept, by token
     assert 16 < sums.max() <= 32, "of five masks of their own there are 32; two that agree leave 16"
 
@@ -249,7 +250,7 @@ def test_dropout_without_a_key_is_an_error(model, params):
 @pytest.mark.parametrize("block", [8, 128])
 def test_a_token_changes_no_earlier_logits(model, params, monkeypatch, block):
     monkeypatch.setattr(attention, "BLOCK", block)
-    apply = jit(functools.partial(model.apply, params))
+    apply = jax.jit(functools.partial(model.apply, params))
     ids = tokens()
     before = np.asarray(apply({"inputs": ids}))
     for t in (0, 5, 8, T - 1):
@@ -281,7 +282,7 @@ def test_packed_documents_are_as_if_alone(model, params, logits, monkeypatch, bl
     alone = np.concatenate([logits({"inputs": first}), logits({"inputs": second})], axis=1)
     scale = np.abs(alone).max()
     monkeypatch.setattr(attention, "BLOCK", block)
-    apply = jit(functools.partial(model.apply, params))
+    apply = jax.jit(functools.partial(model.apply, params))
     row = packed(first, second)
     np.testing.assert_allclose(apply(row), alone, rtol=0, atol=1e-5 * scale)
     # so near is not by chance: attention that leaks, or positions that run on, are far off
@@ -320,8 +321,8 @@ def test_a_position_out_of_range_gives_nan(logits, bad):
 
 
 def test_bfloat16_is_near_and_gives_float32_logits(model, build):
-    params = jit(model.init)(KEY)
-    exact, rounded = (jit(build(dtype=dtype).apply)(params, batch()) for dtype in ("float32", "bfloat16"))
+    params = jax.jit(model.init)(KEY)
+    exact, rounded = (jax.jit(build(dtype=dtype).apply)(params, batch()) for dtype in ("float32", "bfloat16"))
     assert rounded.dtype == jnp.float32
     difference = np.std(rounded - exact) / np.std(exact)
     assert 1e-4 < difference < 0.02  # it computes in bfloat16, and not wrongly
@@ -348,24 +349,24 @@ def scaled_queries(params, scale_L):
     ],
 )
 def test_scales_of_attention_are_as_if_queries_were_scaled(build, params, logits, changes, scale_L):
-    out = jit(build(**changes).apply)(params, batch())
-    expected = jit(build().apply)(scaled_queries(params, scale_L), batch())
+    out = jax.jit(build(**changes).apply)(params, batch())
+    expected = jax.jit(build().apply)(scaled_queries(params, scale_L), batch())
     np.testing.assert_allclose(out, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
     assert np.abs(out - logits(batch())).max() > 1e-2 * np.abs(expected).max()
 
 
 def test_a_head_of_its_own_that_is_the_embedding_is_a_tied_one(build, params, logits):
     untied = {**params, "lm_head": {"kernel": params["wte"]["embedding"].T}}
-    out = jit(build(tie_embeddings=False).apply)(untied, batch())
+    out = jax.jit(build(tie_embeddings=False).apply)(untied, batch())
     np.testing.assert_allclose(out, logits(batch()), rtol=0, atol=1e-5 * np.abs(out).max())
     doubled = {**untied, "lm_head": {"kernel": 2 * untied["lm_head"]["kernel"]}}
-    np.testing.assert_array_equal(jit(build(tie_embeddings=False).apply)(doubled, batch()), 2 * out)
+    np.testing.assert_array_equal(jax.jit(build(tie_embeddings=False).apply)(doubled, batch()), 2 * out)
 
 
 @pytest.mark.parametrize("tied", [True, False])
 def test_logits_in_bfloat16_are_not_rounded(build, tied):
     model = build(dtype="bfloat16", tie_embeddings=tied)
-    out = jit(lambda key: model.apply(model.init(key), batch()))(KEY)
+    out = jax.jit(lambda key: model.apply(model.init(key), batch()))(KEY)
     assert np.mean(out != out.astype(jnp.bfloat16)) > 0.5
 
 
@@ -398,5 +399,5 @@ def test_activation_width_and_epsilon_are_those_asked_for(build):
 
     x_BTD = table_VD[tokens()]
     y_BTD = x_BTD + np.maximum(norm(x_BTD) @ fc["kernel"][0] + fc["bias"][0], 0) @ proj["kernel"][0]
-    out = jit(model.apply)(params, {"inputs": tokens()})
+    out = jax.jit(model.apply)(params, {"inputs": tokens()})
     np.testing.assert_allclose(out, norm(y_BTD) @ table_VD[:V].T, rtol=0, atol=1e-5 * np.abs(out).max())

@@ -18,7 +18,6 @@ from jaxlm.model import gpt2, huggingface, huggingface_config, losses
 from jaxlm.training import step
 from tests.tiny import assert_same_bits, tiny
 
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})  # compiles in half the time
 SIZES = ("num_layers", "num_heads", "embed_dim", "context_length", "vocab_size")
 THEIR_SIZES = ("n_layer", "n_head", "n_embd", "n_positions", "vocab_size")
 
@@ -154,7 +153,7 @@ def test_logits_loss_and_every_gradient_are_those_of_transformers(reference, nam
     chosen = section(**fields(name))
     model, params, ids = gpt2.build(chosen), huggingface.read(folder, chosen), tokens(name)
 
-    @jit
+    @jax.jit
     def run(params):
         def loss(params):
             logits = model.apply(params, {"inputs": ids[:, :-1]})
@@ -199,8 +198,8 @@ def test_twenty_steps_of_adamw_follow_pytorch(reference, name):
     cfg = config.resolve(c)
     structure, hparams = step.split(cfg)
     program = step.build(structure)
-    state = jit(program.init)(jax.random.key(0), hparams)._replace(params=huggingface.read(folder, cfg.model))
-    train_step = jit(program.train_step)
+    state = jax.jit(program.init)(jax.random.key(0), hparams)._replace(params=huggingface.read(folder, cfg.model))
+    train_step = jax.jit(program.train_step)
 
     decayed = [
         x for path, x in theirs.named_parameters() if x.dim() == 2 and ".wte." not in path and ".wpe." not in path

@@ -18,7 +18,7 @@ from tests.runs import THOROUGH, Life, checkpoints, rows, start, wait_for_step
 from tests.tiny import assert_same_bits, tiny
 
 RUN = dict(steps=120, eval__every=40, checkpoint__every=20, model__dropout=0.1)
-KILLS = 30 if THOROUGH else 6
+KILLS = 30 if THOROUGH else 10
 
 
 @pytest.fixture(scope="module")
