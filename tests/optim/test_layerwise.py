@@ -8,7 +8,6 @@ import pytest
 
 from jaxlm.optim import chain, layerwise
 from tests.optim.trajectory import GRADIENTS, PARAMS, checked, trajectory
-from tests.runs import THOROUGH
 
 ARGUMENTS = {
     "adafactor": {"learning_rate": 0.1, "min_dim_size_to_factor": 4},
@@ -17,9 +16,6 @@ ARGUMENTS = {
     "scale_by_factored_rms": {"min_dim_size_to_factor": 4},
     **{name: {"learning_rate": 0.1} for name in ("fromage", "lamb", "lars", "novograd", "sm3")},
 }
-SOME = (optax.scale_by_trust_ratio, optax.novograd, optax.adafactor, optax.sm3)
-FUNCTIONS = layerwise.OF_A_MATRIX if THOROUGH else SOME
-"""By default one of each kind of state: `test_every_transform` trains with each, layers by themselves there too."""
 
 
 def apart(tree, axis):
@@ -28,7 +24,7 @@ def apart(tree, axis):
     return {name: part for name, part in tree.items() if name != "h"} | layers
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("function", layerwise.OF_A_MATRIX, ids=lambda function: function.__name__)
 def test_a_stack_of_layers_is_trained_as_the_layers_one_by_one(function):
     arguments = ARGUMENTS.get(function.__name__, {})
     updates, _, state = trajectory(layerwise.layer_by_layer(function(**arguments)))
