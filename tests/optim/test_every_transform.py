@@ -334,7 +334,7 @@ def test_a_transform_as_a_stage(name, case, start, gradient, tmp_path):
     def init(numbers, params):
         return {side: make(numbers).init(params) for side, make in makers.items()}
 
-    emitters = case.emitters and "xla_cpu_use_fusion_emitters" in os.environ["XLA_FLAGS"]
+    emitters = case.emitters and "xla_cpu_use_fusion_emitters" in os.environ.get("XLA_FLAGS", "")
 
     @functools.partial(jax.jit, compiler_options={"xla_cpu_use_fusion_emitters": True} if emitters else None)
     def update(numbers, pairs, states, params):
