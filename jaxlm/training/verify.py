@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -56,22 +57,20 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
     cfg = shortened(cfg, steps)
     folder = Path(tempfile.mkdtemp(prefix="jaxlm-verify-"))
     straight, killed = folder / "straight", folder / "killed"
-    moments, kept = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)], False
-    try:
+    moments = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
+    with contextlib.ExitStack() as leaving:
+        leaving.callback(shutil.rmtree, folder)
         if code := _run(cfg, straight):
             raise Failed("the undisturbed run", code)
         for moment in moments:
             _run(cfg, killed, until=moment)
         if code := _run(cfg, killed):
-            kept = True
+            leaving.pop_all()  # for a look
             raise Failed(f"the killed run, called again in {killed},", code)
         for compare in (_batches, _metrics, _state):
             if difference := next(compare(straight, killed), None):
-                kept = True
+                leaving.pop_all()
                 raise Differs(f"{difference}. Both runs are in {folder}")
-    finally:
-        if not kept:
-            shutil.rmtree(folder)
     return f"{steps} steps, killed at about steps {', '.join(map(str, moments))}: the same batches, metrics and bits"
 
 

@@ -351,7 +351,8 @@ def test_a_transform_as_a_stage(name, case, start, gradient, tmp_path):
         assert_near(params["ours"], params["hand"], 1e-5)
     else:
         assert_same_bits(params["ours"], params["hand"])
-    assert_near(params["ours"], params.get("constants", params["ours"]), 1e-5)
+    if numbers:
+        assert_near(params["ours"], params["constants"], 1e-5)
     assert np.isfinite(found["ours"]).all() and found["ours"][-1] < found["ours"][0]
 
     # lanes: as it is, and with all numbers 20% lower

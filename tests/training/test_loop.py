@@ -18,7 +18,7 @@ import pytest
 import jaxlm
 from jaxlm import config, config_json, data
 from jaxlm.errors import ConfigError, DataError, DivergedError
-from jaxlm.optim import chain
+from jaxlm.optim import chain, wrappers
 from jaxlm.telemetry import energy, flops
 from jaxlm.telemetry.writers import read_jsonl
 from jaxlm.training import load, loop, recorder, rundir
@@ -542,6 +542,15 @@ def test_an_average_of_the_parameters_is_evaluated_beside_them(tmp_path):
     last = [row for row in rows(tmp_path) if "eval/loss" in row][-1]
     assert last["eval/loss"] != last["eval/ema_loss"] and last["eval/ema_perplexity"] > 1
     assert jaxlm.load(tmp_path).params["ln_f"]["scale"].shape == result.state.params["ln_f"]["scale"].shape
+
+
+def test_schedule_free_is_evaluated_and_loaded_at_its_average(tmp_path):
+    cfg = with_optimizer("it", it={"transform": "contrib.schedule_free_adamw", "learning_rate": 1e-2})
+    result = jaxlm.train(cfg, tmp_path)
+    average = wrappers.evaluation_params(result.state.opt_state, result.state.params)[""]
+    loaded = jaxlm.load(tmp_path)
+    np.testing.assert_allclose(loaded.params["wte"]["embedding"], average["wte"]["embedding"], rtol=1e-6, atol=1e-8)
+    assert np.abs(average["wte"]["embedding"] - result.state.params["wte"]["embedding"]).max() > 1e-5
 
 
 def test_the_gap_is_evaluation_loss_less_the_mean_training_loss_right_before(undisturbed):

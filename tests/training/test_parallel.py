@@ -50,13 +50,13 @@ def built(name, **changes):
 
 
 def losses_of(name, **changes):
-    """Losses over 16 steps; how many devices hold rows of a batch; the shapes of a device's part of a kernel and of its
+    """Losses over 50 steps; how many devices hold rows of a batch; the shapes of a device's part of a kernel and of its
     moments; a hash of the batches."""
     cfg, compiled = built(name, **changes)
     hparams = step.split(cfg)[1]
     state, found, seen = compiled.together([compiled.init(0, hparams, None)]), [], hashlib.sha256()
     lies = jax.tree.map(lambda x: x.sharding, state)
-    for n in range(16):
+    for n in range(50):
         placed = compiled.batch([batch(rows=16, seed=n)])
         seen.update(np.asarray(placed["inputs"]).tobytes())
         before = state

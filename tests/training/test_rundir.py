@@ -36,7 +36,7 @@ def test_what_breaks_off_between_its_files_can_be_started_again(tmp_path, monkey
     assert rundir.prepare(tmp_path, resolved(), Bytes()) == []
 
 
-def test_a_study_s_directory_is_no_run_s(tmp_path):
+def test_the_directory_of_a_study_is_not_that_of_a_run(tmp_path):
     (tmp_path / "study.json").write_text("{}")
     with pytest.raises(ConfigError, match="is a study's directory; give the run another --workdir"):
         rundir.prepare(tmp_path, resolved(), Bytes())
