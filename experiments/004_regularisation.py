@@ -39,7 +39,11 @@ def study() -> Study:
             "l1": {"optimizer": without_decay, "loss.l1": 1e-5},
             "l2": {"optimizer": without_decay, "loss.l2": 1e-3},
             "decoupled decay": {DECAY: 0.1},
-            "early stopping": {"optimizer": without_decay, "early_stopping.patience": 4},
+            "early stopping": {
+                "optimizer": without_decay,
+                "early_stopping.patience": 4,
+                "checkpoint.best": "eval/loss",
+            },
         },
         tuning={
             "dropout": {"model.dropout": (0.1, 0.2, 0.3, 0.5)},

@@ -16,6 +16,9 @@ from ml_collections import ConfigDict
 from jaxlm.config import default, flat
 from jaxlm.errors import ConfigError, JaxlmError, nearest, place
 
+MODULE = "_jaxlm_config_"
+"""What the name of a file's module begins with, which no module that is imported does."""
+
 
 def load(spec: str) -> ConfigDict:
     """`path/to/x.py[:arg]` -> the config that its `get_config(arg)` returns. Executes the file.
@@ -45,7 +48,7 @@ def call(file: str, function: str, folder: str, *arguments: str) -> Any:
         near = nearest(file, map(str, beside.glob("*.py")))
         what = "it is a folder; " if path.is_dir() else ""
         raise ConfigError(f"no {folder.removesuffix('s')} file {file!r}: {what}{near}")
-    module_spec = importlib.util.spec_from_file_location(f"_jaxlm_config_{path.stem}", path)
+    module_spec = importlib.util.spec_from_file_location(f"{MODULE}{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ConfigError(f"{file!r} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)

@@ -4,18 +4,10 @@ study = Study("Does decay help?", base="configs/quickstart.py", baseline="decay"
 found = run(study, "runs/decay")  # trains what is missing, writes the report
 """
 
+from jaxlm.ablation.points import Range, log_spaced
 from jaxlm.ablation.runner import run
 from jaxlm.ablation.study import Study
-from jaxlm.ablation.variants import (
-    Range,
-    grid,
-    halton,
-    leave_one_out,
-    log_spaced,
-    one_at_a_time,
-    random,
-    zipped,
-)
+from jaxlm.ablation.variants import grid, halton, leave_one_out, one_at_a_time, random, zipped
 
 __all__ = [
     "Range",

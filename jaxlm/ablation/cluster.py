@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxlm.ablation import findings
+from jaxlm.ablation import outcomes
 from jaxlm.ablation.runner import Execute, Group, Stopped, folder, train_group
 from jaxlm.ablation.study import Trial
 from jaxlm.errors import PREEMPTED, ConfigError, DataError, JaxlmError
@@ -264,7 +264,7 @@ class _Said(Board):
 def _task(group: Group, workdir: str, metric: str) -> tuple[JaxlmError | None, list[str]]:
     """Trains a group; gives back the error that the user can mend, which trying again does not, and lines to say."""
     root = Path(workdir)
-    trials = [one for one in group.trials if not findings.over(folder(root, one))]
+    trials = [one for one in group.trials if not outcomes.over(folder(root, one))]
     board = _Said(len(trials), sum(one.config.steps for one in trials), metric)
     with Signals() as signals, board:
         try:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.ablation import stats
-from jaxlm.ablation.variants import Overrides, labels, shown
+from jaxlm.ablation.points import Overrides
+from jaxlm.ablation.variants import labels, shown
 
 
 class Effect(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 import numpy as np
 
 
-def places(sizes: Iterable[float]) -> int:
+def two_digits(sizes: Iterable[float]) -> int:
     """Decimals that show two digits of the median of some sizes, of those above 0; 4 where there are none."""
     known = [size for size in sizes if 0 < size < math.inf]
     return max(1 - math.floor(math.log10(np.median(known))), 0) if known else 4
@@ -23,3 +23,11 @@ def form(places: int, *values: float) -> str:
 def number(value: float, places: int, sign: str = "") -> str:
     """A number in its own `form`."""
     return format(value, sign + form(places, value))
+
+
+def decimals(deviation: float, interval: tuple[float, float], places: int) -> int:
+    """Of a difference: two digits of its own spread over the seeds, or `places` where there is none; more where an
+    interval that leaves out 0 would not be seen to."""
+    own = two_digits([deviation]) if deviation > 0 else places
+    nearest = max(interval[0], -interval[1])  # to 0, if above it
+    return max(own, -math.floor(math.log10(nearest))) if nearest > 0 else own

@@ -37,7 +37,7 @@ class Memory:
             try:
                 read = json.loads(path.read_text(encoding="utf-8"))
                 self.lanes, self.steps, self._trials = read["lanes"], read["steps"], read["trials"]
-                self._designs = read.get("designs", [])  # which earlier versions did not keep
+                self._designs = [one for one in read.get("designs", []) if "arms" in one]
             except (ValueError, KeyError, TypeError) as error:
                 raise DataError(f"{path} is damaged: {error!r}; delete it, and its numbers are taken anew") from error
 
@@ -65,11 +65,11 @@ class Memory:
     ) -> list[str]:
         """Takes down what is compared now; what of it was changed after results were seen, as lines to say.
 
-        An earlier design counts if one of its trials was over when it was changed, and if it shares an arm with this
-        one: else this one's results are new.
+        An earlier design counts if it gave results, one of its trials at least, before it was changed, and if it shares
+        an arm with this one: else this one's results are new.
 
         Args:
-          arms: variant -> its config, at its tuned point.
+          arms: variant -> its config, at no tuned point.
           trials: those that are compared.
           over: whether the trial of an address is over.
         """
@@ -78,14 +78,14 @@ class Memory:
                 self._designs[-1]["trials"] = []  # it is seen, whatever becomes of their directories
             else:
                 self._designs.pop()
-        variants = {name: trial(cfg, name, 0).address for name, cfg in arms.items()}
-        now = {"variants": variants, "seeds": list(seeds)}
+        addresses = {name: trial(cfg, name, 0).address for name, cfg in arms.items()}
+        now = {"arms": addresses, "seeds": list(seeds)}
         if not self._designs or self._designs[-1] | now != self._designs[-1]:
-            self._designs.append(now | {"trials": [one.address for one in trials]})
+            self._designs.append(now | {"trials": [one.address for one in trials if not over(one.address)]})
         self.write()
-        same = set(variants.values())
-        related = [one for one in self._designs if same & set(one["variants"].values())]
-        return _changed_seeds(related) + _dropped(related)
+        same = set(addresses.values())
+        related = [one for one in self._designs if same & set(one["arms"].values())]
+        return _changed_seeds(related) + _dropped(related) + _edited(related)
 
 
 def _changed_seeds(designs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -99,16 +99,30 @@ def _changed_seeds(designs: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _dropped(designs: Sequence[Mapping[str, Any]]) -> list[str]:
     """The variants that the last design has under no name."""
-    now = designs[-1]["variants"]
+    now = designs[-1]["arms"]
     gone = [
         name
         for one in designs
-        for name, address in one["variants"].items()
+        for name, address in one["arms"].items()
         if name not in now and address not in now.values()
     ]
     listed = ", ".join(dict.fromkeys(gone))
     said = f"variants were dropped after results were seen: {listed}; the correction for several does not count them"
     return [said] if gone else []
+
+
+def _edited(designs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The variants that the last design has under their name, and not as they were."""
+    now = designs[-1]["arms"]
+    edited = [
+        name
+        for one in designs
+        for name, address in one["arms"].items()
+        if now.get(name, address) != address and address not in now.values()
+    ]
+    listed = ", ".join(dict.fromkeys(edited))
+    said = f"variants were edited after results were seen: {listed}; the correction for several counts one edition only"
+    return [said] if edited else []
 
 
 def _few(titles: Sequence[str]) -> str:

@@ -43,7 +43,8 @@ def setup(study: Study, baseline: FrozenConfigDict, machines: Sequence[Machine])
         f"{_counted(model.num_heads, 'head')}, context of {model.context_length} tokens, vocabulary of "
         f"{model.vocab_size:,}",
         "Weights": f"those of {baseline.init_from}" if baseline.init_from else "random",
-        "Data": f"{data.source}, tokenizer {data.tokenizer}, held out: {data.validation or 'nothing'}",
+        "Data": f"{_brief(data.source)}, tokenizer {_brief(data.tokenizer)}, held out: "
+        f"{_brief(data.validation) or 'nothing'}",
         "Training": f"{baseline.steps:,} steps of {data.batch_size:,} sequences, {baseline.steps * tokens:,} tokens",
         "Seeds": f"{_listed(study.seeds)}{tuning}",
         "Intervals": f"{stats.CONFIDENCE:.0%} for all verdicts together: each is drawn at its variant's level of "
@@ -79,6 +80,12 @@ def _told(machines: Sequence[Machine], *names: str) -> str:
 
 def _values(machines: Sequence[Machine], name: str) -> list[str]:
     return sorted({one.get(name, "unknown") for one in machines})
+
+
+def _brief(path: str) -> str:
+    """As a reader elsewhere needs it: without where the author's home is."""
+    home = f"{Path.home()}/"
+    return f"~/{path.removeprefix(home)}" if path.startswith(home) else path
 
 
 def _counted(count: int, what: str) -> str:

@@ -15,19 +15,18 @@ from typing import Any
 import numpy as np
 
 from jaxlm.ablation import figures, plot_data
-from jaxlm.ablation.findings import Findings
+from jaxlm.ablation.findings import Findings, judged, ranked
 from jaxlm.ablation.tables import Table
 
 _DOTTED = "2px,3px"
 
 
-def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, Any], places: int) -> str | None:
+def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, Any]) -> str | None:
     """The page; None if Jinja2 or Plotly isn't installed.
 
     Args:
       tables: what `report` also writes as Markdown, by the names that page.html uses.
       words: the other text of page.html.
-      places: decimals of the metric.
     """
     try:
         import jinja2
@@ -38,10 +37,10 @@ def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(here.parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
-    figures = {"forest": _forest(findings, places), "curves": _curves(findings, places)}
+    figures = {"forest": _forest(findings), "curves": _curves(findings)}
     tuned = plot_data.sensitivities(findings)
     for i, axis in enumerate(tuned):
-        figures[f"sensitivity-{i}"] = _sensitivity(findings, axis, tuned[axis], places)
+        figures[f"sensitivity-{i}"] = _sensitivity(findings, axis, tuned[axis])
     return environment.get_template("page.html").render(
         findings=findings,
         tables=tables,
@@ -57,12 +56,12 @@ def render(findings: Findings, tables: Mapping[str, Table], words: Mapping[str, 
     )
 
 
-def _forest(findings: Findings, places: int) -> dict[str, Any]:
+def _forest(findings: Findings) -> dict[str, Any]:
     shown, data, labels = plot_data.looks(findings), [], []
     low, high = plot_data.difference_limits(findings)
-    for row, one in enumerate(plot_data.ranked(findings)):
+    for row, one in enumerate(ranked(findings)):
         color, (left, right) = shown[one.variant].color, one.interval
-        own = plot_data.decimals(one.deviation, places)
+        own = figures.decimals(one.deviation, one.interval, findings.places)
         mean = figures.number(one.mean, own, "+")
         bar = {"type": "data", "symmetric": False, "array": [right - one.mean], "arrayminus": [one.mean - left]}
         ends = ", ".join(figures.number(end, own, "+") for end in one.interval)
@@ -71,7 +70,7 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
             {"type": "scatter", "mode": "markers", "x": [one.mean], "y": [row], "showlegend": False}
             | {"name": _text(plot_data.cut(one.variant)), "marker": {"color": color, "size": 10}}
             | {"error_x": bar | {"visible": bool(interval), "thickness": 2, "width": 5}}
-            | {"hovertemplate": f"{mean}{interval}<br>{plot_data.judged(findings, one)}"}
+            | {"hovertemplate": f"{mean}{interval}<br>{judged(findings, one)}"}
         )
         for side, edge in plot_data.beyond(findings, one).items():
             arrow = {"symbol": f"triangle-{side}", "size": 11, "color": color}
@@ -79,7 +78,7 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
                 {"type": "scatter", "mode": "markers", "x": [edge], "y": [row], "showlegend": False}
                 | {"marker": arrow, "cliponaxis": False, "hoverinfo": "skip"}
             )
-        label = f"{plot_data.cut(one.variant, 24)} · {plot_data.remark(findings, one, places)}"
+        label = f"{plot_data.cut(one.variant, 24)} · {plot_data.remark(findings, one)}"
         place = {"xref": "paper", "x": 0, "xanchor": "left", "y": row - 0.36, "showarrow": False}
         labels.append(place | {"text": _text(label)})
     behind = {"y0": 0, "y1": 1, "yref": "paper", "layer": "between"}
@@ -92,11 +91,11 @@ def _forest(findings: Findings, places: int) -> dict[str, Any]:
     return {"data": data, "layout": layout}
 
 
-def _curves(findings: Findings, places: int) -> dict[str, Any]:
+def _curves(findings: Findings) -> dict[str, Any]:
     """With `axes`: of each x axis its title and the x of every trace, which page.js puts in."""
     found, shown, data = plot_data.bands(findings), plot_data.looks(findings), []
     unit, seconds = plot_data.time_unit(found)
-    form = _form(findings, places)
+    form = _form(findings)
     axes: dict[str, dict[str, Any]] = {
         "tokens": {"title": "training tokens", "tick": "~s", "hover": ",.0f", "x": []},
         "flops": {"title": "training FLOPs", "tick": ".1~e", "hover": ".3~e", "x": []},
@@ -140,11 +139,9 @@ def _curves(findings: Findings, places: int) -> dict[str, Any]:
     return {"data": data, "layout": layout | {"hovermode": "x unified", "hoverdistance": -1}, "axes": axes}
 
 
-def _sensitivity(
-    findings: Findings, axis: str, found: Mapping[str, plot_data.Sensitivity], places: int
-) -> dict[str, Any]:
+def _sensitivity(findings: Findings, axis: str, found: Mapping[str, plot_data.Sensitivity]) -> dict[str, Any]:
     shown, data = plot_data.looks(findings), []
-    heights, form = plot_data.edge_heights(findings, found), _form(findings, places)
+    heights, form = plot_data.edge_heights(findings, found), _form(findings)
     for variant, one in found.items():
         color, dash = shown[variant]
         group = {"type": "scatter", "legendgroup": variant, "showlegend": False}
@@ -171,9 +168,9 @@ def _sensitivity(
     return {"data": data, "layout": layout | {"hovermode": "closest"}}
 
 
-def _form(findings: Findings, places: int) -> str:
+def _form(findings: Findings) -> str:
     """How Plotly writes the metric."""
-    return figures.form(places, *(one.value for one in findings.outcomes)).replace("g", "~g")
+    return figures.form(findings.places, *(one.value for one in findings.outcomes)).replace("g", "~g")
 
 
 def _layout(x: str, y: str) -> dict[str, Any]:

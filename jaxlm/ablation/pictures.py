@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxlm.ablation import plot_data
-from jaxlm.ablation.findings import Findings
-from jaxlm.ablation.tables import places
+from jaxlm.ablation.findings import Findings, ranked
 from jaxlm.telemetry import curves
 
 if TYPE_CHECKING:
@@ -26,17 +25,17 @@ def _ranking(findings: Findings, folder: Path) -> Path | None:
         return None
     axes, shown = figure.subplots(), plot_data.looks(findings)
     axes.axvline(0, color=plot_data.GREY, linewidth=1.2, zorder=1)
-    for row, one in enumerate(ranked := plot_data.ranked(findings)):
+    for row, one in enumerate(order := ranked(findings)):
         color = shown[one.variant].color
         axes.plot(one.interval, [row, row], color=color, linewidth=2)
         axes.plot([one.mean], [row], color=color, marker="o", markersize=7)
         for side, edge in plot_data.beyond(findings, one).items():
             marker = {"left": "<", "right": ">"}[side]
             axes.plot([edge], [row], color=color, marker=marker, markersize=9, clip_on=False, zorder=5)
-        remark = plot_data.remark(findings, one, places(findings))
+        remark = plot_data.remark(findings, one)
         axes.annotate(remark, (1.02, row), xycoords=("axes fraction", "data"), va="center", fontsize="small")
-    axes.set_yticks(range(len(ranked)), [plot_data.cut(one.variant) for one in ranked])
-    axes.set_ylim(len(ranked) - 0.4, -0.6)
+    axes.set_yticks(range(len(order)), [plot_data.cut(one.variant) for one in order])
+    axes.set_ylim(len(order) - 0.4, -0.6)
     axes.set_xlabel(f"{findings.metric}: variant minus baseline", parse_math=False)
     curves.frame(axes)
     axes.set_xlim(plot_data.difference_limits(findings))

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from jaxlm import config, config_json, redact
-from jaxlm.ablation import lanes
+from jaxlm import config, config_file, config_json, redact
+from jaxlm.ablation import lanes, scoring
 from jaxlm.ablation.memory import Memory
+from jaxlm.ablation.points import Overrides, crossing
 from jaxlm.ablation.study import Study, Trial, arm, essential, naming, trial, with_fields
-from jaxlm.ablation.variants import Overrides, crossing
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import chain
 from jaxlm.telemetry import energy, flops
-from jaxlm.training import sanity
+from jaxlm.training import devices, sanity
 from jaxlm.training.prepare import prepare
 
 Arm = Callable[[str, Overrides | None], FrozenConfigDict]  # (variant, point of its tuning axes) -> its budgeted config
@@ -79,6 +79,7 @@ def budgeted(study: Study, variant: str, point: Overrides | None, memory: Memory
         with naming(variant):
             cfg = with_fields(cfg, steps=max(1, round(amount / of_a_step(kind, cfg, memory))))
     with naming(variant):
+        scoring.judge(cfg, study.score)
         chain.build(cfg.optimizer.to_dict(), None, cfg.steps)
     return cfg
 
@@ -181,6 +182,7 @@ def _program(cfg: FrozenConfigDict) -> Hashable:
         raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     cfg = prepare(cfg).config
     sanity.check(cfg)
+    devices.imagined(cfg)
     energy.intensity(cfg.log.carbon_intensity)
     return lanes.shared(cfg)
 
@@ -192,9 +194,12 @@ def _check_metric(cfg: FrozenConfigDict, metric: str) -> None:
 
 def changes(old: FrozenConfigDict, new: FrozenConfigDict) -> dict[str, tuple[Any, Any]]:
     """How a config differs, without secrets; functions by their names."""
-    named = config_json.objects(old), config_json.objects(new)
+    names = [
+        {path: name.replace(config_file.MODULE, "", 1) for path, name in config_json.objects(cfg).items()}
+        for cfg in (old, new)
+    ]
     differing = config.differences(redact.fields(old), redact.fields(new))
-    return {path: (named[0].get(path, was), named[1].get(path, now)) for path, (was, now) in differing.items()}
+    return {path: (names[0].get(path, was), names[1].get(path, now)) for path, (was, now) in differing.items()}
 
 
 def budget(study: Study, arms: Mapping[str, FrozenConfigDict]) -> str:

@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.ablation import figures
-from jaxlm.ablation.findings import OVER, Findings, Outcome
+from jaxlm.ablation.findings import Findings, compared, judged
+from jaxlm.ablation.outcomes import Outcome
 from jaxlm.ablation.stats import LARGEST, Comparison
 
 GREY = "#666666"
@@ -60,25 +61,12 @@ def looks(findings: Findings) -> dict[str, Look]:
     return {findings.baseline: Look(_BASELINE, ()), **shown}
 
 
-def finished(outcome: Outcome) -> bool:
-    return abs(outcome.value) <= LARGEST  # False for nan
-
-
-def diverged(outcome: Outcome) -> bool:
-    return not finished(outcome) and outcome.status in OVER
-
-
-def compared(findings: Findings, variant: str) -> list[Outcome]:
-    """The variant's trials that are compared, not those that tuned it."""
-    return [one for one in findings.outcomes if one.variant == variant and not one.tuning]
-
-
 def bands(findings: Findings) -> dict[str, Band]:
     """Of each variant that has measured anything, in the study's order."""
     found = {}
     for variant in findings.variants:
         outcomes = [one for one in compared(findings, variant) if len(one.curve.steps)]
-        curves = [one.curve for one in outcomes if finished(one)] or [one.curve for one in outcomes]
+        curves = [one.curve for one in outcomes if one.finished] or [one.curve for one in outcomes]
         if not curves:
             continue
         steps = curves[0].steps
@@ -93,7 +81,7 @@ def bands(findings: Findings) -> dict[str, Band]:
         values[~(np.abs(values) <= LARGEST)] = np.nan
         one_seed = np.full(len(steps), np.nan)
         deviation = values.std(axis=0, ddof=1) if len(values) > 1 else one_seed
-        whole = any(finished(one) for one in outcomes)
+        whole = any(one.finished for one in outcomes)
         tokens, flops, seconds, training = map(mean, ("tokens", "flops", "seconds", "training"))
         found[variant] = Band(tokens, flops, seconds, values.mean(axis=0), deviation, training, whole)
     return found
@@ -130,44 +118,13 @@ def beyond(findings: Findings, one: Comparison) -> dict[str, float]:
     return ({"left": low} if left else {}) | ({"right": high} if right else {})
 
 
-def judged(findings: Findings, one: Comparison) -> str:
-    """The verdict, and how many seeds the variant lost: all that is said of one that lost all, where no test rejects.
-
-    Lost seeds say something to a reader, also where they are too few for any test.
-    """
-    over = [trial for trial in compared(findings, one.variant) if trial.status in OVER]
-    if not one.lost:
-        return one.verdict
-    lost = f"diverged on {len(one.lost)} of {len(over)} seeds"
-    if len(one.lost) == len(over) and one.verdict == "nothing can be concluded":
-        return lost
-    return f"{one.verdict}; {lost}"
-
-
-def ranked(findings: Findings) -> list[Comparison]:
-    """The comparisons in the order of the ranking: by the variant's mean, below the others those that lost seeds."""
-    return sorted(findings.comparisons, key=lambda one: rank(findings, one.variant))
-
-
-def rank(findings: Findings, variant: str) -> tuple[int, float]:
-    """What a ranking sorts by, the best first: the seeds that were lost, as the mean of the rest flatters; then it."""
-    trials = compared(findings, variant)
-    values = [one.value for one in trials if finished(one)]
-    sign = 1 if findings.lower_is_better else -1
-    return sum(map(diverged, trials)), sign * float(np.mean(values)) if values else math.inf
-
-
-def decimals(deviation: float, places: int) -> int:
-    """Of a difference: two digits of its own spread over the seeds; `places` where there is none."""
-    return figures.places([deviation]) if deviation > 0 else places
-
-
-def remark(findings: Findings, one: Comparison, places: int) -> str:
+def remark(findings: Findings, one: Comparison) -> str:
     """Beside a point of the forest plot: what is `judged`, or the difference where the plot has no room for it."""
     low, high = difference_limits(findings)
     if low <= one.mean <= high or math.isnan(one.mean):
         return judged(findings, one)
-    return f"outside, at {figures.number(one.mean, decimals(one.deviation, places), '+')}"
+    places = figures.decimals(one.deviation, one.interval, findings.places)
+    return f"outside, at {figures.number(one.mean, places, '+')}"
 
 
 def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
@@ -184,7 +141,7 @@ def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
                 points.setdefault(float(one.point[axis]), {}).setdefault(rest, []).append(one)
             best = {value: min(_lost_and_mean(seeds, sign) for seeds in points[value].values()) for value in points}
             values = sorted(value for value, (_, mean) in best.items() if mean < math.inf)
-            edge = min((float(one.point[axis]) for one in trials if diverged(one)), default=math.nan)
+            edge = min((float(one.point[axis]) for one in trials if one.diverged), default=math.nan)
             if len({*values, *([] if math.isnan(edge) else [edge])}) > 1:
                 means = np.array([best[value][1] for value in values])
                 whole = np.array([not best[value][0] for value in values], bool)
@@ -199,7 +156,7 @@ def sensitivities(findings: Findings) -> dict[str, dict[str, Sensitivity]]:
 
 def _lost_and_mean(seeds: Sequence[Outcome], sign: int) -> tuple[bool, float]:
     """Of a point, whether a seed is missing and the mean over the others, lower for better: the least is the best."""
-    values = [sign * one.value for one in seeds if finished(one)]
+    values = [sign * one.value for one in seeds if one.finished]
     return len(values) < len(seeds), float(np.mean(values)) if values else math.inf
 
 

@@ -28,6 +28,7 @@ from jaxlm.ablation.plan import (
     tokens_of,
     windows,
 )
+from jaxlm.ablation.scoring import judge
 from jaxlm.ablation.study import Study, essential
 from jaxlm.data import heldout
 from jaxlm.telemetry.text import aligned
@@ -69,7 +70,7 @@ def doubts(study: Study, arms: Mapping[str, FrozenConfigDict], memory: Memory) -
         out.append(f"the arms see different numbers of training tokens: {listed}")
     if kind:
         out += _overspent(study, arms, memory)
-    out += _schedules(arms) + _texts(study, arms) + _tokenizers(study, arms, kind)
+    out += _chosen_looks(study, arms) + _schedules(arms) + _texts(study, arms) + _tokenizers(study, arms, kind)
     points = {name: study.tries(name) for name in arms}
     if len(set(points.values())) > 1:
         listed = ", ".join(f"{name} {count}" for name, count in points.items())
@@ -88,6 +89,25 @@ def _overspent(study: Study, arms: Mapping[str, FrozenConfigDict], memory: Memor
 
 def _off(value: float, amount: float, by: float = 0.01) -> bool:
     return abs(value / amount - 1) > by
+
+
+def _chosen_looks(study: Study, arms: Mapping[str, FrozenConfigDict]) -> list[str]:
+    """Where some arms count at the best of their evaluations, and others at the last; or could, and don't."""
+    out = []
+    choosing = [name for name, cfg in arms.items() if judge(cfg, study.score)]
+    if 0 < len(choosing) < len(arms) and study.metric.startswith("eval/"):
+        out.append(
+            f"arms that may stop early ({', '.join(choosing)}) count at the best of their evaluations, the others at "
+            "their last: the best of several looks at the text that scores it is a little too good; score='best' takes "
+            "all arms at their best, and asks what helps beyond it"
+        )
+    late = [name for name, cfg in arms.items() if cfg.early_stopping.patience and not cfg.checkpoint.best]
+    if late:
+        out.append(
+            f"{', '.join(late)} may stop early and count where they stopped, evaluations after their best: "
+            "checkpoint.best is '', set it to return there"
+        )
+    return out
 
 
 def _schedules(arms: Mapping[str, FrozenConfigDict]) -> list[str]:

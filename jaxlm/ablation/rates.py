@@ -13,17 +13,16 @@ from typing import NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxlm import config
+from jaxlm import config, files
 from jaxlm.ablation import runner
-from jaxlm.ablation.findings import Outcome
 from jaxlm.ablation.memory import Memory
+from jaxlm.ablation.outcomes import Outcome
+from jaxlm.ablation.points import log_spaced
 from jaxlm.ablation.stats import NOWHERE, t_interval
 from jaxlm.ablation.study import trial
-from jaxlm.ablation.variants import log_spaced
 from jaxlm.errors import ConfigError
 from jaxlm.optim.stages import stages, walk
 from jaxlm.telemetry import curves
-from jaxlm.training import lock
 from jaxlm.training.signals import Signals
 
 
@@ -69,7 +68,7 @@ def range_test(
         raise ConfigError(f"peaks from {low:g} to {high:g}; expected two numbers above 0, the lower one first")
     if count < 3 or not seeds or steps < 1:
         raise ConfigError(f"{count} peaks, {len(seeds)} seeds, {steps} steps; expected at least 3, 1 and 1")
-    workdir, field = Path(workdir), field or peak_field(cfg)
+    workdir, field = files.expanded(workdir), field or peak_field(cfg)
     changes = {"steps": steps, "eval.every": steps, "checkpoint.every": 0, "early_stopping.patience": 0}
     if not cfg.data.validation:
         changes["log.every"] = steps  # for the training loss at the end
@@ -78,7 +77,7 @@ def range_test(
     arms = [config.resolve(config.override(short, {field: value})) for value in values]
     trials = [trial(arm, "range", seed, {field: value}) for value, arm in zip(values, arms) for seed in seeds]
     metric = "eval/loss" if cfg.data.validation else "train/loss"
-    with Signals() as signals, lock.held(workdir):
+    with Signals() as signals, runner.held(workdir):
         outcomes = runner.train(trials, workdir, Memory(workdir / "lr.json"), signals, metric)
         found = conclude(field, values, outcomes)
         draw(found, metric, workdir / "lr.png")
@@ -211,5 +210,6 @@ def describe(found: Found, steps: int) -> str:
     if interval:
         rows.append("  [...]: where the optima of seeds lie, and half a step between the peaks to either side at least")
     if math.isfinite(found.edge):
-        rows.append(f"diverges from {found.edge:.3g} on")
+        whole = np.isfinite(found.losses[found.values.index(found.edge) :]).all(axis=1)
+        rows.append(f"diverges {'at' if whole.any() else 'from'} {found.edge:.3g}{'' if whole.any() else ' on'}")
     return "\n".join([*rows, *(f"warning: {line}" for line in found.warnings)])

@@ -27,7 +27,7 @@ def write(findings: Findings, folder: Path) -> list[Path]:
     drawn = pictures.draw(findings, folder)
     shown, words = tables.tables(findings), tables.words(findings)
     written = [_text(folder / "report.md", _markdown(findings, shown, words, [path.name for path in drawn]))]
-    html = page.render(findings, shown, words, tables.places(findings))
+    html = page.render(findings, shown, words)
     if html is not None:
         written.append(_text(folder / "report.html", html))
     written.append(_text(folder / "ranking.tex", latex.tabular(shown["ranking"])))
@@ -58,7 +58,7 @@ def _markdown(findings: Findings, tables: Mapping[str, Table], words: Mapping[st
     parts += [
         "## To run it again",
         f"```\n{findings.command}\n```",
-        "Every trial is in results.csv, every measurement in curves.csv.",
+        "Beside this file: every trial in results.csv, every measurement in curves.csv.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from jaxlm import files
 from jaxlm.ablation import plan, variants
-from jaxlm.ablation.findings import Findings, Outcome
+from jaxlm.ablation.findings import Findings
+from jaxlm.ablation.outcomes import Outcome
 
 _BEFORE = ("trial", "variant", "seed", "tuning")
 _AFTER = ("status", "value", "gap", "tokens", "flops", "seconds", "joules")

@@ -10,19 +10,21 @@ import functools
 import json
 import statistics
 import sys
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from jaxlm import files, redact
-from jaxlm.ablation import findings, methods, plan, preview, report, scoring, tuning
+from jaxlm.ablation import findings, methods, outcomes, plan, preview, report, tuning
 from jaxlm.ablation import lanes as side_by_side
-from jaxlm.ablation.findings import Findings, Outcome
+from jaxlm.ablation.findings import Findings
 from jaxlm.ablation.memory import Memory
+from jaxlm.ablation.outcomes import Outcome
+from jaxlm.ablation.points import Overrides
 from jaxlm.ablation.study import Study, Trial, naming
-from jaxlm.ablation.variants import Overrides, written
+from jaxlm.ablation.variants import written
 from jaxlm.errors import INTERRUPTED, ConfigError, DataError, JaxlmError
 from jaxlm.telemetry.board import Board
 from jaxlm.training import lock, rundir
@@ -77,20 +79,20 @@ def run(
       Stopped: by a signal; the same call goes on.
     """
     workdir = files.expanded(workdir)
-    if (workdir / "config.json").exists():
-        raise ConfigError(f"{workdir} is a run's directory; give the study another --workdir")
-    with Signals() as signals, lock.held(workdir):
+    with Signals() as signals, held(workdir):
         memory = Memory(workdir / rundir.STUDY)
 
         def train_all(trials: Sequence[Trial]) -> list[Outcome]:
-            return train(trials, workdir, memory, signals, study.metric, watched, lanes=study.lanes, execute=execute)
+            return train(
+                trials, workdir, memory, signals, study.metric, study.score, lanes=study.lanes, execute=execute
+            )
 
         def arm(variant: str, point: Overrides | None = None) -> FrozenConfigDict:
             return plan.budgeted(study, variant, point, memory)
 
-        warnings = preview.doubts(study, {variant: arm(variant) for variant in study.variants}, memory)
+        untuned = {variant: arm(variant) for variant in study.variants}
+        warnings = preview.doubts(study, untuned, memory)
         known = plan.known_trials(study, arm)
-        watched = scoring.watched(known, study.baseline)
         plan.check(study, arm, known)
         edited = memory.note(known)
         for line in [*warnings, *edited]:  # the report, which a second call writes too, has no word of an edit
@@ -100,29 +102,41 @@ def run(
             say(f"warning: {line}")
         trials = plan.compared_trials(study, arm, chosen.points)
         arms = {variant: arm(variant, chosen.points.get(variant)) for variant in study.variants}
-        changed = memory.design(arms, study.seeds, trials, lambda address: findings.over(workdir / TRIALS / address))
+        changed = memory.design(untuned, study.seeds, trials, lambda address: outcomes.over(workdir / TRIALS / address))
         for line in changed:
             say(f"warning: {line}")
-        outcomes = [*chosen.outcomes, *train_all(trials)]
-        warnings += [*chosen.warnings, *changed, *(late := _late(study, outcomes))]
+        trained = [*chosen.outcomes, *train_all(trials)]
+        warnings += [*chosen.warnings, *changed, *(late := _late(study, trained))]
         for line in late:
             say(f"warning: {line}")
-        found = findings.gather(
-            study, arms, chosen.points, outcomes, warnings, name=name, command=command, watched=watched
-        )
+        found = findings.gather(study, arms, chosen.points, trained, warnings, name=name, command=command)
         written = report.write(found, workdir)
     say(found.verdict)
     say(f"report: {', '.join(str(path) for path in written if path.suffix in ('.md', '.html'))}")
     return found
 
 
-def _late(study: Study, outcomes: Sequence[Outcome]) -> list[str]:
+@contextlib.contextmanager
+def held(workdir: Path) -> Iterator[None]:
+    """A directory of trials, locked.
+
+    Raises:
+      ConfigError: a run lives there.
+      DataError: as `lock.held`.
+    """
+    if (workdir / "config.json").exists():
+        raise ConfigError(f"{workdir} is a run's directory, and its trials need one of their own: another --workdir")
+    with lock.held(workdir):
+        yield
+
+
+def _late(study: Study, trained: Sequence[Outcome]) -> list[str]:
     """Where arms took other times than a budget in seconds, for which steps were timed before."""
     if not study.budget or "seconds" not in study.budget:
         return []
     budget, listed = study.budget["seconds"], []
     for variant in study.variants:
-        ended = [one for one in outcomes if one.variant == variant and not one.tuning and one.status == "done"]
+        ended = [one for one in trained if one.variant == variant and not one.tuning and one.status == "done"]
         if ended and abs(off := statistics.median(one.seconds for one in ended) / budget - 1) > 0.1:
             listed.append(f"{variant} {budget * (1 + off):.3g} ({off:+.0%})")
     said = f"the budget is {budget:g} seconds a trial, by steps timed before, and the median trial took others"
@@ -135,7 +149,7 @@ def train(
     memory: Memory,
     signals: Signals,
     metric: str,
-    watched: str = "",
+    score: str = "final",
     *,
     lanes: int = 0,
     execute: Execute | None = None,
@@ -144,14 +158,14 @@ def train(
 
     Args:
       workdir: each trial has its `folder` there.
-      watched: see `scoring`.
+      score: see `scoring.judge`.
       lanes: runs at once; 0: as many as are fastest, see `grouped`.
 
     Raises:
       as `run`.
     """
     runs = {one.address: one for one in reversed(trials)}  # variants may be alike: by the first of them
-    over = {key for key, one in runs.items() if findings.over(folder(workdir, one))}
+    over = {key for key, one in runs.items() if outcomes.over(folder(workdir, one))}
     waiting = {key: one for key, one in reversed(runs.items()) if key not in over}
     _check_over([runs[key] for key in runs if key in over], workdir, metric)
     if waiting:
@@ -160,7 +174,7 @@ def train(
         with Board(len(waiting), steps, metric) as board:
             groups = grouped(list(waiting.values()), trials, lanes, memory, board.say)
             (execute or local)(groups, workdir, board, signals)
-    return [findings.read(one, folder(workdir, one), metric, watched) for one in trials]
+    return [outcomes.read(one, folder(workdir, one), metric, score) for one in trials]
 
 
 def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:
@@ -172,8 +186,8 @@ def _check_over(trials: Sequence[Trial], workdir: Path, metric: str) -> None:
     """
     known: dict[Hashable, dict[str, str]] = {}  # what data gives takes reading all of it
     for one in trials:
-        findings.read(one, folder(workdir, one), metric)
-        cfg, noted = one.config, findings.note(folder(workdir, one)).get("tokens", {})
+        outcomes.read(one, folder(workdir, one), metric)
+        cfg, noted = one.config, outcomes.note(folder(workdir, one)).get("tokens", {})
         key = (cfg.init_from, cfg.data)
         if key not in known:
             with contextlib.suppress(DataError):  # it is not there: its trials are over, and those to come will say so
@@ -247,7 +261,7 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals) -> 
                 prepared = prepare(one.config)
                 note = {"variant": one.variant, "seed": one.seed, "tuning": one.tuning, "point": written(one.point)}
                 note |= {"beside": len(part.trials), "tokens": _tokens(prepared), "machine": methods.machine()}
-                with files.atomic(where / findings.TRIAL) as file:
+                with files.atomic(where / outcomes.TRIAL) as file:
                     file.write(json.dumps(note).encode())
                 view = functools.partial(board.lane, one.title, one.config.steps)
                 members.append(side_by_side.Member(prepared, where, view))
@@ -255,7 +269,7 @@ def train_group(group: Group, workdir: Path, board: Board, signals: Signals) -> 
         if signals.caught:
             raise Stopped(signals.exit_code)
         for one in part.trials:
-            findings.read(one, folder(workdir, one), board.metric)  # what this one lacks, none will have
+            outcomes.read(one, folder(workdir, one), board.metric)  # what this one lacks, none will have
 
 
 def say(text: str) -> None:

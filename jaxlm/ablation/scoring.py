@@ -1,4 +1,4 @@
-"""Which value of a run counts: one rule for all trials of a study, so that runs that are the same count the same."""
+"""Which value of a run counts."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from ml_collections import FrozenConfigDict
 
-from jaxlm.ablation.study import Trial
+from jaxlm.errors import ConfigError
 from jaxlm.training import position
+
+SCORES = ("final", "best")
 
 MARGIN = 1.0
 """Nats per token above a uniform guess, beyond which a loss counts by its logarithm."""
@@ -18,31 +21,34 @@ MARGIN = 1.0
 _LOSS = re.compile(r"train/loss|eval/(\w+_)?loss")
 
 
-def watched(trials: Sequence[Trial], baseline: str) -> str:
-    """The metric where whose best every trial of a study is scored: `early_stopping.metric` of an arm that may stop
-    early, the baseline first. "": none may, and the last values count.
+def judge(cfg: FrozenConfigDict, score: str) -> str:
+    """The metric where whose best a run's value counts; "": its last value counts.
 
-    A stopped run's value is that of its best state. Beside it the last value of a run that went on would be that of
-    another rule: the same run, with patience and without, would differ.
+    Args:
+      score: "final", of the model that the run ends with: its last one, or where it may stop early that of
+        `checkpoint.best`, to which it returns. "best": where `checkpoint.best` was best, in all trials alike.
+
+    Raises:
+      ConfigError: there is no `checkpoint.best` to go by.
     """
-    stopping = [one for one in trials if one.config.early_stopping.patience]
-    first = min(stopping, key=lambda one: one.variant != baseline, default=None)
-    return str(first.config.early_stopping.metric) if first else ""
+    if score == "best" and not cfg.checkpoint.best:
+        raise ConfigError("score='best' takes each trial where its checkpoint.best was best; that is '': name a metric")
+    return str(cfg.checkpoint.best) if score == "best" or position.may_be_best(cfg) else ""
 
 
-def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, watched: str) -> int:
-    """Which of some measurements counts: the last one, or the last that was made where `watched` was best.
+def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, judge: str) -> int:
+    """Which of some measurements counts: the last one, or the last that was made where the judge was best.
 
-    The metric's own best would flatter it. `min_delta`, which decides when a run stops, has no part in it.
+    The metric's own best would flatter it.
 
     Args:
       rows: of metrics.jsonl.
       steps: of the measurements, ascending, one at least.
-      watched: as `watched` gives it; where a run has no finite value of it the last measurement counts.
+      judge: as `judge` gives it; where a run has no finite value of it the last measurement counts.
     """
-    if watched:
-        seen = [row for row in rows if watched.removeprefix("-") in row]
-        lowest = [(position.lowest(row, watched, "early_stopping.metric"), row["step"]) for row in seen]
+    if judge:
+        seen = [row for row in rows if judge.removeprefix("-") in row]
+        lowest = [(position.lowest(row, judge, "checkpoint.best"), row["step"]) for row in seen]
         if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
             return max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     return len(steps) - 1
@@ -73,12 +79,23 @@ def damped(
     return border + math.log1p(value - border) if min(value, *by_then[-1:], math.inf) > border else value
 
 
-def words(watched: str) -> str:
-    """The rule, for a report."""
-    if not watched:
+def words(judges: Mapping[str, str]) -> str:
+    """The rule, for a report.
+
+    Args:
+      judges: variant -> its `judge`.
+    """
+
+    def best(judge: str) -> str:
+        return f"where {judge.removeprefix('-')} was {'highest' if judge.startswith('-') else 'lowest'}"
+
+    found = dict.fromkeys(judges.values())
+    if not any(found):
         return "the last value of each trial"
-    best = "highest" if watched.startswith("-") else "lowest"
-    return (
-        f"in every trial the value where {watched.removeprefix('-')} was {best}, as an arm may stop early, and a "
-        "stopped run counts as it was at its best"
+    if len(found) == 1:
+        return f"the value of each trial {best(*found)}"
+    choosing = "; ".join(
+        f"{', '.join(name for name in judges if judges[name] == judge)}, {best(judge)}" for judge in found if judge
     )
+    last = "; of the others the last value" if "" in found else ""
+    return f"the value of the model that a trial ends with: of {choosing}{last}"

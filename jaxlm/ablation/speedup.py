@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from jaxlm.ablation import plot_data
-from jaxlm.ablation.findings import Curve, Findings
+from jaxlm.ablation.findings import Findings, compared
+from jaxlm.ablation.outcomes import Curve
 
 
 def tokens_to_baseline(findings: Findings, variant: str) -> float:
@@ -16,14 +16,14 @@ def tokens_to_baseline(findings: Findings, variant: str) -> float:
 
     inf where it never did on half of the seeds or more, as one that diverged doesn't; nan without pairs.
     """
-    own = {one.seed: one for one in plot_data.compared(findings, variant)}
+    own = {one.seed: one for one in compared(findings, variant)}
     shares = []
-    for base in plot_data.compared(findings, findings.baseline):
-        if base.seed not in own or not plot_data.finished(base):
+    for base in compared(findings, findings.baseline):
+        if base.seed not in own or not base.finished:
             continue
         first = reached(base.curve, base.value, findings.lower_is_better)
         one = own[base.seed]
-        took = reached(one.curve, base.value, findings.lower_is_better) if plot_data.finished(one) else math.inf
+        took = reached(one.curve, base.value, findings.lower_is_better) if one.finished else math.inf
         if math.isfinite(first) and first > 0:
             shares.append(took / first)
     return float(np.median(shares)) if shares else math.nan

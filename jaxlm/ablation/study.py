@@ -16,7 +16,9 @@ import numpy as np
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from jaxlm import config, config_file, config_json, functions
-from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, labels, sampled, shown, size, spread
+from jaxlm.ablation.points import Axes, Overrides, Range, combinations, sampled, size, spread
+from jaxlm.ablation.scoring import SCORES
+from jaxlm.ablation.variants import labels, shown
 from jaxlm.config_rules import number
 from jaxlm.errors import ConfigError, DataError, nearest
 
@@ -55,6 +57,7 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "metric": (_is(str), "a name of metrics.jsonl, such as 'eval/loss'"),
     "overrides": (_is(Mapping), "{config field: value}"),
     "lower_is_better": (_is(bool), "True or False"),
+    "score": (_is(str), "a name"),
     "budget": (_numbers, "a number of one kind, such as {'tokens': 1e6}"),
     "tuning": (_is(Mapping), "{config field: values}"),
     "tuning_seeds": (_all_whole, "whole numbers, such as (100, 101)"),
@@ -78,11 +81,13 @@ class Study:
       baseline: the variant that the others are compared with.
       variants: name -> how its config differs from the base's.
       seeds: of the compared trials. Each seed gives all variants the same initial parameters and the same data order.
-      metric: a name of metrics.jsonl; its last value counts. Where an arm may stop early, that where its
-        `early_stopping.metric` was best, in all trials alike. "-name", as for an accuracy: higher is better; the study
-        then holds the name, and `lower_is_better` False.
+      metric: a name of metrics.jsonl. "-name", as for an accuracy: higher is better; the study then holds the name, and
+        `lower_is_better` False.
       overrides: of the base, for all variants.
       lower_is_better: of the metric.
+      score: which of its values counts. "final": that of the model a trial ends with, as `jaxlm.load` gives it: the
+        last, or of an arm that may stop early that where `checkpoint.best` was best. "best": in all trials that where
+        `checkpoint.best` was best, which asks what helps beyond stopping in time.
       budget: what each trial may spend: one of {"tokens": n}, {"steps": n}, {"flops": n} of the model's forward and
         backward passes, {"seconds": n} or {"joules": n} by what a step takes here. None: the tokens of the baseline's
         `steps`. {}: each variant has its own `steps`.
@@ -105,6 +110,7 @@ class Study:
     metric: str = "eval/loss"
     overrides: Overrides = dataclasses.field(default_factory=dict)
     lower_is_better: bool = True
+    score: str = "final"
     budget: Mapping[str, float] | None = None
     tuning: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     tuning_seeds: Sequence[int] = ()
@@ -145,8 +151,9 @@ class Study:
             raise ConfigError(f"budget is {dict(self.budget)}; expected a number above 0")
         if self.lanes < 0 or self.tuning_trials < 0:
             raise ConfigError(f"lanes={self.lanes}, tuning_trials={self.tuning_trials}; expected at least 0")
-        if self.search not in SEARCHES:
-            raise ConfigError(f"search is {self.search!r}: {nearest(self.search, SEARCHES)}")
+        for what, given, known in (("score", self.score, SCORES), ("search", self.search, SEARCHES)):
+            if given not in known:
+                raise ConfigError(f"{what} is {given!r}: {nearest(given, known)}")
         self._check_tuning()
 
     def _check_tuning(self) -> None:
@@ -182,7 +189,7 @@ class Study:
     def points(self, variant: str) -> list[Overrides]:
         """What an arm tries, as far as it is known before: nothing of what Optuna will propose.
 
-        Of a grid all points, or `tuning_trials` of them, see `variants.spread`.
+        Of a grid all points, or `tuning_trials` of them, see `points.spread`.
         """
         axes = self.axes(variant)
         if not axes or self.search == "optuna":

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxlm.ablation import figures, plot_data, scoring, speedup
-from jaxlm.ablation.findings import Findings
+from jaxlm.ablation.findings import Findings, compared, judged, rank
 from jaxlm.ablation.variants import written
 
 _NOTES = (
@@ -49,7 +49,8 @@ _NOTES = (
     (
         "Noise floor",
         "Two arms of the baseline's config, with as many but different seeds, have means that differ by less than this "
-        "in 95 of 100 studies.",
+        "in 95 of 100 studies. It is for means that share no seeds; the paired differences have their own intervals, "
+        "which are mostly narrower.",
     ),
     (
         "Smallest visible effect and seeds needed",
@@ -79,7 +80,7 @@ class Table(NamedTuple):
 
 def tables(findings: Findings) -> dict[str, Table]:
     """All of them, by name."""
-    digits = places(findings)
+    digits = findings.places
     return {
         "ranking": _ranking(findings, digits),
         "effects": _effects(findings, digits),
@@ -91,16 +92,9 @@ def tables(findings: Findings) -> dict[str, Table]:
     }
 
 
-def places(findings: Findings) -> int:
-    """Decimals of the metric: two digits of the baseline's spread over the seeds, whatever one bad arm's is. Those of a
-    difference are its own, see `plot_data.decimals`."""
-    own = [findings.noise.deviation] if findings.noise and findings.noise.deviation else []
-    return figures.places(own or [one.deviation for one in findings.comparisons])
-
-
 def words(findings: Findings) -> dict[str, Any]:
     """The facts, what the plots show, and notes on the statistics."""
-    figure = functools.partial(figures.number, places=places(findings))
+    figure = functools.partial(figures.number, places=findings.places)
     noise, direction = findings.noise, "lower" if findings.lower_is_better else "higher"
     facts = [
         f"Metric: {findings.metric}, {direction} is better; score: {findings.score}.",
@@ -116,7 +110,9 @@ def words(findings: Findings) -> dict[str, Any]:
     smallest = [one for one in findings.comparisons if math.isfinite(one.smallest)]
     if smallest:
         ends = (end(smallest, key=lambda one: one.smallest) for end in (min, max))
-        low, high = (figures.number(one.smallest, plot_data.decimals(one.deviation, places(findings))) for one in ends)
+        low, high = (
+            figures.number(one.smallest, figures.decimals(one.deviation, one.interval, findings.places)) for one in ends
+        )
         facts.append(
             f"Smallest effect that so many seeds can show: {low if low == high else f'{low} to {high}, by variant'}."
         )
@@ -129,34 +125,34 @@ def words(findings: Findings) -> dict[str, Any]:
         f"{'better' if findings.lower_is_better else 'worse'}. Arrows: bars that go on beyond the plot.",
         "curves": "Lines: mean over the seeds that finished, as far as all of them ran; bands: ± one standard "
         "deviation over the seeds. Dotted: no seed finished. Thin and dashed, where the metric is eval/loss: the mean "
-        "training loss since the evaluation before. The start of the run lies outside.",
+        "training loss since the evaluation before. The scale is that of what follows the first third of the run.",
         "sensitivity": f"At the best of the other tuned values. Filled points: {good}the variant's best; where a seed "
-        "diverged, a point is the mean of the others and never filled. ✕ at the top: the smallest such value. Extreme "
-        "values may lie outside.",
+        "diverged, a point is the mean of the others and never filled. ✕: the smallest value at which a seed "
+        "diverged. Values far from the best may lie outside.",
         "notes": _NOTES,
     }
 
 
 def _ranking(findings: Findings, places: int) -> Table:
-    """Best first, by `plot_data.rank`."""
+    """Best first, by `findings.rank`."""
     against = {one.variant: one for one in findings.comparisons}
     rows = []
-    for variant in sorted(findings.variants, key=lambda variant: plot_data.rank(findings, variant)):
-        trials = plot_data.compared(findings, variant)
-        values = [one.value for one in trials if plot_data.finished(one)]
+    for variant in sorted(findings.variants, key=lambda variant: rank(findings, variant)):
+        trials = compared(findings, variant)
+        values = [one.value for one in trials if one.finished]
         mean = float(np.mean(values)) if values else math.nan
         spread = f" ± {figures.number(float(np.std(values, ddof=1)), places)}" if len(values) > 1 else ""
-        lost = sum(map(plot_data.diverged, trials))
+        lost = sum(one.diverged for one in trials)
         seeds = f"{len(values)} of {len(findings.seeds)}" + (f", {lost} diverged" if lost else "")
         one = against.get(variant)
         difference, interval, p = Cell("baseline", 0.0), _number(math.nan), _number(math.nan)
         if one:
-            own = plot_data.decimals(one.deviation, places)
+            own = figures.decimals(one.deviation, one.interval, places)
             difference, interval = _figure(one.mean, own, "+"), _interval(one.interval, own)
             p = _p(one.p_corrected)
-        row = [_word(variant), _word(plot_data.judged(findings, one) if one else "baseline")]
+        row = [_word(variant), _word(judged(findings, one) if one else "baseline")]
         row += [Cell(f"{figures.number(mean, places)}{spread}" if values else "–", mean), difference, interval, p]
-        gaps = [one.gap for one in trials if plot_data.finished(one)]
+        gaps = [one.gap for one in trials if one.finished]
         row += [_share(speedup.tokens_to_baseline(findings, variant))]
         rows.append(
             [*row, _figure(float(np.mean(gaps)) if gaps else math.nan, places, "+"), Cell(seeds, float(len(values)))]
@@ -164,9 +160,10 @@ def _ranking(findings: Findings, places: int) -> Table:
     headers = ["Variant", "Verdict", findings.metric, "Difference", "Interval", "Corrected p"]
     headers += ["Tokens to baseline", "Gap", "Seeds finished"]
     title = (
-        "By the mean over the seeds, those that lost any last; differences and intervals are to the baseline; tokens "
-        "to baseline: those at which the variant first reached the baseline's final value on the same seed, as a share "
-        "of those at which the baseline did, the median over the seeds; gap: eval/loss less training loss"
+        "By the mean over the seeds, below the others those that lost a seed; differences and intervals are to the "
+        "baseline; tokens to baseline: those at which the variant first reached the baseline's final value on the same "
+        "seed, as a share of those at which the baseline did, the median over the seeds; gap: eval/loss minus training "
+        "loss"
     )
     return Table(title, headers, rows)
 
@@ -174,7 +171,7 @@ def _ranking(findings: Findings, places: int) -> Table:
 def _effects(findings: Findings, places: int) -> Table:
     rows = []
     for one in findings.effects:
-        own = plot_data.decimals(one.deviation, places)
+        own = figures.decimals(one.deviation, one.interval, places)
         row = [_word(one.name), _number(one.seeds, "d"), _figure(one.mean, own, "+"), _interval(one.interval, own)]
         rows.append([*row, _p(one.p), _p(one.p_corrected)])
     title = (
@@ -199,8 +196,11 @@ def _tuning(findings: Findings, places: int) -> Table:
             chosen = written(findings.chosen.get(variant, {}).get(axis, "–"))
             rows.append([*row, _number(one.edge, ".6g", "no seed diverged"), Cell(str(chosen), chosen)])
     headers = ("Variant", "Tuned", "Best value", findings.metric, "Good region", "Diverged from", "Compared at")
-    title = "Best: of the values at which no seed diverged; good region: from the first to the last of these within the"
-    return Table(f"{title} noise floor of it", headers, rows)
+    title = (
+        "Best value: of those at which no seed diverged; good region: the smallest and the largest of these whose mean "
+        "is within the noise floor of the best's; diverged from: the smallest value at which a seed did"
+    )
+    return Table(title, headers, rows)
 
 
 def _changes(findings: Findings) -> Table:
@@ -242,7 +242,7 @@ def _costs(findings: Findings) -> Table:
 def _statistics(findings: Findings, places: int) -> Table:
     rows = []
     for one in findings.comparisons:
-        own = plot_data.decimals(one.deviation, places)
+        own = figures.decimals(one.deviation, one.interval, places)
         row = [_word(one.variant), _number(len(one.seeds), "d"), _figure(one.mean, own, "+")]
         row += [_figure(one.deviation, own), _interval(one.interval, own), _interval(one.bootstrap, own)]
         row += [*map(_p, (one.p, one.p_corrected, one.p_sign, one.p_lost)), _number(one.correlation, ".2f")]
@@ -254,7 +254,7 @@ def _statistics(findings: Findings, places: int) -> Table:
 
 
 def _trials(findings: Findings, places: int) -> Table:
-    baseline = {one.seed: one.value for one in plot_data.compared(findings, findings.baseline)}
+    baseline = {one.seed: one.value for one in compared(findings, findings.baseline)}
     rows = []
     for one in findings.outcomes:
         alone = one.tuning or one.variant == findings.baseline
@@ -262,7 +262,7 @@ def _trials(findings: Findings, places: int) -> Table:
         row = [_word(one.variant), _number(one.seed, "d"), _figure(one.value, places)]
         row += [_figure(difference, places, "+"), _word("tuning" if one.tuning else "compared")]
         point = ", ".join(f"{name} = {written(value)}" for name, value in one.point.items())
-        status = f"{one.status}, lost" if plot_data.diverged(one) and one.status != "diverged" else one.status
+        status = f"{one.status}, lost" if one.diverged and one.status != "diverged" else one.status
         rows.append([*row, *map(_word, (point, status or "not begun", one.trial))])
     headers = ("Variant", "Seed", findings.metric, "Difference", "Role", "Tuned values", "Status", "Trial")
     return Table("One row a trial; the difference is to the baseline's value on the same seed", headers, rows)

@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from jaxlm.ablation.findings import Outcome
+from jaxlm.ablation.outcomes import Outcome
 from jaxlm.ablation.plan import Arm, tuning_trials
+from jaxlm.ablation.points import Axes, Overrides, Range, combinations, size
 from jaxlm.ablation.study import Study, Trial
-from jaxlm.ablation.variants import Axes, Overrides, Range, combinations, size
 from jaxlm.errors import ConfigError
 
 if TYPE_CHECKING:

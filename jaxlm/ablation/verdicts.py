@@ -7,22 +7,27 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from jaxlm.ablation.figures import number, places
+from jaxlm.ablation.figures import decimals, number
 from jaxlm.ablation.stats import Comparison
 from jaxlm.ablation.study import Study
 
 
-def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]]) -> str:
-    """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown."""
+def verdict(
+    study: Study, comparisons: Sequence[Comparison], values: Mapping[str, Mapping[int, float]], places: int
+) -> str:
+    """The answer in words: which variants are better and worse than the baseline, and of which nothing is shown.
 
-    def figure(value: float, *sizes: float, sign: str = "") -> str:
-        return number(value, max(4, places(map(abs, sizes or [value]))), sign)
-
+    Args:
+      values: variant -> seed -> metric, of the trials that are over.
+      places: decimals of the metric.
+    """
     if not comparisons:
         finite = [value for value in values[study.baseline].values() if math.isfinite(value)]
         if not finite:
             return f"{study.baseline} alone: it finished on no seed."
-        return f"{study.baseline} alone: {study.metric} {figure(float(np.mean(finite)))} over {len(finite)} seeds."
+        return (
+            f"{study.baseline} alone: {study.metric} {number(float(np.mean(finite)), places)} over {len(finite)} seeds."
+        )
 
     def lost(one: Comparison) -> str:
         of_all = f"{len(one.lost) or 'none'} of {len(values[one.variant])} seeds"
@@ -38,10 +43,9 @@ def verdict(study: Study, comparisons: Sequence[Comparison], values: Mapping[str
     def figures(one: Comparison) -> str:
         if not by_value(one):
             return f"it {lost(one)}"
-        low, high = one.interval
-        nearest_0 = min(abs(low), abs(high))  # which is seen to leave it out
-        mean, low_end, high_end = (figure(value, nearest_0, sign="+") for value in (one.mean, low, high))
-        return f"{study.metric} {mean} [{low_end}, {high_end}]"
+        own = decimals(one.deviation, one.interval, places)
+        mean, low, high = (number(value, own, "+") for value in (one.mean, *one.interval))
+        return f"{study.metric} {mean} [{low}, {high}]"
 
     def best_first(one: Comparison) -> float:
         return math.inf if math.isnan(one.mean) else one.mean if study.lower_is_better else -one.mean

@@ -81,6 +81,27 @@ def test_other_seeds_and_dropped_variants_are_told(tmp_path):
     ]
 
 
+def test_a_variant_that_is_another_under_its_name_is_told(tmp_path):
+    assert designed(tmp_path, over=True) == []
+    edited = small().variants | {"b2": {"optimizer.scale_by_adam.b2": 0.5}}
+    said = "variants were edited after results were seen: b2; the correction for several counts one edition only"
+    assert designed(tmp_path, over=True, variants=edited) == [said]
+    assert designed(tmp_path, over=True) == [said]
+
+
+def test_a_design_that_gave_nothing_new_before_it_was_changed_was_seen_by_nobody(tmp_path):
+    def now(seeds, over):
+        memory = Memory(tmp_path / "study.json")
+        return memory.design(arms(small()), seeds, trials(seeds), over)
+
+    done = {one.address for one in trials((0, 1))}
+    assert now((0, 1), lambda address: False) == []
+    (line,) = now((0, 1, 2), done.__contains__)
+    assert "(0, 1), then (0, 1, 2);" in line
+    (line,) = now((0, 1, 2, 3), done.__contains__)
+    assert "(0, 1), then (0, 1, 2, 3);" in line
+
+
 def test_a_design_that_shares_no_arm_has_new_results(tmp_path):
     """As a first try of a few steps in the same directory."""
     assert designed(tmp_path, over=True, seeds=(0,), steps=2) == []

@@ -226,6 +226,7 @@ def test_points_that_differ_in_functions_that_look_alike_are_refused(search):
         ({"log.writers": ("tensorboard",)}, "log.writers is .* without 'jsonl', where a study reads its metrics"),
         ({"log.carbon_intensity": "-5"}, "log.carbon_intensity is '-5'"),
         ({"checkpoint.best": "eval/los"}, "checkpoint.best is 'eval/los', .* did you mean 'eval/loss'"),
+        ({"parallel.data": 7}, "7"),
         (
             {"early_stopping.metric": "-eval/acuracy", "early_stopping.patience": 2},
             "early_stopping.metric is '-eval/acuracy', .* did you mean 'eval/accuracy'",

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxlm.ablation import plot_data, tables, tuning
-from jaxlm.ablation.findings import Curve
+from jaxlm.ablation.findings import ranked
+from jaxlm.ablation.outcomes import Curve
 from jaxlm.ablation.plot_data import Sensitivity
 from jaxlm.ablation.stats import Noise
 from tests.ablation.small import small
@@ -67,7 +68,7 @@ def test_a_point_where_a_seed_diverged_is_neither_best_nor_good(lower_is_better)
     np.testing.assert_array_equal(found.metric, sign * np.array([3.0, 2.9, 1.0, 1.5]))
     assert found.good.tolist() == [False, True, False, False] and found.edge == 1e-2
     row = [cell.text for cell in tables.tables(made)["tuning"].rows[0]]
-    assert row[2:6] == ["0.003", f"{2.9 * sign:.{tables.places(made)}f}", "0.003", "0.01"]
+    assert row[2:6] == ["0.003", f"{2.9 * sign:.{made.places}f}", "0.003", "0.01"]
     chosen = tuning.scores(small(lower_is_better=lower_is_better), outcomes)
     assert min(chosen, key=lambda pair: pair[1])[0] == {AXIS: 3e-3}
     nowhere = made._replace(outcomes=outcomes[4:])
@@ -90,7 +91,7 @@ def test_ranges_leave_out_what_would_flatten_the_rest():
 def test_the_forest_is_in_the_order_of_the_ranking():
     findings = study(peaks=())
     ranking = [row[0].text for row in tables.tables(findings)["ranking"].rows]
-    assert [one.variant for one in plot_data.ranked(findings)] == [name for name in ranking if name != "baseline"]
+    assert [one.variant for one in ranked(findings)] == [name for name in ranking if name != "baseline"]
     assert ranking != list(findings.variants)
 
 
@@ -102,16 +103,3 @@ def test_labels_of_an_axis_are_its_values_where_these_have_room():
     assert plot_data.tried(found(0.00123456, 0.00345678, 0.01)) == []  # sampled
     assert plot_data.tried(found(1e-3, 1.01e-3, 1e-2)) == []
     assert plot_data.tried(found(*np.logspace(-4, 0, 9))) == []
-
-
-def test_decimals_are_those_of_the_baselines_spread_whatever_a_bad_arm_does():
-    findings = study({"baseline": 0.0, "bad": 0.0, "worse": 0.0}, peaks=())
-    noise = findings.noise._replace(deviation=0.012)
-
-    def places(*spreads):
-        arms = [one._replace(deviation=spread) for one, spread in zip(findings.comparisons, spreads)]
-        return tables.places(findings._replace(noise=noise, comparisons=arms))
-
-    assert places(0.013, 0.011) == places(80.0, 900.0) == places(math.nan, math.nan) == 3
-    for spread, own in ((0.0013, 4), (80.0, 0), (0.0, 3), (math.nan, 3)):
-        assert plot_data.decimals(spread, 3) == own

@@ -227,3 +227,19 @@ def test_what_optuna_will_try_is_counted(timed):
     found, _ = lines(variants={"clip": {}}, **tuning)
     assert found[4].split()[:3] == ["clip", "2", "10"]
     assert found[5].startswith("12 trials in 1 programs")
+
+
+@pytest.mark.parametrize(
+    ("score", "patient", "listed"),
+    [("final", ("a",), "early (a) count"), ("final", ("a", "clip"), ""), ("best", ("a",), ""), ("final", (), "")],
+)
+def test_arms_that_choose_among_their_looks_are_told(score, patient, listed):
+    variants = {name: {"early_stopping.patience": 3} if name in patient else {PEAK: 0.5} for name in ("clip", "a")}
+    said = [line for line in doubts(variants=variants, score=score) if "best of their evaluations" in line]
+    assert len(said) == bool(listed) and listed in "".join(said)
+
+
+def test_an_arm_that_stops_early_without_a_best_step_is_told():
+    patient = {"early_stopping.patience": 3, "checkpoint.best": ""}
+    (line,) = doubts(variants={"clip": {}, "a": patient})
+    assert line.startswith("a may stop early and count where they stopped") and "checkpoint.best is ''" in line

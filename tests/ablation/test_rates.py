@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from jaxlm import config, optim
 from jaxlm.ablation import rates
-from jaxlm.ablation.findings import Curve, Outcome
-from jaxlm.ablation.variants import log_spaced
+from jaxlm.ablation.outcomes import Curve, Outcome
+from jaxlm.ablation.points import log_spaced
 from jaxlm.errors import ConfigError
 from tests.tiny import tiny
 
@@ -154,3 +154,19 @@ def test_the_picture(tmp_path):
     losses[8] = math.nan
     path = rates.draw(rates.conclude("peak", VALUES, outcomes(losses)), "eval/loss", tmp_path / "lr.png")
     assert path.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("losses", "said"),
+    [([2.0, math.nan, math.nan], "diverges from 0.01 on"), ([2.0, math.nan, 3.0], "diverges at 0.01")],
+)
+def test_where_it_diverges_in_words(losses, said):
+    found = rates.Found("peak", (1e-3, 1e-2, 1e-1), np.array(losses)[:, None], 1e-3, 1, (math.nan, math.nan), 1e-2, [])
+    assert rates.describe(found, 10).splitlines()[-1] == said
+
+
+def test_the_directory_of_a_run_is_no_place_for_trials(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigError, match="is a run's directory, .* another --workdir"):
+        rates.range_test(tiny(), tmp_path, seeds=(0,), steps=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json"]

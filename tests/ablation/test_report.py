@@ -9,7 +9,8 @@ import optax
 import pytest
 
 from jaxlm.ablation import report, stats, tables
-from jaxlm.ablation.findings import Curve, Findings, Outcome
+from jaxlm.ablation.findings import Findings
+from jaxlm.ablation.outcomes import Curve, Outcome
 from jaxlm.ablation.stats import Comparison, Noise
 
 NASTY = '</script><b>&"x|_$y$'

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm.ablation import speedup, tables
-from jaxlm.ablation.findings import Curve
+from jaxlm.ablation.outcomes import Curve
 from tests.ablation.test_report import study
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from jaxlm import optim
 from jaxlm.ablation import Range, study, tuning
-from jaxlm.ablation.findings import Curve, Outcome
+from jaxlm.ablation.outcomes import Curve, Outcome
 from jaxlm.errors import ConfigError
 from tests.ablation.small import PEAK, small
 

@@ -1,7 +1,5 @@
 """Values to try: axes, their points, and the variants made of them."""
 
-import collections
-import math
 import re
 
 import numpy as np
@@ -10,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import qmc
 
-from jaxlm.ablation import Range, grid, halton, leave_one_out, log_spaced, one_at_a_time, random, variants, zipped
+from jaxlm.ablation import Range, grid, halton, leave_one_out, one_at_a_time, points, random, zipped
 from jaxlm.errors import ConfigError
 from tests.ablation.small import PEAK
 
@@ -92,32 +90,10 @@ def test_points_are_spread_over_the_logarithm(make):
 def test_halton_points_fill_space_better_than_random_ones(seed):
     axes = {name: Range(0.0, 1.0, log=False) for name in ("x", "y")}
     uneven = {
-        make: qmc.discrepancy([list(point.values()) for point in variants.sampled(axes, 64, make, seed)])
+        make: qmc.discrepancy([list(point.values()) for point in points.sampled(axes, 64, make, seed)])
         for make in ("halton", "random")
     }
     assert uneven["halton"] < uneven["random"] / 2
-
-
-def test_log_spaced_values_are_a_factor_apart():
-    assert log_spaced(1e-4, 1e-2, 5) == (1e-4, 3.16e-4, 1e-3, 3.16e-3, 1e-2)
-    assert log_spaced(0.1, 1.0, 1) == (0.1,)
-
-
-def test_a_range_goes_from_its_low_to_its_high():
-    assert [Range(1e-4, 1e-2).at(share) for share in (0, 0.5, 1)] == pytest.approx([1e-4, 1e-3, 1e-2])
-    assert [Range(0.0, 0.4, log=False).at(share) for share in (0, 0.5, 1)] == pytest.approx([0.0, 0.2, 0.4])
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        *(Range(0.0, 1.0), Range(-1.0, 1.0), Range(1.0, 1.0), Range(1.0, 0.1, log=False)),
-        *(Range(1e-3, math.inf), Range(1e-300, 1e300), Range(-math.inf, 0.0, log=False), Range(1.0, math.nan)),
-    ],
-)
-def test_a_range_of_no_values_is_refused(bad):
-    with pytest.raises(ConfigError, match="expected low < high"):
-        halton({PEAK: bad}, 3)
 
 
 @pytest.mark.parametrize("make", [random, halton])
@@ -125,28 +101,6 @@ def test_a_range_of_too_few_values_is_refused(make):
     """Between these two there are so few numbers of float64 that the search for a tenth would have no end."""
     with pytest.raises(ConfigError, match=f"10 points of '{PEAK}', .* gave only [23]"):
         make({PEAK: Range(1.0, 1.0000000000000004)}, 10)
-
-
-@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 16), st.sampled_from(["random", "halton"]))
-def test_no_point_is_drawn_twice_and_more_than_there_are_is_refused(steps, seeds, count, search):
-    axes = {"steps": range(steps), "x": ["a", "b", "c", "d"][:seeds]}
-    if count > steps * seeds:
-        with pytest.raises(
-            ConfigError, match=f"{count} points of 'steps', 'x', which have {steps * seeds} combinations"
-        ):
-            variants.sampled(axes, count, search)
-    else:
-        found = variants.sampled(axes, count, search)
-        assert len(found) == count == len({tuple(point.items()) for point in found})
-
-
-def test_values_that_are_given_twice_are_one():
-    assert variants.combinations({PEAK: (1e-2, 1e-2, 1e-3), "steps": [5, 5]}) == [
-        {PEAK: 1e-2, "steps": 5},
-        {PEAK: 1e-3, "steps": 5},
-    ]
-    with pytest.raises(ConfigError, match="3 points of 'steps', which have 2 combinations"):
-        random({"steps": (5, 5, 6)}, 3)
 
 
 @pytest.mark.parametrize("make", [random, halton])
@@ -159,22 +113,3 @@ def test_fewer_points_are_the_first_of_more(make):
 def test_text_is_no_sequence_of_values(make):
     with pytest.raises(ConfigError, match="axis 'model.dtype' is 'float32'; expected a sequence of values"):
         make({"model.dtype": "float32"})
-
-
-@given(st.lists(st.integers(1, 5), min_size=1, max_size=3), st.integers(1, 130))
-def test_a_part_of_a_grid_has_values_of_every_axis(sizes, count):
-    """Evenly spaced points of the product left a whole axis at one value: 4 of 4 peaks x 4 b2 all had one b2."""
-    axes = {f"axis{k}": [k + 10 * i for i in range(size)] for k, size in enumerate(sizes)}
-    points = variants.spread(axes, count)
-    assert len(points) == min(count, math.prod(sizes))
-    assert [point for point in variants.combinations(axes) if point in points] == points
-    for path, values in axes.items():
-        assert len({point[path] for point in points}) == min(count, len(values))
-
-
-@pytest.mark.parametrize(("sizes", "count"), [((4, 4), 4), ((4, 4), 8), ((4, 4), 15), ((2, 3, 4), 12)])
-def test_a_part_of_a_grid_takes_values_evenly(sizes, count):
-    points = variants.spread({f"axis{k}": range(size) for k, size in enumerate(sizes)}, count)
-    for values in zip(*(point.values() for point in points)):
-        uses = collections.Counter(values).values()
-        assert max(uses) - min(uses) <= 2
