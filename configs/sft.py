@@ -5,7 +5,7 @@ r"""Tuning on pairs of a prompt and its completion: translation, sentiment, ques
     python -m jaxlm.main --config=configs/sft.py:qa                # questions about facts that the prompt tells
 
 So they train a small model from scratch, with no network, on pairs made on the spot (jaxlm/data/made.py), and score
-what is held out as they go: exact match 1.000, accuracy 0.988, exact match 0.996 after 4 to 6 minutes on 2 cores.
+what is held out as they go: exact match 0.999, accuracy 1.000, exact match 0.999 after 5 to 8 minutes on 2 cores.
 
 From a model, a hub id or a folder or a run, on pairs of your own:
 
