@@ -276,7 +276,7 @@ from tests.ablation.small import PEAK, small
 def study():
     variants = {"clip": {}, "b2": {"optimizer.scale_by_adam.b2": 0.9}}
     tuning = {"tuning": {PEAK: (1e-3, 1e-2)}, "tuning_seeds": (7,)}
-    return small(variants=variants, steps=200, eval__every=40, checkpoint__every=20, **tuning)
+    return small(variants=variants, steps=100, eval__every=50, checkpoint__every=25, **tuning)
 """
 
 

@@ -84,7 +84,7 @@ def test_the_value_of_a_trial_is_that_of_the_model_that_load_gives(tmp_path, sco
     """All are worse at the end than at their best; one of them may stop early, and has no cause to."""
     variants = {"base": {}, "patient": {PATIENCE: 5}}
     rising = {f"optimizer.scale_by_learning_rate.{name}": value for name, value in (("warmup", 0.75), ("final", 1.0))}
-    overrides = {"eval.every": 2, "eval.batches": 0, PEAK: 0.1, **rising}
+    overrides = {"eval.every": 2, "eval.batches": 0, "checkpoint.every": 4, PEAK: 0.1, **rising}
     found = runner.run(small(variants=variants, baseline="base", overrides=overrides, score=score), tmp_path)
     for one in found.outcomes:
         assert one.curve.values.min() < one.curve.values[-1]
