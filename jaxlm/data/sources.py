@@ -36,12 +36,21 @@ _NOT_STDLIB = {
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
 
+class Content(NamedTuple):
+    """What a file held when its source was opened."""
+
+    file: File
+    num_bytes: int
+    sha256: str
+
+
 class Source(NamedTuple):
     spec: str  # as given, of the whole where this is a part; opens it again
     fingerprint: str  # sha256 of names, sizes and contents
     num_bytes: int  # about what `read` gives, for a progress bar; 0 where unknown
     read: Callable[[], Iterator[Document]]  # from the start at each call, in a fixed order; DataError if there is none
     left_out: str = ""  # of a folder, in words
+    contents: Sequence[Content] = ()  # of its files, as they are read; none of the hub or a function
 
 
 def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") -> Source:
@@ -74,7 +83,8 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
 
     packed = any(file.path.suffix.lower() == ".gz" for file in files)
     num_bytes = 0 if packed else sum(file.path.stat().st_size for file in files)
-    return Source(spec, _fingerprint(files), num_bytes, lambda: _not_none(spec, read()), left_out)
+    contents = [_content(file) for file in files]
+    return Source(spec, _fingerprint(contents), num_bytes, lambda: _not_none(spec, read()), left_out, contents)
 
 
 def missing(path: str | Path) -> DataError:
@@ -183,13 +193,17 @@ def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> tuple[list[File
     return sorted(File(path.relative_to(top).as_posix(), path) for path in files), others
 
 
-def _fingerprint(files: Iterable[File]) -> str:
+def _content(file: File) -> Content:
+    with readers.reading(file.path), file.path.open("rb") as opened:
+        sha256 = hashlib.file_digest(opened, "sha256").hexdigest()
+        return Content(file, opened.tell(), sha256)
+
+
+def _fingerprint(contents: Iterable[Content]) -> str:
     """sha256 over the name, size and content of each file: not over its path or time, so a copy is the same data."""
     total = hashlib.sha256()
-    for file in files:
-        with readers.reading(file.path), file.path.open("rb") as opened:
-            content = hashlib.file_digest(opened, "sha256").hexdigest()
-            total.update(json.dumps([file.name, opened.tell(), content]).encode())
+    for file, num_bytes, sha256 in contents:
+        total.update(json.dumps([file.name, num_bytes, sha256]).encode())
     return total.hexdigest()
 
 

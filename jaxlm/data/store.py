@@ -42,7 +42,7 @@ def open(section: Section, progress: bool = False) -> Data:
       progress: show a bar on a terminal.
 
     Raises:
-      ConfigError: a `validation` or `tokenizer` that can't be.
+      ConfigError: a `validation` or `tokenizer` that can't be, or a file that is in both source and validation.
       DataError: data is missing, empty, damaged, or can't be read or cached.
     """
     share = heldout.share(section.validation)
@@ -59,6 +59,7 @@ def open(section: Section, progress: bool = False) -> Data:
     other = None
     if section.validation and share is None:
         other = sources.open_source(section.validation, form=form, errors=section.errors)
+        heldout.check_apart(text, other)
     held_out = other.fingerprint if other else share
     tokenizer = tokenizer_specs.key(section.tokenizer)
     what = [FORMAT, text.fingerprint, held_out, tokenizer, form.key, section.errors]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -104,6 +105,42 @@ def test_a_share_without_its_sign_is_asked_about(
         heldout.share(given)
     (tmp_path / given).touch()
     assert heldout.share(given) is None
+
+
+def write(top: Path, files: dict[str, str]) -> Path:
+    top.mkdir()
+    for name, text in files.items():
+        (top / name).write_text(text)
+    return top
+
+
+@pytest.mark.parametrize("spec", ["rows", "rows/*.txt"])
+def test_a_file_of_the_source_is_no_validation(
+    spec: str, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was trained on, and nothing was said."""
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "rows", {"train.txt": "train", "val.txt": "validation", "none.txt": ""})
+    (tmp_path / "copy.txt").write_text("validation")
+    for held in ("rows/val.txt", "copy.txt"):
+        message = rf"data.validation='{held}' would be trained on: its {held} is in data.source='{re.escape(spec)}' as"
+        with pytest.raises(ConfigError, match=message + ".*name only the files to train on as data.source, or hold"):
+            data.open(section(spec, validation=held))
+    with pytest.raises(ConfigError, match="its rows/train.txt is in data.source='copied' as well;"):
+        write(tmp_path / "copied", {"train.txt": "train", "more.txt": "more"})
+        data.open(section("copied", validation="rows"))
+    with pytest.raises(ConfigError, match=r"as well \(2 such files\);"):
+        write(tmp_path / "larger", {"train.txt": "train", "more.txt": "more", "val.txt": "validation"})
+        data.open(section("larger", validation="rows"))
+
+
+def test_files_that_are_apart_or_all_the_same_may_be_held_out(section, tmp_path: Path) -> None:
+    one = write(tmp_path / "one", {"a.txt": "a", "none.txt": ""})
+    other = write(tmp_path / "other", {"b.txt": "b", "none.txt": ""})
+    same = write(tmp_path / "same", {"a.txt": "a"})
+    for held in (other, one, same):
+        opened = data.open(section(one, validation=held))
+        assert opened.validation is not None and opened.validation.num_documents == 1
 
 
 def test_made_rows_are_held_out_for_made_rows_of_their_kind_only(section) -> None:
