@@ -9,6 +9,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +18,7 @@ from jaxlm.data.sources import Source, changed
 from jaxlm.errors import ConfigError, DataError
 
 _MADE = "jaxlm.data.made:"
+_FAR = 2.0  # a share that misses by more than this factor is another share
 
 
 def share(validation: str) -> float | None:
@@ -119,7 +121,10 @@ def _hash(raw: bytes) -> int:
 
 
 def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
-    """bool[documents] of those held out: in the order of their hashes, the number that comes nearest to the share."""
+    """bool[documents] of those held out: in the order of their hashes, the number that comes nearest to the share.
+
+    Where that is not within a factor of two of it, a single document, if there is one that is nearer.
+    """
     target = share * sizes.sum()
     order = np.argsort(hashes, kind="stable")
     # One document larger than the whole share would make it another share.
@@ -127,9 +132,35 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
     if not len(order):
         order = np.array([np.argmin(sizes)])
     count = int(np.argmin(np.abs(np.cumsum(sizes[order]) - target))) + 1
+    chosen = order[: min(count, len(sizes) - 1)]
+    if _off(sizes[chosen].sum(), target) > _FAR:
+        # Those that are left after the larger ones are next to nothing, as a README beside books: one book is nearer.
+        by_hash = np.argsort(hashes, kind="stable")
+        alone = by_hash[[np.argmin(_off(sizes[by_hash], target))]]
+        chosen = min(chosen, alone, key=lambda one: float(_off(sizes[one].sum(), target)))
     held = np.zeros(len(sizes), bool)
-    held[order[: min(count, len(sizes) - 1)]] = True
+    held[chosen] = True
     return held
+
+
+def _off(size: Any, target: float) -> Any:
+    """By which factor sizes miss a target, from above or from below: 1 or more."""
+    return np.maximum(size / target, target / size)
+
+
+def warning(validation: str, held_out: int, whole: int) -> str:
+    """What is to be said where a share became another by far; "" where it didn't, or `validation` is no share.
+
+    Args:
+      held_out, whole: bytes of what is held out, and of all.
+    """
+    asked = share(validation)
+    if asked is None or not held_out or _off(held_out / whole, asked) <= _FAR:
+        return ""
+    return (
+        f"warning: data.validation={validation!r} was asked for and {held_out / whole:.2%} of the text is held out, "
+        "since documents are held out whole, and these are few or large; name a file of its own as data.validation"
+    )
 
 
 def _split_text(source: Source, share: float) -> tuple[Source, Source]:

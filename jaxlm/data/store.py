@@ -24,6 +24,7 @@ from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 
 _CHUNK = 4 * 2**20  # characters encoded at once
+_METHOD = 2  # of parting and encoding; goes up where the same text would become other tokens, or an error
 
 
 class Data(NamedTuple):
@@ -62,7 +63,7 @@ def open(section: Section, progress: bool = False) -> Data:
         heldout.check_apart(text, other)
     held_out = other.fingerprint if other else share
     tokenizer = tokenizer_specs.key(section.tokenizer)
-    what = [FORMAT, text.fingerprint, held_out, tokenizer, form.key, section.errors]
+    what = [FORMAT, _METHOD, text.fingerprint, held_out, tokenizer, form.key, section.errors]
     names = ("validation", "train") if section.validation else ("train",)
 
     def build(entry: Path) -> None:
@@ -97,7 +98,7 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
         chunks = _encoded(_tracked(text, "tokenizing", progress and sys.stderr.isatty()), tokenizer)
         write(entry / "text.bin", _if_unchanged(chunks, section, text), tokenizer, text.fingerprint)
 
-    what = [FORMAT, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
+    what = [FORMAT, _METHOD, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
     return cache.filled(section.cache_dir, what, ("text",), build)["text"]
 
 

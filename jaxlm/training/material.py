@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import data
+from jaxlm.data import heldout
 from jaxlm.data.batches import Batch
 from jaxlm.evals import asking
 
@@ -38,6 +39,8 @@ def of(cfg: FrozenConfigDict, opened: data.Data) -> Material:
     whose = section.source if section.validation.endswith("%") else section.validation
     count = f"{held.num_documents:,} {kind}{'s' if held.num_documents != 1 else ''}"
     said.append(f"held out: {count}, {held.num_tokens:,} tokens, of {whose}")
+    if missed := heldout.warning(section.validation, held.num_bytes, opened.train.num_bytes + held.num_bytes):
+        said.append(missed)
     if held.sha256 == opened.train.sha256:
         said.append("warning: data.validation is the text of data.source, so eval/loss tells what is memorised")
     validation, bytes_per_token = None, math.nan

@@ -79,6 +79,55 @@ def test_one_huge_document_is_not_held_out() -> None:
         assert not held[0] and held.sum() == 4
 
 
+def before(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
+    """What was held out before a share that is missed by far was mended; what studies have published depends on it."""
+    target = share * sizes.sum()
+    order = np.argsort(hashes, kind="stable")
+    order = order[sizes[order] <= target]
+    if not len(order):
+        order = np.array([np.argmin(sizes)])
+    count = int(np.argmin(np.abs(np.cumsum(sizes[order]) - target))) + 1
+    held = np.zeros(len(sizes), bool)
+    held[order[: min(count, len(sizes) - 1)]] = True
+    return held
+
+
+@given(st.lists(st.integers(1, 10**6), min_size=2, max_size=50), st.floats(0.001, 0.999), st.integers(0, 2**32))
+def test_a_choice_within_a_factor_of_two_stays_and_another_gets_nearer(
+    given_sizes: list[int], share: float, seed: int
+) -> None:
+    sizes = np.array(given_sizes)
+    hashes = np.random.default_rng(seed).integers(0, 2**63, len(sizes), np.uint64)
+    was, now = (choose(hashes, sizes, share) for choose in (before, heldout._held_out))
+    off = [max(ratio, 1 / ratio) for ratio in (sizes[held].sum() / (share * sizes.sum()) for held in (was, now))]
+    assert off[1] <= off[0]
+    if off[0] <= 2:
+        np.testing.assert_array_equal(was, now)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "share", "size"),
+    [
+        ([100_000] * 12 + [14], 0.05, 100_000),  # books and a README: that alone was held out
+        ([50, *[1000] * 11], 0.05, 1000),
+        ([100, 900], 0.95, 900),
+        ([100, 100, 100, 1], 0.05, 100),
+        ([1000, 1000], 0.05, 1000),  # nothing is near
+        ([10_000, 1000, 30], 0.01, 30),
+    ],
+)
+def test_a_share_is_not_missed_by_far_where_a_document_is_near(sizes: list[int], share: float, size: int) -> None:
+    for seed in range(20):
+        hashes = np.random.default_rng(seed).integers(0, 2**63, len(sizes), np.uint64)
+        assert np.array(sizes)[heldout._held_out(hashes, np.array(sizes), share)].sum() == size
+
+
+def test_a_share_that_is_missed_by_far_is_told() -> None:
+    assert heldout.warning("5%", 50, 100).startswith("warning: data.validation='5%' was asked for and 50.00% of the te")
+    assert "0.01% of the text is held out" in heldout.warning("5%", 1, 10_000)
+    assert [heldout.warning(*given) for given in (("5%", 10, 100), ("5%", 3, 100), ("a.txt", 1, 2))] == ["", "", ""]
+
+
 def test_tail_of_a_single_document_is_held_out() -> None:
     train, held = heldout.split(source({"a.txt": "0123456789" * 10}), 0.05)
     assert [d.text[-3:] for d in train.read()] == ["234"] and [d.text for d in held.read()] == ["56789"]

@@ -153,6 +153,16 @@ def test_held_out_text_that_is_the_training_text_is_warned_of(tmp_path):
     assert "warning: data.validation is the text of data.source" in (tmp_path / "run/log.txt").read_text()
 
 
+def test_a_share_that_few_documents_miss_is_warned_of(tmp_path):
+    (tmp_path / "two").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "two" / f"{name}.txt").write_text(name * 4000)
+    jaxlm.train(tiny(data__source=str(tmp_path / "two"), data__validation="5%"), tmp_path / "run")
+    assert (
+        "warning: data.validation='5%' was asked for and 50.00% of the text" in (tmp_path / "run/log.txt").read_text()
+    )
+
+
 def test_a_run_of_bfloat16_parameters_goes_on(tmp_path):
     fields = dict(model__param_dtype="bfloat16", steps_per_call=2, optimizer__scale_by_learning_rate=CONSTANT)
     jaxlm.train(tiny(**fields, steps=4), tmp_path / "run")
