@@ -60,15 +60,19 @@ def write_tokens(path: str | Path, documents: Iterable[np.ndarray], tokenizer: T
       tokenizer: that made the ids. It is kept in NAME.json.
 
     Raises:
-      DataError: an id outside of the vocabulary, no ids at all, or a file that can't be written.
+      DataError: what is no list of documents, an id outside of the vocabulary, no ids at all, or a file that can't be
+        written.
     """
     path = expanded(path)
     if path.suffix != ".bin":
         raise DataError(f"token file {path} must be named NAME.bin")
 
     def chunks() -> Iterator[Chunk]:
-        for document in documents:
-            ids = np.asarray(document).reshape(-1)
+        for number, document in enumerate(documents):
+            ids = np.asarray(document)
+            if ids.ndim != 1:  # of ids that are not in a list, each would end in an end of text
+                what = "a single number" if ids.ndim == 0 else f"an array of shape {ids.shape}"
+                raise DataError(f"document {number} is {what}; expected a list of documents, each an array [N] of ids")
             if len(ids) and not np.issubdtype(ids.dtype, np.integer):
                 raise DataError(f"token ids are {ids.dtype}; expected integers")
             for first in range(0, len(ids), _PART):

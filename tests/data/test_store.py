@@ -409,6 +409,10 @@ def test_ids_without_metadata_are_read_with_the_tokenizer_that_made_them(section
 def test_bad_writes(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="float64; expected integers"):
         data.write_tokens(tmp_path / "a.bin", [np.array([1.5])], Bytes())
+    with pytest.raises(DataError, match="document 0 is a single number; expected a list of documents, each an array"):
+        data.write_tokens(tmp_path / "a.bin", np.array([1, 2]), Bytes())
+    with pytest.raises(DataError, match=r"document 1 is an array of shape \(2, 5\); expected a list of documents"):
+        data.write_tokens(tmp_path / "a.bin", [np.array([1]), np.zeros((2, 5), int)], Bytes())
     with pytest.raises(DataError, match="no tokens to write"):
         data.write_tokens(tmp_path / "a.bin", [], Bytes())
     with pytest.raises(DataError, match="must be named NAME.bin"):
