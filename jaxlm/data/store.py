@@ -182,7 +182,7 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
     for group in cutting.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
         texts = [piece for piece in group if isinstance(piece, str)]
         try:
-            encoded = iter(tokenizer.encode_batch(texts))
+            encoded = iter([_without_end(tokenizer, ids) for ids in tokenizer.encode_batch(texts)])
         except DataError:
             _name_fault(tokenizer, seen)
             raise
@@ -202,10 +202,20 @@ def _name_fault(tokenizer: Tokenizer, documents: Iterable[Document]) -> None:
     """The error of the first document that can't be encoded, with its name; a position is that in the document."""
     for document in documents:
         try:
-            tokenizer.encode(document.text)
-            tokenizer.encode(document.completion or "")
+            for text in (document.text, document.completion or ""):
+                _without_end(tokenizer, tokenizer.encode(text))
         except DataError as error:
             raise DataError(f"{document.name}: {error}") from error
+
+
+def _without_end(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """`ids` of a text, which may not end a document: some tokenizers have the end of text among the words they know."""
+    if (ids == tokenizer.end_of_text).any():
+        raise DataError(
+            f"the text holds what the tokenizer takes for its end of text, id {tokenizer.end_of_text}, and would be "
+            "parted there; take it out of the text, or use a tokenizer that has it as a special token"
+        )
+    return ids
 
 
 class _End(enum.Enum):

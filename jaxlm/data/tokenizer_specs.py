@@ -246,7 +246,16 @@ def _with_end(text: str, end_token: str | None, name: str, settings: dict[str, A
             kept[key] = token
     if template := settings.get("chat_template"):
         kept["chat_template"] = template
-    return HuggingFace(_json(live), known[0], json.dumps(kept))
+    return HuggingFace(_with_special(_json(live), known[0]), known[0], json.dumps(kept))
+
+
+def _with_special(text: str, token: str) -> str:
+    """A tokenizer.json in which a token, where it is an added one, is special: no text becomes it, spelled out or not."""
+    parts = json.loads(text)
+    for added in parts["added_tokens"]:
+        if added["content"] == token:
+            added["special"] = True
+    return json.dumps(parts)
 
 
 def _json(live: tokenizers.Tokenizer) -> str:

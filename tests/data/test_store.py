@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers as library
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tokenizers import models, pre_tokenizers
 
 from jaxlm import data, files
 from jaxlm.data import cutting, heldout, store, tokenfile, tokenizer_specs
@@ -614,6 +616,26 @@ def test_an_unknown_character_is_told_with_its_document_and_place(
     monkeypatch.setattr(store, "_CHUNK", 250)
     with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
         store.tokenize(str(corpus), chars, section(corpus))
+
+
+@pytest.mark.parametrize("format", ["text", "pairs"])
+def test_a_word_that_is_the_end_of_text_is_told_with_its_document(section, tmp_path: Path, format: str) -> None:
+    """It ended a document within, or a prompt, and nothing was said."""
+    words = models.WordLevel({"<unk>": 0, "one": 1, "two": 2, "</s>": 3}, unk_token="<unk>")
+    live = library.Tokenizer(words)
+    live.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    live.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    rows = [{"text": "one two", "a": "two"}, {"text": "two", "a": "one </s> two"}]
+    if format == "text":
+        rows = [{"text": "one two"}, {"text": "one </s> two"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    fields = {"format": format, "prompt": "{text}", "completion": "{a}"}
+    wanted = section(tmp_path / "rows.jsonl", tokenizer=tmp_path, **fields)
+    with pytest.raises(DataError, match="^rows.jsonl:2: the text holds what the tokenizer takes for its end of"):
+        data.open(wanted)
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    assert data.open(wanted).train.num_documents == 1
 
 
 def test_a_cached_file_can_be_a_source(section, corpus: Path, tmp_path: Path) -> None:

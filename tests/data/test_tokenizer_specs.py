@@ -100,6 +100,26 @@ def test_end_of_text_is_the_eos_token(bpe: Tokenizer, tmp_path: Path, eos: objec
             build(str(path))
 
 
+@pytest.mark.parametrize("flagged", [False, True])
+def test_the_end_of_text_is_special_whether_or_not_the_file_says_so(
+    bpe: Tokenizer, tmp_path: Path, flagged: bool
+) -> None:
+    """A document that spelled it out was ended by it."""
+    parts = json.loads(bpe.to_json())["tokenizer"]
+    path = save(tmp_path, bpe, added_tokens=[{**added, "special": flagged} for added in parts["added_tokens"]])
+    tokenizer = build(str(path))
+    assert tokenizer.fingerprint == bpe.fingerprint and END_OF_TEXT in tokenizer.special_tokens
+    assert tokenizer.end_of_text not in tokenizer.encode(f"one{END_OF_TEXT}two")
+
+
+def test_other_added_tokens_are_what_the_file_says(bpe: Tokenizer, tmp_path: Path) -> None:
+    live = library.Tokenizer.from_str(json.dumps(json.loads(bpe.to_json())["tokenizer"]))
+    live.add_tokens(["<word>"])
+    live.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = build(str(tmp_path))
+    assert list(tokenizer.special_tokens) == [END_OF_TEXT] and len(tokenizer.encode("<word>")) == 1
+
+
 def test_no_end_of_text(tmp_path: Path) -> None:
     library.Tokenizer(library.models.WordLevel({"a": 0, "b": 1}, unk_token="a")).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(DataError, match=r"neither an eos token nor <\|endoftext\|>"):
