@@ -37,6 +37,8 @@ _PACKED = {
 }
 """How a file begins that was packed by each."""
 
+_ROWS = 256  # of a table in memory at once: Arrow's own 65,536 are gigabytes where each is a book
+
 
 class File(NamedTuple):
     name: str  # relative to the spec, with forward slashes
@@ -134,7 +136,7 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
                     raise DataError(f"{file.path}: column {column!r} is {kind}; expected {_expected(form)}")
                 # As bytes, since Arrow doesn't check that its strings are UTF-8.
                 casts[column] = (kind, pa.large_binary()) if text else (kind,)
-            for batch in table.iter_batches(columns=list(dict.fromkeys(held.values()))):
+            for batch in table.iter_batches(_ROWS, columns=list(dict.fromkeys(held.values()))):
                 nested = {held[column]: batch.column(held[column]).to_pylist() for column in within}
                 parts = [functools.reduce(pa.Array.cast, kinds, batch.column(name)) for name, kinds in casts.items()]
                 for i in range(batch.num_rows):

@@ -57,6 +57,17 @@ def test_parquet(tmp_path: Path, kind: pa.DataType) -> None:
     assert texts(tmp_path / "a.parquet", text_field="body") == TEXTS
 
 
+def test_few_rows_of_parquet_are_in_memory_at_once(tmp_path: Path) -> None:
+    """A batch of Arrow's own size was a whole file of long documents."""
+    rows = [f"{i} " * 2000 for i in range(4000)]
+    pq.write_table(pa.table({"text": rows}), tmp_path / "a.parquet", row_group_size=400, use_dictionary=False)
+    before = pa.total_allocated_bytes()
+    read = readers.read(readers.File("a", tmp_path / "a.parquet"), forms.text(), "strict")
+    assert next(read).text == rows[0]
+    assert pa.total_allocated_bytes() - before < sum(map(len, rows)) / 4
+    assert [document.text for document in read] == rows[1:]
+
+
 @pytest.mark.parametrize("name", ["a.txt.gz", "a.jsonl.gz", "a.csv.GZ", "a.gz"])
 def test_text_that_gzip_packed(tmp_path: Path, name: str) -> None:
     rows = {"jsonl": '{"text": "a\\nb"}\n{"text": "é"}\n', "csv": 'id,text\n1,"a\nb"\n2,é\n'}
