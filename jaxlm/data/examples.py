@@ -104,11 +104,18 @@ def pairs(tokenizer: Tokenizer, file: TokenFile) -> list[tuple[np.ndarray, np.nd
 
 def _parts(tokens: np.ndarray, tokenizer: Tokenizer, file: TokenFile) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Where each pair begins, its prompt's end of text, and its completion's: int64[E]."""
-    ends = np.flatnonzero(tokens == tokenizer.end_of_text)
+    ends = _ends(tokens, tokenizer.end_of_text)
     if len(ends) != 2 * file.num_documents or not len(ends):
         raise DataError(f"{file.path} holds no pairs of prompt and completion")
     middle, last = ends[0::2], ends[1::2]
     return np.append(0, last[:-1] + 1), middle, last
+
+
+def _ends(tokens: np.ndarray, end_of_text: int) -> np.ndarray:
+    """Where the ends of text are: int64[E]. By parts, since a bool for every token is half of a large file."""
+    firsts = range(0, len(tokens), _PART)
+    found = [first + np.flatnonzero(tokens[first : first + _PART] == end_of_text) for first in firsts]
+    return np.concatenate([np.empty(0, np.int64), *found])
 
 
 class Examples:
@@ -217,7 +224,7 @@ class Examples:
 def _documents(tokens: np.ndarray, end_of_text: int, context_length: int) -> np.ndarray:
     """Spans int64[E, 4] of documents: the token before, and at most T that follow it."""
     # the last one has no end of text after it where a token file was parted within it
-    ends = np.flatnonzero(tokens == end_of_text)
+    ends = _ends(tokens, end_of_text)
     if tokens[-1] != end_of_text:
         ends = np.append(ends, len(tokens) - 1)
     before = np.append(0, ends[:-1])  # nor the first one before it: its first token is not predicted

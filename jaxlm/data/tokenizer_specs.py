@@ -250,7 +250,7 @@ def _with_end(text: str, end_token: str | None, name: str, settings: dict[str, A
 
 
 def _with_special(text: str, token: str) -> str:
-    """A tokenizer.json in which a token, where it is an added one, is special: no text that spells it out becomes it."""
+    """A tokenizer.json in which a token, if it is an added one, is special: no text that spells it out becomes it."""
     parts = json.loads(text)
     for added in parts["added_tokens"]:
         if added["content"] == token:

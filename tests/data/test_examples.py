@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -192,6 +193,24 @@ def test_rows_of_documents_are_their_definition(tokens, T):
             spans.append([start, start + 1, start + 1, min(start + T, end) + 1])
         before = end
     assert examples._documents(np.array(tokens), END, T).tolist() == spans
+
+
+@given(st.lists(st.sampled_from([0, 1, END]), max_size=60))
+def test_ends_are_found_by_parts(tokens):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "_PART", 7)
+        assert examples._ends(np.array(tokens, int), END).tolist() == [i for i, x in enumerate(tokens) if x == END]
+
+
+def test_ends_take_no_memory_for_each_token():
+    tokens = np.zeros(32 * 2**20, np.uint16)
+    tokens[::4096] = END
+    tracemalloc.start()
+    try:
+        examples._documents(tokens, END, 1024)
+        assert tracemalloc.get_traced_memory()[1] < len(tokens) / 2
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("fields", [{}, {"loss_on": "all"}, {"pack": True}])
