@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from jaxlm.data.forms import Document, Filled
 from jaxlm.data.tokenizers import Tokenizer
@@ -46,8 +47,16 @@ def parted(tokenizer: Tokenizer, text: str, own: Spans) -> Iterator[str | int]:
         yield rest
 
 
-def watched(tokenizer: Tokenizer, documents: Iterable[Document], spelled: list[str]) -> Iterator[Document]:
-    """The documents; where one's data spells out a special token, the document's name and the token go to `spelled`.
+@dataclass
+class Spelled:
+    """Documents whose data spells out a special token: not all their names, for it may be every one of a corpus."""
+
+    number: int = 0
+    first: str = ""  # its name, and the token
+
+
+def watched(tokenizer: Tokenizer, documents: Iterable[Document], spelled: Spelled) -> Iterator[Document]:
+    """The documents; those whose data spells out a special token are counted in `spelled`.
 
     Raises:
       DataError: the template itself spells out the end of text, which jaxlm puts where it belongs.
@@ -67,7 +76,8 @@ def watched(tokenizer: Tokenizer, documents: Iterable[Document], spelled: list[s
                         "text; leave it out: one follows each completion, and a prompt can't hold one"
                     )
         if first:
-            spelled.append(f"{document.name}: {first!r}")
+            spelled.number += 1
+            spelled.first = spelled.first or f"{document.name}: {first!r}"
         yield document
     if not known:
         yield from documents

@@ -160,8 +160,7 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
     """Token ids of documents, some megabytes of text at a time. Each ends in end of text, and of a pair the prompt does
     too: so a pair's tokens say where it is parted."""
     seen: list[Document] = []  # those of a group, for the error
-
-    spelled: list[str] = []
+    spelled = special.Spelled()
 
     def parts(text: str) -> Iterator[str | int]:
         for part in special.parted(tokenizer, text, text.own if isinstance(text, forms.Filled) else ()):
@@ -190,10 +189,11 @@ def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Ch
         ids = np.concatenate([next(encoded) if isinstance(piece, str) else id_of(piece) for piece in group])
         of_special = sum(int(tokenizer.byte_lengths[piece]) for piece in group if isinstance(piece, int))
         yield Chunk(ids, sum(len(text.encode()) for text in texts) + of_special, group.count(_End.DOCUMENT))
-    if spelled:
+    if spelled.number:
         print(
-            f"warning: {len(spelled):,} documents spell out a special token of the tokenizer, at first {spelled[0]}: "
-            "in data it is encoded as the characters that it is, in data.prompt and data.completion as the token",
+            f"warning: {spelled.number:,} documents spell out a special token of the tokenizer, at first "
+            f"{spelled.first}: in data it is encoded as the characters that it is, in data.prompt and data.completion "
+            "as the token",
             file=sys.stderr,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
 from jaxlm import data
 from jaxlm.data import special, tokenizer_specs
+from jaxlm.data.forms import Document
 from jaxlm.data.tokenizers import Bytes
 from jaxlm.errors import DataError
 from jaxlm.evals import generation
@@ -72,6 +74,19 @@ def test_running_text_that_spells_out_a_special_token_is_told(folder: Path, sect
     tokens = data.open(section(folder / "text.txt", tokenizer=str(folder))).train.tokens
     assert tokens[:-1].tolist() == tokenizer_specs.build(str(folder)).encode("as <|user|> said").tolist()
     assert "spell out a special token" in capsys.readouterr().err
+
+
+def test_of_documents_that_spell_out_a_token_the_first_is_kept_and_the_number(folder: Path) -> None:
+    tokenizer, spelled = tokenizer_specs.build(str(folder)), special.Spelled()
+    texts = ["plain", "<|bot|>", "<|user|> and <|bot|>"]
+    documents = [Document(f"rows:{i}", texts[i % 3]) for i in range(30_000)]
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in special.watched(tokenizer, documents, spelled)) == 30_000
+        assert tracemalloc.get_traced_memory()[0] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert spelled == special.Spelled(20_000, "rows:1: '<|bot|>'")
 
 
 def test_a_prompt_of_generation_is_the_operators(folder: Path) -> None:
