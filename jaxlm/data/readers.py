@@ -191,13 +191,14 @@ def _expected(form: Form) -> str:
 
 def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
     """Raises DataError for the first column that isn't there, with the nearest name that is, or is there twice."""
-    columns = sorted(columns)
+    columns = list(columns)
     for column, field in form.columns.items():
         if column not in columns:
-            match = closest(column, columns)
+            known = sorted(map(str, columns))  # a function's rows may have numbers for keys
+            match = closest(column, known)
             hint = f"did you mean {match!r}? " if match else ""
             raise DataError(
-                f"{where}: no column {column!r}, which {field} names; {hint}known: {', '.join(columns) or 'none'}"
+                f"{where}: no column {column!r}, which {field} names; {hint}known: {', '.join(known) or 'none'}"
             )
         if columns.count(column) > 1:
             raise DataError(f"{where}: {columns.count(column)} columns are called {column!r}, which {field} names")

@@ -147,6 +147,8 @@ def _metadata(path: Path) -> dict[str, Any]:
     if not path.is_file():
         if found := glob.glob(str(path)) if glob.has_magic(str(path)) else [*path.glob("*.bin")]:
             raise sources.several(str(path), map(Path, found))
+        if path.is_dir():
+            raise DataError(f"{path} is a folder; a token file is expected")
         raise sources.missing(path)
     beside = path.with_suffix(".json")
     if not beside.is_file():

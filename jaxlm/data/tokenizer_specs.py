@@ -168,6 +168,10 @@ def _end_token(folder: Path) -> str | None:
                 match json.loads(_read(folder / name)):
                     case {"eos_token": str(token)} | {"eos_token": {"content": str(token)}}:
                         return token
+                    case dict():
+                        pass
+                    case other:
+                        raise DataError(f"{folder / name} holds a JSON {type(other).__name__}; expected an object")
             except (ValueError, RecursionError) as error:
                 raise DataError(f"{folder / name} is not JSON: {error}") from error
     return None
@@ -178,7 +182,9 @@ def _settings(folder: Path) -> dict[str, Any]:
     raw: dict[str, Any] = {}
     for name in reversed(_BESIDE):  # the first says it last
         with contextlib.suppress(ValueError, RecursionError, OSError):  # `_end_token` has told what is wrong with it
-            raw |= json.loads((folder / name).read_bytes())
+            match json.loads((folder / name).read_bytes()):
+                case dict(found):
+                    raw |= found
     with contextlib.suppress(ValueError, OSError):
         raw["chat_template"] = (folder / _TEMPLATE).read_text("utf-8")
     return raw

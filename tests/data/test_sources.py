@@ -164,6 +164,7 @@ rows = lambda: iter(ROWS)
 def lists(): return [["first"]]
 def numbers(): return [{"text": 5}]
 def nothing(): return []
+def keyed(): return [{1: "a", "text": "b"}, {2: "a", "txt": "c"}]
 def none(): pass
 def breaks():
     yield ROWS[0]
@@ -196,6 +197,7 @@ def test_the_fingerprint_of_a_function_is_of_the_columns_that_are_read(module: s
         ("lists", "row 0: list; expected a dict of columns"),
         ("numbers", "row 0: 'text' is int; expected a string"),
         ("nothing", "no text in my_rows:nothing"),
+        ("keyed", "row 1: no column 'text', which data.text_field names; did you mean 'txt'[?] known: 2, txt"),
         ("none", "my_rows:none gave NoneType; expected rows, each a dict of columns"),
     ],
 )
@@ -205,7 +207,7 @@ def test_a_function_that_gives_no_rows_of_text(module: str, function: str, messa
 
 
 def test_what_a_function_raises_names_it_and_its_line(module: str) -> None:
-    with pytest.raises(ConfigError, match=r"data source 'my_rows:breaks': .*my_rows.py, line 10: IndexError: "):
+    with pytest.raises(ConfigError, match=r"data source 'my_rows:breaks': .*my_rows.py, line 11: IndexError: "):
         texts(f"{module}:breaks")
     with pytest.raises(ConfigError, match="data source 'json:dumps': .*TypeError: dumps"):
         texts("json:dumps")

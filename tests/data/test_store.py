@@ -596,6 +596,12 @@ def test_several_token_files_are_no_source(section, token_file: data.TokenFile, 
     assert joined.num_documents == 2 * token_file.num_documents and joined.num_tokens == 2 * token_file.num_tokens
 
 
+def test_a_folder_by_the_name_of_a_token_file_is_none(section, tmp_path: Path) -> None:
+    (tmp_path / "dir.bin").mkdir()
+    with pytest.raises(DataError, match="^/.*/dir.bin is a folder; a token file is expected$"):
+        data.open(section(tmp_path / "dir.bin"))
+
+
 def test_what_a_folder_leaves_out_is_told_once(section, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "some").mkdir()
     (tmp_path / "some" / "a.txt").write_text("some text")

@@ -98,6 +98,13 @@ def test_end_of_text_is_the_eos_token(bpe: Tokenizer, tmp_path: Path, eos: objec
         (tmp_path / "tokenizer_config.json").write_text(broken)
         with pytest.raises(DataError, match="tokenizer_config.json is not JSON"):
             build(str(path))
+    for other, kind in {"[1]": "list", "5": "int", "null": "NoneType"}.items():
+        (tmp_path / "tokenizer_config.json").write_text(other)
+        with pytest.raises(DataError, match=f"tokenizer_config.json holds a JSON {kind}; expected an object"):
+            build(str(path))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": eos}))
+    (tmp_path / "special_tokens_map.json").write_text("[1]")  # what it says isn't asked for
+    assert build(str(path)).end_of_text == 300
 
 
 @pytest.mark.parametrize("flagged", [False, True])
