@@ -197,9 +197,8 @@ def check_columns(where: str, form: Form, columns: Iterable[str]) -> None:
             known = sorted(map(str, columns))  # a function's rows may have numbers for keys
             match = closest(column, known)
             hint = f"did you mean {match!r}? " if match else ""
-            raise DataError(
-                f"{where}: no column {column!r}, which {field} names; {hint}known: {', '.join(known) or 'none'}"
-            )
+            listed = ", ".join(name if name.isprintable() else repr(name) for name in known) or "none"
+            raise DataError(f"{where}: no column {column!r}, which {field} names; {hint}known: {listed}")
         if columns.count(column) > 1:
             raise DataError(f"{where}: {columns.count(column)} columns are called {column!r}, which {field} names")
 

@@ -152,6 +152,7 @@ JUNK = st.lists(
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(junk=JUNK)
 @example(junk=["text\n\0", "\r\n", '"a""'])
+@example(junk=['"', "\n", '"'])  # a column whose name is a line's end
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.csv", "a.parquet"])
 @pytest.mark.parametrize("errors", ["strict", "replace"])
 def test_junk_is_text_or_an_error(tmp_path: Path, name: str, errors: str, junk: list[str | bytes]) -> None:
