@@ -54,26 +54,29 @@ def check_made(source: str, validation: str) -> None:
         )
 
 
-def check_apart(source: Source, validation: Source) -> None:
-    """That no file is in both: who holds out a file of a folder expects it to be left out of the folder.
+def overlap(source: Source, validation: Source) -> str:
+    """A warning that some files are in both, as a license may be; "" where none is.
 
     Of one and the same text nothing is said here: that may be wanted, and the run tells what its evaluations are worth.
 
     Raises:
-      ConfigError: a file of the one has the content of one of the other.
+      ConfigError: they are most of what is held out: who names a file of a folder expects the folder to lack it.
     """
     given, held = ([content for content in each.contents if content.num_bytes] for each in (source, validation))
     if [content.sha256 for content in given] == [content.sha256 for content in held]:
         return
     trained = {content.sha256: content.file.path for content in given}
-    shared = [content.file.path for content in held if content.sha256 in trained]
-    if shared:
-        count = f" ({len(shared):,} such files)" if len(shared) > 1 else ""
-        raise ConfigError(
-            f"data.validation={validation.spec!r} would be trained on: its {shared[0]} is in data.source="
-            f"{source.spec!r} as well{count}; name only the files to train on as data.source, or hold out a share of "
-            "it, such as data.validation='5%'"
-        )
+    shared = [content for content in held if content.sha256 in trained]
+    if not shared:
+        return ""
+    count = f" ({len(shared):,} such files)" if len(shared) > 1 else ""
+    said = f"its {shared[0].file.path} is in data.source={source.spec!r} as well{count}"
+    if 2 * sum(content.num_bytes for content in shared) <= sum(content.num_bytes for content in held):
+        return f"warning: some of data.validation={validation.spec!r} is trained on: {said}"
+    raise ConfigError(
+        f"data.validation={validation.spec!r} would be trained on: {said}; name only the files to train on as "
+        "data.source, or hold out a share of it, such as data.validation='5%'"
+    )
 
 
 def split(source: Source, share: float) -> tuple[Source, Source]:

@@ -43,7 +43,7 @@ def open(section: Section, progress: bool = False) -> Data:
       progress: show a bar on a terminal.
 
     Raises:
-      ConfigError: a `validation` or `tokenizer` that can't be, or a file that is in both source and validation.
+      ConfigError: a `validation` or `tokenizer` that can't be, or a validation that is mostly in the source.
       DataError: data is missing, empty, damaged, or can't be read or cached.
     """
     share = heldout.share(section.validation)
@@ -57,10 +57,10 @@ def open(section: Section, progress: bool = False) -> Data:
         raise ConfigError(f"data.validation={files[0]!r} is a token file, data.source={section.source!r} is text")
 
     text = sources.open_source(section.source, form=form, errors=section.errors)
-    other = None
+    other, shared = None, ""
     if section.validation and share is None:
         other = sources.open_source(section.validation, form=form, errors=section.errors)
-        heldout.check_apart(text, other)
+        shared = heldout.overlap(text, other)
     held_out = other.fingerprint if other else share
     tokenizer = tokenizer_specs.key(section.tokenizer)
     what = [FORMAT, _METHOD, text.fingerprint, held_out, tokenizer, form.key, section.errors]
@@ -68,6 +68,8 @@ def open(section: Section, progress: bool = False) -> Data:
 
     def build(entry: Path) -> None:
         _tell(text, other)
+        if shared:
+            print(shared, file=sys.stderr)
         _build(entry, section, text, other, share, progress and sys.stderr.isatty())
 
     split = cache.filled(section.cache_dir, what, names, build)

@@ -199,7 +199,7 @@ def test_sigterm_saves_and_a_later_call_goes_on(tmp_path, environment, nothing_l
     status = json.loads((where / "status.json").read_text())
     assert status["status"] == "interrupted"
     assert checkpoints(where)[-1] == status["step"]
-    assert table(by_itself(file, tmp_path)) == table(local)  # with the other executor; `test_a_node_is_killed` goes on with this one
+    assert table(by_itself(file, tmp_path)) == table(local)  # `test_a_node_is_killed` goes on with Ray
 
 
 def test_a_mistake_in_a_worker_is_the_users_error(tmp_path, environment, nothing_left, nodes):

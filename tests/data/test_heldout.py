@@ -175,12 +175,16 @@ def test_a_file_of_the_source_is_no_validation(
         message = rf"data.validation='{held}' would be trained on: its {held} is in data.source='{re.escape(spec)}' as"
         with pytest.raises(ConfigError, match=message + ".*name only the files to train on as data.source, or hold"):
             data.open(section(spec, validation=held))
-    with pytest.raises(ConfigError, match="its rows/train.txt is in data.source='copied' as well;"):
-        write(tmp_path / "copied", {"train.txt": "train", "more.txt": "more"})
-        data.open(section("copied", validation="rows"))
     with pytest.raises(ConfigError, match=r"as well \(2 such files\);"):
         write(tmp_path / "larger", {"train.txt": "train", "more.txt": "more", "val.txt": "validation"})
         data.open(section("larger", validation="rows"))
+
+
+def test_a_file_that_two_projects_share_is_told(section, tmp_path: Path, capsys) -> None:
+    one = write(tmp_path / "one", {"a.txt": "a" * 90, "LICENSE.txt": "free"})
+    other = write(tmp_path / "other", {"b.txt": "b" * 90, "LICENSE.txt": "free"})
+    data.open(section(one, validation=other))
+    assert re.search("warning: some of data.validation=.*LICENSE.txt is in data.source=", capsys.readouterr().err)
 
 
 def test_files_that_are_apart_or_all_the_same_may_be_held_out(section, tmp_path: Path) -> None:
