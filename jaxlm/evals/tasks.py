@@ -21,7 +21,8 @@ MOST_LABELS = 100
 CHOICES = 4
 SHOWN = 5  # wrong answers
 SPARE = 8
-"""Tokens that `generate` lets an answer have beyond its completion: what is longer is wrong anyway."""
+"""Tokens that `generate` lets an answer have beyond its completion, where the context takes them: what is longer is
+wrong anyway."""
 
 
 class Subject(NamedTuple):
@@ -132,8 +133,10 @@ def generate(subject: Subject) -> Result:
     """Greedy answers: exact_match, f1 (SQuAD's), and by sacrebleu bleu and chrf, where it is installed. A prompt that
     leaves no room for its own completion is cut on the left."""
     tokenizer, pairs = subject.tokenizer, _pairs(subject)
-    rooms = [max(1, likelihoods.room(completion, subject.context_length) - SPARE) for _, completion in pairs]
-    prompts = [(ids.tolist() or [tokenizer.end_of_text])[-room:] for (ids, _), room in zip(pairs, rooms, strict=True)]
+    prompts = [
+        _fitted(ids.tolist() or [tokenizer.end_of_text], completion, subject.context_length)
+        for ids, completion in pairs
+    ]
     longest = max(len(completion) for _, completion in pairs)
     written = generation.continued(
         subject.model,
@@ -201,6 +204,13 @@ def choice(subject: Subject) -> Result:
         None,
         "",
     )
+
+
+def _fitted(prompt: list[int], completion: np.ndarray, context_length: int) -> list[int]:
+    """All of a prompt that leaves room for its completion in the context, the end of one that doesn't: that much is
+    also read in training, and as it is cut anyway, room for `SPARE` tokens more."""
+    room = min(likelihoods.room(completion, context_length), context_length - 1)  # of a full context half is read
+    return prompt if len(prompt) <= room else prompt[-max(1, room - SPARE) :]
 
 
 def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

@@ -166,9 +166,26 @@ def test_one_long_completion_cuts_no_other_prompt(subject, monkeypatch):
 
     monkeypatch.setattr(generation, "continued", continued)
     tasks.generate(asked)
-    assert given == ["question one:", "q" * (T - 2 - tasks.SPARE - 4) + "two:", "ree:"]
+    assert given == ["question one:", "q" * (T - 2 - tasks.SPARE - 4) + "two:", "three:"]
     with pytest.raises(DataError, match="a completion of 32 tokens fills the context of 32"):
         tasks.generate(subject([("a:", "b"), ("c:", "d" * T)]))
+
+
+def test_a_prompt_that_fits_is_read_whole_and_its_answer_can_be_given(subject, monkeypatch):
+    """Eight tokens were once taken off every prompt, those for an answer that is too long."""
+    read, continued = [], generation.continued
+
+    def seen(model, params, tokenizer, prompts, *rest, **more):
+        read.extend(map(len, prompts))
+        return continued(model, params, tokenizer, prompts, *rest, **more)
+
+    monkeypatch.setattr(generation, "continued", seen)
+    counts = rigged({ord("?"): ord("1"), ord("1"): ord("2"), ord("2"): 256, ord("!"): ord("!")})
+    lengths = [T - 10, T - 3, T - 2]
+    found = tasks.generate(subject([("p" * (n - 1) + "?", "12") for n in lengths], counts))
+    assert read == lengths and found.metrics["generate/exact_match"] == 1.0
+    cut = tasks.generate(subject([("p" * T + "?", "12"), ("p" * (T - 5) + "!", "!!")], counts))
+    assert read[3:] == [T - 2 - tasks.SPARE, T - 4] and cut.metrics["generate/exact_match"] == 0.5
 
 
 @pytest.mark.parametrize("task", [tasks.generate, tasks.classify, tasks.classify_by_length, tasks.choice])
