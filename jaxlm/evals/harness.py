@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,12 @@ from jaxlm.evals.tasks import Result
 from jaxlm.model.gpt2 import Model, PyTree
 
 Z95 = 1.96
+
+KNOWN = ("do_sample", "max_gen_toks", "repetition_penalty", "temperature", "top_k", "top_p", "until")
+"""Of a task's `generation_kwargs`, with lm_eval's other names of `max_gen_toks`."""
+
+SAME = {"num_beams": 1, "use_cache": True}
+"""What tasks write for other models, and what changes no text of ours."""
 
 
 def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: int, batch_size: int) -> Any:
@@ -82,8 +88,8 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
             for i, request in enumerate(requests):
                 alike.setdefault(repr(request.args[1]), []).append(i)
             for chosen in alike.values():
-                asked = normalize_gen_kwargs(requests[chosen[0]].args[1])
-                most = min(asked["max_gen_toks"], context_length - 1)
+                asked = requested(requests[chosen[0]].args[1], normalize_gen_kwargs)
+                most = min(asked.max_tokens, context_length - 1)
                 kept = max(context_length - most, context_length // 2)
                 prompts = [self.tok_encode(requests[i].args[0]) or [tokenizer.end_of_text] for i in chosen]
                 prompts = [prompt if len(prompt) < context_length else prompt[-kept:] for prompt in prompts]
@@ -93,14 +99,7 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
                     tokenizer,
                     prompts,
                     list(range(len(chosen))),
-                    Request(
-                        max_tokens=most,
-                        temperature=float(asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0)),
-                        top_k=int(asked.get("top_k") or 0),
-                        top_p=float(asked.get("top_p") or 1.0),
-                        stop=[stop for stop in asked["until"] if stop],
-                        beyond="stop",
-                    ),
+                    asked._replace(max_tokens=most),
                     context_length,
                 )
                 for i, one in zip(chosen, found, strict=True):
@@ -108,6 +107,35 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
             return texts
 
     return Adapter()
+
+
+def requested(given: Mapping[str, Any], normalize: Callable[[dict[str, Any]], Mapping[str, Any]]) -> Request:
+    """What a task's `generation_kwargs` ask for; `normalize` is lm_eval's `normalize_gen_kwargs`.
+
+    Raises:
+      ConfigError: an argument that would change the text and isn't known here, or a value that can't be.
+    """
+    ours = {name: value for name, value in given.items() if name not in SAME or value != SAME[name]}
+    try:
+        asked = dict(normalize(ours))
+        request = Request(
+            max_tokens=asked["max_gen_toks"],
+            temperature=float(asked.get("temperature", 1.0 if asked.get("do_sample") else 0.0)),
+            top_k=int(asked.get("top_k") or 0),
+            top_p=float(asked.get("top_p") or 1.0),
+            repetition_penalty=float(asked.get("repetition_penalty") or 1.0),
+            stop=[stop for stop in asked["until"] if stop],
+            beyond="stop",
+        )
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"the harness asks for a text by {dict(given)}: {error}") from error
+    if unknown := sorted(set(asked) - set(KNOWN)):
+        name = unknown[0]
+        raise ConfigError(
+            f"the harness asks for a text by {name}={asked[name]!r}, which would be ignored; known: {', '.join(KNOWN)}"
+        )
+    generation.check(request)
+    return request
 
 
 def run(
@@ -159,7 +187,7 @@ def run(
                 log_samples=False,
                 torch_random_seed=None,
             )
-    except (DataError, MemoryError, jax.errors.JaxRuntimeError):
+    except (ConfigError, DataError, MemoryError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # of a task's file, its data set, the network
         lines = str(error).strip().splitlines() or [""]

@@ -5,6 +5,7 @@ import re
 import sys
 import types
 import warnings
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,27 @@ def test_what_is_asked_for_leaves_the_prompt(ours, length, read, written):
     (text,) = ours.generate_until(requests([(prompt[-length:], asked)]))
     assert ours.generate_until(requests([(prompt[-read:], asked | {"max_gen_toks": written})])) == [text]
     assert len(text) == written
+
+
+def test_arguments_of_generation_change_the_text_or_are_refused(ours):
+    """All but a few were once left out without a word."""
+    asked = {"until": [], "max_gen_toks": 10, "do_sample": False}
+
+    def written(**more):
+        return ours.generate_until(requests([("def ", asked | more)]))[0]
+
+    plain = written()
+    assert written(num_beams=1, use_cache=True, top_k=None, temperature=0.7) == plain
+    assert written(repetition_penalty=1e6) != plain and len(set(written(repetition_penalty=1e6))) == 10
+    for name, (value, message) in {
+        "num_beams": (4, "by num_beams=4, which would be ignored; known: do_sample, max_gen_toks, repetition_penalty"),
+        "min_p": (0.1, "by min_p=0.1, which would be ignored"),
+        "temperature": (None, r"by \{.*'temperature': None\}: float\(\) argument must be"),
+        "max_gen_toks": ("many", "by .*'many'.*: invalid literal for int"),
+        "top_p": (1.5, "top_p is 1.5; expected above 0 and at most 1"),
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            written(**{name: value})
 
 
 def test_a_continuation_longer_than_the_context_is_an_error(ours):
@@ -212,6 +234,14 @@ def test_no_such_task_names_the_nearest(trained, capsys):
     assert "the harness has no task 'hellaswog': did you mean 'hellaswag'?" in capsys.readouterr().err
     assert evaluate.main([f"--checkpoint={trained}", "--harness=zzzzzzzz"]) == 2
     assert re.search(r"has no task 'zzzzzzzz': `lm_eval ls tasks` lists its [\d,]+\n$", capsys.readouterr().err)
+
+
+@pytest.mark.filterwarnings("ignore")  # of lm_eval and datasets
+def test_a_task_that_asks_for_beams(trained, tasks, tmp_path, capsys):
+    text = Path(tasks[-1]).read_text()
+    (path := tmp_path / "beams.yaml").write_text(text.replace("do_sample: false", "do_sample: false, num_beams: 4"))
+    assert evaluate.main([f"--checkpoint={trained}", f"--harness={path}"]) == 2
+    assert "error: the harness asks for a text by num_beams=4, which would be ignored" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore")  # of lm_eval and datasets
