@@ -52,12 +52,17 @@ def check(request: Request, prefix: str = "") -> None:
         "top_k": (0 <= r.top_k < 2**31, "from 0, which is off, to 2**31 - 1"),
         "top_p": (0 < r.top_p <= 1, "above 0 and at most 1"),
         "repetition_penalty": (SMALLEST <= r.repetition_penalty <= LARGEST, "above 0; 1 is off"),
-        "stop": (all(r.stop), "strings that are not empty"),
+        "stop": (strings(r.stop) and all(r.stop), "a list of strings that are not empty"),
         "beyond": (r.beyond in ("slide", "stop"), "'slide' or 'stop'"),
     }
     for name, (kept, expected) in rules.items():
         if not kept:
-            raise ConfigError(f"{prefix}{name} is {getattr(r, name)}; expected {expected}")
+            raise ConfigError(f"{prefix}{name} is {getattr(r, name)!r}; expected {expected}")
+
+
+def strings(given: object) -> bool:
+    """Whether it is a sequence of strings, and not a string, which is one of its letters."""
+    return isinstance(given, Sequence) and not isinstance(given, str) and all(isinstance(x, str) for x in given)
 
 
 def samples(
@@ -75,10 +80,13 @@ def samples(
       show: for one prompt and one sample: is given its text as it comes, in pieces that joined are `text`.
 
     Raises:
-      ConfigError: `request` makes no sense.
+      ConfigError: `request` makes no sense, `prompts` are no list of strings, or the context is longer than the
+        model's.
       DataError: a prompt has characters that the tokenizer doesn't know.
     """
     check(request)  # before there are as many rows as it asks for
+    if not strings(prompts):
+        raise ConfigError(f"prompts is {prompts!r}; expected a list of strings")
     rows = [(prompt, request.seed + n) for prompt in prompts for n in range(request.num_samples)]
     found = continued(
         model,

@@ -160,6 +160,9 @@ def test_a_character_that_the_tokenizer_does_not_know():
             ("seed", -1),
             ("seed", 2**32),
             ("stop", ["a", ""]),
+            ("stop", "END"),
+            ("stop", [3]),
+            ("stop", None),
             ("beyond", "grow"),
         ],
     ],
@@ -168,6 +171,13 @@ def test_what_makes_no_sense_is_refused(field, value):
     generation.check(GREEDY)
     with pytest.raises(ConfigError, match=f"^{field} is .*; expected"):
         say(b"a", GREEDY._replace(**{field: value}))
+
+
+@pytest.mark.parametrize("prompts", ["def", [b"def"], None])
+def test_prompts_are_a_list_of_strings(prompts):
+    """A string was once taken for a prompt of each of its letters."""
+    with pytest.raises(ConfigError, match="^prompts is .*; expected a list of strings"):
+        say(b"a", prompts=prompts)
 
 
 def test_seeds_of_all_samples_are_in_range():
