@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jaxlm.errors import ConfigError
 from jaxlm.model.gpt2 import Cache, Model, PyTree
 from jaxlm.model.sampling import Draws, Sampling, draw
 
@@ -165,7 +166,12 @@ def complete(
         again, and the row goes on from there; "stop": it ends. Of a prompt that fills the context, too, half is read.
       over: called with the number and the new ids of each prompt that goes on, after its first token and then after
         every `every` more; True ends it.
+
+    Raises:
+      ConfigError: the context is longer than the model's.
     """
+    if context_length > model.context_length:
+        raise ConfigError(f"context_length is {context_length:,}; the model has positions for {model.context_length:,}")
     half = max(context_length // 2, 1)
 
     def take(row: _Row, tokens: list[int], logprobs: list[float]) -> None:

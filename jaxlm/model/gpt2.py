@@ -93,6 +93,7 @@ class Model(NamedTuple):
     prefill(unstacked, tokens_BT, start_B, slots) -> (logits of the last token, float32[B, V], a Cache)
         start_B: int32, the first of each row's tokens that counts; slots: of the cache, at least T
     decode(unstacked, token_B, cache) -> (logits of that token, float32[B, V], the cache with one more slot filled)
+    context_length: tokens that it has positions for; beyond them `prefill` and `decode` give NaN
     """
 
     init: Callable[[jax.Array], PyTree]
@@ -103,6 +104,7 @@ class Model(NamedTuple):
     unstack: Callable[[PyTree], PyTree]
     prefill: Callable[[PyTree, jax.Array, jax.Array, int], tuple[jax.Array, Cache]]
     decode: Callable[[PyTree, jax.Array, Cache], tuple[jax.Array, Cache]]
+    context_length: int
 
 
 def _on_one_device(name: str, x: jax.Array) -> jax.Array:
@@ -216,7 +218,7 @@ def build(section: Any, placement: Placement = ON_ONE_DEVICE) -> Model:
         logits, pairs = unrolled(unstacked, token_B[:, None], positions_B[:, None], {"kv": cache.kv}, shared)
         return logits, Cache(pairs, cache.start_B, cache.length + 1)
 
-    return Model(init, apply, hidden, logits, head, unstack, prefill, decode)
+    return Model(init, apply, hidden, logits, head, unstack, prefill, decode, shape.context_length)
 
 
 class Heads(nn.Module):

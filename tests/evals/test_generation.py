@@ -29,7 +29,7 @@ def _scores(script, n, like_B):
 
 
 # A model that says what is written in its parameters, whatever the prompt: a token an id.
-SCRIPTED = Model(*[lambda *_: None] * 5, lambda params: params, _prefill, _decode)
+SCRIPTED = Model(*[lambda *_: None] * 5, lambda params: params, _prefill, _decode, 1000)
 
 
 def say(text, request=GREEDY, prompts=("",), show=None):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxlm import config
+from jaxlm.errors import ConfigError
 from jaxlm.model import decode, huggingface
 from jaxlm.model.sampling import Draws, Sampling
 from tests.model.test_sampling import assert_drawn_from, distribution
@@ -348,3 +349,9 @@ def test_the_penalty_meets_the_prompt_and_the_text(ids):
     (strong,) = ids([PROMPTS[1]], Sampling(0, repetition_penalty=1e6))
     assert len(set(free[:30])) < 30
     assert len(set(PROMPTS[1] + strong[:30])) == 7 + 30  # 1 is twice in the prompt
+
+
+def test_a_context_that_the_model_does_not_have_is_refused(complete):
+    """Its positions once were NaN, and the text the id 0, or what an argmax makes of NaN."""
+    with pytest.raises(ConfigError, match="context_length is 81; the model has positions for 80"):
+        complete(PROMPTS, context_length=CONTEXT + 1)
