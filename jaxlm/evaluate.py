@@ -42,13 +42,14 @@ def run(args: argparse.Namespace) -> int:
     of_text = bool(args.data or args.task or not args.harness)
     check(args, of_text)
 
-    from jaxlm import data
+    from jaxlm.data import tokenize
     from jaxlm.evals import asking, harness, memory, perplexity, tasks
     from jaxlm.training import host
     from jaxlm.training.load import held_out, load, locate
 
     host.settle()
     wanted = {name: asking.find(name) for name in args.task}
+    known = harness.find(args.harness) if args.harness else None
     step = (located := locate(args.checkpoint)).step
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
@@ -61,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     facts: dict[str, Any] = {} if step is None else {"step": step}
     results = {}
     if of_text:
-        if args.data:
-            split = data.tokenize(args.data, tokenizer, cfg.data, progress=True)
-        else:
-            split = held_out(located, cfg, tokenizer)
+        split = tokenize(args.data, tokenizer, cfg.data, True) if args.data else held_out(located, cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
         subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
         asking.check(wanted, subject)
@@ -74,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
             facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
             results = {name: function(subject) for name, function in wanted.items()}
         if args.harness:
-            asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}
-            found = harness.run(model, params, tokenizer, args.harness, **shown, **asked)
+            shown |= {"num_fewshot": args.num_fewshot, "limit": args.limit}
+            found = harness.run(model, params, tokenizer, args.harness, known, **shown)
             results["harness"] = asking.plain("harness", found)
     print(asking.report(facts, results, args.json), end="")
     return 0
@@ -88,9 +86,11 @@ def check(args: argparse.Namespace, of_text: bool) -> None:
         raise ConfigError(f"{what}, or 0 for that of the training")
     if args.data == "":
         raise ConfigError("--data is empty; expected text or tokens, or no --data for the run's held-out split")
-    for name in ("num_fewshot", "limit"):
-        if getattr(args, name) is not None and not args.harness:
-            raise ConfigError(f"--{name}={getattr(args, name)} is for tasks of the harness; give --harness=TASK too")
+    for name, least in (("num_fewshot", 0), ("limit", 1)):
+        if (given := getattr(args, name)) is not None and not args.harness:
+            raise ConfigError(f"--{name}={given} is for tasks of the harness; give --harness=TASK too")
+        if given is not None and given < least:
+            raise ConfigError(f"--{name} is {given}; expected at least {least}")
     if args.stride and not of_text:
         raise ConfigError(f"--stride={args.stride} is for text; give --data=PATH or --task=NAME too")
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,12 +36,10 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
     Raises:
       ConfigError: lm_eval is not installed.
     """
-    try:
+    with _needed():
         from lm_eval import utils
         from lm_eval.api.model import TemplateLM
         from lm_eval.models.utils import normalize_gen_kwargs
-    except ImportError as error:
-        raise ConfigError("--harness needs lm_eval: pip install 'jaxlm[harness]'") from error
 
     class Adapter(TemplateLM):
         max_length = context_length
@@ -138,11 +137,44 @@ def requested(given: Mapping[str, Any], normalize: Callable[[dict[str, Any]], Ma
     return request
 
 
+def find(names: Sequence[str]) -> Any:
+    """A `lm_eval.tasks.TaskManager` that knows tasks by their names, or paths of YAML files.
+
+    Raises:
+      ConfigError: lm_eval is not installed, or there is no such task.
+      DataError: there is no such file.
+    """
+    with _needed():
+        from lm_eval.tasks import TaskManager
+
+    files = [name for name in names if name.endswith((".yaml", ".yml"))]
+    for file in files:
+        if not Path(file).is_file():
+            raise DataError(f"--harness={file}: there is no such file")
+    known = TaskManager(include_defaults=len(files) < len(names))
+    for name in names:
+        if name not in files and name not in known.all_tasks:
+            hint = nearest(name, known.all_tasks)
+            if not hint.startswith("did you mean"):
+                hint = f"`lm_eval ls tasks` lists its {len(known.all_tasks):,}"
+            raise ConfigError(f"the harness has no task {name!r}: {hint}")
+    return known
+
+
+@contextlib.contextmanager
+def _needed() -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise ConfigError("--harness needs lm_eval: pip install 'jaxlm[harness]'") from error
+
+
 def run(
     model: Model,
     params: PyTree,
     tokenizer: Tokenizer,
     names: Sequence[str],
+    known: Any,
     *,
     context_length: int,
     batch_size: int,
@@ -153,28 +185,17 @@ def run(
 
     Args:
       names: of its tasks, groups or tags, or paths of its YAML files.
-      num_fewshot: examples in the prompt; None as each task says.
-      limit: so many of a task's documents; None for all.
+      known: what `find` gives for them.
+      num_fewshot: examples in the prompt, from 0; None as each task says.
+      limit: so many of a task's documents, from 1; None for all.
 
     Raises:
-      ConfigError: lm_eval is not installed, there is no such task, or a number makes no sense.
+      ConfigError: a task asks for what we don't do.
       DataError: a task's data can't be had.
     """
-    for name, given, least in (("num_fewshot", num_fewshot, 0), ("limit", limit, 1)):
-        if given is not None and given < least:
-            raise ConfigError(f"--{name} is {given}; expected at least {least}")
     lm = adapter(model, params, tokenizer, context_length, batch_size)
     import lm_eval
-    from lm_eval.tasks import TaskManager
 
-    shipped = [name for name in names if not name.endswith((".yaml", ".yml"))]
-    known = TaskManager(include_defaults=bool(shipped))
-    for name in shipped:
-        if name not in known.all_tasks:
-            hint = nearest(name, known.all_tasks)
-            if not hint.startswith("did you mean"):
-                hint = f"`lm_eval ls tasks` lists its {len(known.all_tasks):,}"
-            raise ConfigError(f"the harness has no task {name!r}: {hint}")
     try:
         with contextlib.redirect_stdout(sys.stderr):  # it prints what it is about
             found = lm_eval.simple_evaluate(

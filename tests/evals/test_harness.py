@@ -12,6 +12,7 @@ import pytest
 from jaxlm import evaluate
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import harness
+from jaxlm.training import load as load_module
 from jaxlm.training.export import export
 from jaxlm.training.load import load
 
@@ -256,8 +257,25 @@ def test_a_task_whose_data_is_gone(trained, tasks, tmp_path, capsys):
 def test_without_the_library(ours, trained, monkeypatch):
     model, params, tokenizer, _ = load(trained)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
-    with pytest.raises(ConfigError, match="pip install 'jaxlm\\[harness\\]'"):
-        harness.adapter(model, params, tokenizer, 16, 1)
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    for needs in (lambda: harness.adapter(model, params, tokenizer, 16, 1), lambda: harness.find(["x"])):
+        with pytest.raises(ConfigError, match="pip install 'jaxlm\\[harness\\]'"):
+            needs()
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "said"),
+    [
+        ("--harness=nowhere.yaml", 4, "error: --harness=nowhere.yaml: there is no such file\n"),
+        ("--harness=x.yaml --limit=0", 2, "error: --limit is 0; expected at least 1\n"),
+        pytest.param("--harness=hellaswog", 2, "did you mean 'hellaswag'?", marks=pytest.mark.slow),
+    ],
+)
+def test_what_the_harness_cannot_do_is_known_before_anything_is_read(trained, monkeypatch, capsys, flags, code, said):
+    """It was once said after the text was evaluated and the tasks answered."""
+    monkeypatch.setattr(load_module, "load", lambda *_: pytest.fail("loaded"))
+    assert evaluate.main([f"--checkpoint={trained}", f"--data={__file__}", *flags.split()]) == code
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("name", "value", "least"), [("limit", 0, 1), ("limit", -1, 1), ("num_fewshot", -1, 0)])
