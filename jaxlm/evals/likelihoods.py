@@ -13,6 +13,9 @@ from jaxlm.errors import DataError
 from jaxlm.model.gpt2 import Batch, Model, PyTree
 from jaxlm.telemetry.progress import tracked
 
+SHORTEST = 16
+"""Batches are padded to a power of two at or above: each length is compiled."""
+
 
 def of_completions(
     model: Model,
@@ -31,10 +34,10 @@ def of_completions(
     Raises:
       DataError: a completion that fills the context.
     """
-    end, sequences, counted = [end_of_text], [], []
-    for prompt, completion in rows:
-        head = (prompt.tolist() or end)[-room(completion, context_length) :]
-        sequences.append([*head, *completion.tolist(), *end])
+    end, sequences, counted = np.array([end_of_text], np.int32), [], []
+    for prompt, completion in rows:  # arrays of int32: as lists, each prompt for each label, they fill the memory
+        head = (prompt if len(prompt) else end)[-room(completion, context_length) :]
+        sequences.append(np.concatenate([head, completion, end], dtype=np.int32))
         counted.append(len(completion) + 1)
     return of_tails(model, params, sequences, counted, context_length, batch_size, progress)[0]
 
@@ -53,7 +56,7 @@ def room(completion: np.ndarray, context_length: int) -> int:
 def of_tails(
     model: Model,
     params: PyTree,
-    sequences: Sequence[Sequence[int]],
+    sequences: Sequence[Sequence[int] | np.ndarray],
     counted: Sequence[int],
     context_length: int,
     batch_size: int,
@@ -69,11 +72,11 @@ def of_tails(
       progress: show a bar on stderr.
     """
     batch_size = min(batch_size, len(sequences))
-    length = min(context_length, 1 << (max(map(len, sequences)) - 2).bit_length())
-    order = np.argsort([len(sequence) for sequence in sequences], kind="stable")
+    order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")  # a lack of memory shows at once
     nats, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     for first in tracked(range(0, len(order), batch_size), "scoring", progress):
         chosen = order[first : first + batch_size]
+        length = min(context_length, max(SHORTEST, 1 << (len(sequences[chosen[0]]) - 2).bit_length()))
         batch = {name: np.zeros((batch_size, length), np.int32) for name in ("inputs", "targets")}
         batch["weights"] = np.zeros((batch_size, length), np.float32)
         for b, row in enumerate(chosen):
