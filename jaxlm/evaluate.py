@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--limit", type=int, help="with --harness: so many documents of each task")
     stride = "tokens from one window of the context to the next: the fewer, the more context each token has and the "
     flag("--stride", type=int, default=0, help=f"{stride}longer it takes; 0: windows don't overlap")
-    size = "windows at once; 0: as the run trained with at once, or about 4096 tokens"
+    size = "windows or prompts at once; 0: as the run trained with at once, or about 4096 tokens"
     flag("--batch_size", type=int, default=0, help=size)
     flag("--json", action="store_true", help="one JSON object on stdout, the details of tasks included")
     args = parser.parse_args(argv)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         bar = {"progress": sys.stderr.isatty()}
         subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
         asking.check(wanted, subject)
-    with memory.explained(shown["batch_size"]):
+    with memory.explained(rows := shown["batch_size"], f"give --batch_size below {rows:,}"):
         if of_text:
             how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
             facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)

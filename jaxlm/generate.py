@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    from jaxlm.evals import generation
+    from jaxlm.evals import generation, memory
     from jaxlm.telemetry.writers import json_line
     from jaxlm.training import host
     from jaxlm.training.load import load
@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> int:
     show = functools.partial(print, end="", flush=True) if stream else None
     if show:
         show(prompts[0][1])
-    samples = generation.samples(model, params, tokenizer, [text for _, text in prompts], request, context, show)
+    rows = min(generation.ROWS, len(prompts) * args.num_samples)
+    with memory.explained(rows, "give fewer prompts, --num_samples or --max_tokens"):
+        samples = generation.samples(model, params, tokenizer, [text for _, text in prompts], request, context, show)
     if show:
         print()
     for i, sample in enumerate([] if show else samples):

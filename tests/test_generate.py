@@ -3,11 +3,13 @@ import json
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
 from jaxlm import generate
 from jaxlm.data.tokenizers import Bytes
+from jaxlm.evals import generation
 
 
 def call(run, *flags):
@@ -190,3 +192,19 @@ def test_a_terminal_that_is_not_utf_8_gets_question_marks(trained, monkeypatch, 
 def test_a_checkpoint_that_is_not_there(tmp_path, capsys):
     assert call(tmp_path / "nothing", "--prompt=a") == 4
     assert "no checkpoint at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--num_samples=3", "give fewer prompts, --num_samples or --max_tokens"),
+        ("", "the model is too large for this device, with one row at a time"),
+    ],
+)
+def test_too_little_memory_is_one_line(trained, capsys, monkeypatch, flags, said):
+    def full(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: no room for 7.28 TiB\nand more")
+
+    monkeypatch.setattr(generation, "complete", full)
+    assert call(trained, "--prompt=a", *flags.split()) == 2
+    assert capsys.readouterr().err == f"error: out of memory: RESOURCE_EXHAUSTED: no room for 7.28 TiB; {said}\n"

@@ -122,6 +122,7 @@ def continued(
     show: Callable[[str], None] | None = None,
     progress: bool = False,
     joined: bool = False,
+    rows: int = ROWS,
 ) -> list[Continuation]:
     """What follows each prompt of ids, none of which is empty; otherwise as `samples`.
 
@@ -129,6 +130,7 @@ def continued(
       progress: show a bar on stderr.
       joined: a text is to stand right after its prompt, and keeps the space at its start; else, where the tokenizer
         has it so, it is a text of its own and has none.
+      rows: at most so many prompts at a time, and never more than `decode.ROWS`.
     """
     check(request)
     stop, shown = request.stop, 0
@@ -147,13 +149,14 @@ def continued(
             shown = max(shown, len(certain))
         return len(cut) < len(text)
 
+    rows = 1 << (min(rows, ROWS).bit_length() - 1)  # `complete` fills up to a power of two
     unstacked, completions = model.unstack(params), []
-    for first in tracked(range(0, len(prompts), ROWS), "writing", progress):
+    for first in tracked(range(0, len(prompts), rows), "writing", progress):
         completions += complete(
             model,
             unstacked,
-            prompts[first : first + ROWS],
-            seeds[first : first + ROWS],
+            prompts[first : first + rows],
+            seeds[first : first + rows],
             max_tokens=request.max_tokens,
             context_length=context_length,
             vocab_size=tokenizer.vocab_size,

@@ -100,6 +100,7 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
                     list(range(len(chosen))),
                     asked._replace(max_tokens=most),
                     context_length,
+                    rows=batch_size,
                 )
                 for i, one in zip(chosen, found, strict=True):
                     texts[i] = one.text

@@ -16,8 +16,12 @@ def exhausted(error: Exception) -> bool:
 
 
 @contextlib.contextmanager
-def explained(batch_size: int) -> Iterator[None]:
+def explained(rows: int, advice: str) -> Iterator[None]:
     """Turns a lack of memory, of a device or of this machine, into an error that says what to change.
+
+    Args:
+      rows: at once. Of one, there is nothing to change but the device.
+      advice: for more than one.
 
     Raises:
       ConfigError: in its place.
@@ -28,4 +32,5 @@ def explained(batch_size: int) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not exhausted(error):
             raise
         said = str(error).splitlines() or ["no memory is left"]
-        raise ConfigError(f"out of memory: {said[0].rstrip('.')}; give --batch_size below {batch_size:,}") from error
+        hint = advice if rows > 1 else "the model is too large for this device, with one row at a time"
+        raise ConfigError(f"out of memory: {said[0].rstrip('.')}; {hint}") from error

@@ -33,7 +33,7 @@ class Subject(NamedTuple):
     tokenizer: Tokenizer
     split: TokenFile
     context_length: int
-    batch_size: int  # rows at once, of those that are scored; `generate` has its own number
+    batch_size: int  # rows at once; of `generate`, at most `decode.ROWS`
     progress: bool = False  # show a bar on stderr
     too_long: str = "error"  # `data.too_long`: unless "error", pairs whose completion fills the context are left out
 
@@ -147,6 +147,7 @@ def generate(subject: Subject) -> Result:
         Request(max_tokens=longest + SPARE, temperature=0.0, beyond="stop"),
         subject.context_length,
         progress=subject.progress,
+        rows=subject.batch_size,
     )
     answers = [one.text for one in written]
     references = [tokenizer.decode(completion) for _, completion in pairs]

@@ -12,7 +12,7 @@ from jaxlm import data, evaluate
 from jaxlm.data import examples
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import asking, generation, likelihoods, tasks
-from jaxlm.model import gpt2
+from jaxlm.model import decode, gpt2
 from tests.runs import checkpoints, rows
 from tests.tiny import assert_same_bits, resolved, tiny
 
@@ -155,6 +155,21 @@ def test_generate_compares_what_is_written(subject, capsys):
     assert [item["answer"] for item in found.details][:2] == ["12", "12"]
     assert {"generate/bleu", "generate/chrf"} <= set(found.metrics)
     assert found.text.splitlines()[1:3] == ["2 of 4 answers are not the reference", "'b:': '12', expected '13'"]
+
+
+def test_no_more_prompts_are_answered_at_once_than_are_asked_for(subject):
+    """Where memory was short, --batch_size was named, and changed nothing."""
+    counts = rigged({ord(":"): ord("1"), ord("1"): 256})
+    seen, prefill = set(), counts.prefill
+
+    def counted(params, tokens, start, slots):
+        seen.add(tokens.shape[0])
+        return prefill(params, tokens, start, slots)
+
+    asked = subject([(f"{i}:", "1") for i in range(40)], counts._replace(prefill=counted))
+    for most, found in ((3, 2), (1000, decode.ROWS)):
+        assert tasks.generate(asked._replace(batch_size=most)).metrics["generate/exact_match"] == 1.0
+        assert max(seen) == found  # a power of two
 
 
 def test_one_long_completion_cuts_no_other_prompt(subject, monkeypatch):
