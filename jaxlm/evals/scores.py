@@ -87,14 +87,14 @@ def corpus(answers: Sequence[str], references: Sequence[str]) -> dict[str, Score
 
 def macro_f1(predicted: ArrayLike, wanted: ArrayLike) -> Score:
     """The mean over labels of their F1, of labels int[items]: of those on either side, as scikit-learn takes it."""
-    given, right = np.asarray(predicted), np.asarray(wanted)
+    labels, numbers = np.unique(np.stack([predicted, wanted]), return_inverse=True)
+    given, right = numbers.reshape(2, -1)
 
     def score(chosen: np.ndarray) -> float:
         a, b = given[chosen], right[chosen]
-        labels = np.union1d(a, b)
-        both = ((a == labels[:, None]) & (b == labels[:, None])).sum(1)
-        either = (a == labels[:, None]).sum(1) + (b == labels[:, None]).sum(1)
-        return float(np.mean(2 * both / either))
+        both, of_a, of_b = (np.bincount(x, minlength=len(labels)) for x in (a[a == b], a, b))
+        drawn = of_a + of_b > 0
+        return float(np.mean(2 * both[drawn] / (of_a + of_b)[drawn]))
 
     return bootstrap(score, len(given))
 
