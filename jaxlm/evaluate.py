@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length
     alike = cfg.data.batch_size // cfg.data.micro_batches if step is not None else max(1, 4096 // T)
-    shown = {"batch_size": args.batch_size or alike, "context_length": T}
+    shown = {"batch_size": args.batch_size or alike, "context_length": T, "chunks": cfg.model.loss_chunks}
     facts: dict[str, Any] = {} if step is None else {"step": step}
     results = {}
     if of_text:
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> int:
         asking.check(wanted, subject)
     with memory.explained(rows := shown["batch_size"], f"give --batch_size below {rows:,}"):
         if of_text:
-            how = {"stride": args.stride, "chunks": cfg.model.loss_chunks}
-            facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how, **shown, **bar)
+            how = {"stride": args.stride, **shown, **bar}
+            facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how)
             results = {name: function(subject) for name, function in wanted.items()}
         if args.harness:
             shown |= {"num_fewshot": args.num_fewshot, "limit": args.limit}

@@ -197,6 +197,7 @@ def subject(cfg: FrozenConfigDict, tokenizer: Tokenizer, split: TokenFile, param
         split,
         context_length=cfg.model.context_length,
         batch_size=cfg.data.batch_size // cfg.data.micro_batches,
+        chunks=cfg.model.loss_chunks,
         too_long=cfg.data.too_long,
     )
 

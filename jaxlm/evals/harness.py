@@ -26,8 +26,10 @@ SAME = {"num_beams": 1, "use_cache": True}
 """What tasks write for other models, and what changes no text of ours."""
 
 
-def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: int, batch_size: int) -> Any:
-    """A `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`.
+def adapter(
+    model: Model, params: PyTree, tokenizer: Tokenizer, context_length: int, batch_size: int, chunks: int = 1
+) -> Any:
+    """A `lm_eval.api.model.LM`, for `lm_eval.simple_evaluate(model=...)`; `chunks` as `likelihoods.of_tails`.
 
     Long requests are treated as its `hf` model treats them: a context loses its start. But a prompt that the model's
     context can take stays whole, and its text ends where the context is full; one that it can't keeps at least half a
@@ -61,7 +63,9 @@ def adapter(model: Model, params: PyTree, tokenizer: Tokenizer, context_length: 
             counted = [len(continuation) for _, _, continuation in requests]
             if (longest := max(counted)) > context_length:
                 raise DataError(f"a continuation of {longest} tokens is longer than the context of {context_length}")
-            nats, greedy = likelihoods.of_tails(model, params, sequences, counted, context_length, batch_size)
+            nats, greedy = likelihoods.of_tails(
+                model, params, sequences, counted, context_length, batch_size, chunks=chunks
+            )
             return list(zip(nats.tolist(), greedy.tolist(), strict=True))
 
         def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
@@ -179,6 +183,7 @@ def run(
     *,
     context_length: int,
     batch_size: int,
+    chunks: int = 1,
     num_fewshot: int | None = None,
     limit: int | None = None,
 ) -> Result:
@@ -194,7 +199,7 @@ def run(
       ConfigError: a task asks for what we don't do.
       DataError: a task's data can't be had.
     """
-    lm = adapter(model, params, tokenizer, context_length, batch_size)
+    lm = adapter(model, params, tokenizer, context_length, batch_size, chunks)
     import lm_eval
 
     try:

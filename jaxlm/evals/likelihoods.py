@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxlm.errors import DataError
+from jaxlm.model import losses
 from jaxlm.model.gpt2 import Batch, Model, PyTree
 from jaxlm.telemetry.progress import tracked
 
@@ -25,11 +26,13 @@ def of_completions(
     context_length: int,
     batch_size: int,
     progress: bool = False,
+    chunks: int = 1,
 ) -> np.ndarray:
     """float64[rows]: in nats, of each completion and the end of text after it, given its prompt.
 
     Args:
       rows: (prompt, completion) as ids. An empty prompt is an end of text; one that leaves no room is cut on the left.
+      batch_size, progress, chunks: as `of_tails`.
 
     Raises:
       DataError: a completion that fills the context.
@@ -39,7 +42,7 @@ def of_completions(
         head = (prompt if len(prompt) else end)[-room(completion, context_length) :]
         sequences.append(np.concatenate([head, completion, end], dtype=np.int32))
         counted.append(len(completion) + 1)
-    return of_tails(model, params, sequences, counted, context_length, batch_size, progress)[0]
+    return of_tails(model, params, sequences, counted, context_length, batch_size, progress, chunks)[0]
 
 
 def room(completion: np.ndarray, context_length: int) -> int:
@@ -61,6 +64,7 @@ def of_tails(
     context_length: int,
     batch_size: int,
     progress: bool = False,
+    chunks: int = 1,
 ) -> tuple[np.ndarray, np.ndarray]:
     """float64[rows] in nats, of the last ids of each sequence given those before; and bool[rows], whether greedy
     decoding gives just these.
@@ -70,6 +74,7 @@ def of_tails(
       counted: how many of each sequence's last ids.
       batch_size: at most so many at once.
       progress: show a bar on stderr.
+      chunks: parts of the context whose logits are in memory at a time, as `model.loss_chunks`.
     """
     batch_size = min(batch_size, len(sequences))
     order = np.argsort([-len(sequence) for sequence in sequences], kind="stable")  # a lack of memory shows at once
@@ -83,19 +88,39 @@ def of_tails(
             ids, n = sequences[row], len(sequences[row]) - 1
             batch["inputs"][b, :n], batch["targets"][b, :n] = ids[:-1], ids[1:]
             batch["weights"][b, n - counted[row] : n] = 1
-        found = _of_rows(model, params, batch)
+        found = _of_rows(model, params, batch, _parts(length, chunks, context_length))
         nats[chosen], greedy[chosen] = (np.asarray(x)[: len(chosen)] for x in found)
     return nats, greedy
 
 
-def of_rows(model: Model, params: PyTree, batch: Batch) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
+def _parts(length: int, chunks: int, context_length: int) -> int:
+    """How many a batch is to be cut into: none longer than a chunk of the context."""
+    if length == context_length:
+        return max(1, chunks)
+    return min(length, 1 << (max(1, -(-chunks * length // context_length)) - 1).bit_length())
+
+
+def of_rows(model: Model, params: PyTree, batch: Batch, chunks: int = 1) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:
     """Weighted sums of log-likelihoods over each row of a batch, float32; and whether, wherever there is a weight, the
-    target is the most probable id. Pure."""
-    logits = model.apply(params, batch)
-    at_target = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
-    nats = jnp.sum(batch["weights"] * (at_target - jax.nn.logsumexp(logits, axis=-1)), axis=-1)
-    hits = (logits.argmax(-1) == batch["targets"]) | (batch["weights"] == 0)
-    return nats, hits.all(-1)
+    target is the most probable id. Pure.
+
+    Args:
+      chunks: parts of T, one after another, whose logits are in memory at a time.
+
+    Raises:
+      ValueError: T does not divide into the chunks.
+    """
+
+    def one(part: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        hidden_BTD, targets_BT, weights_BT = part
+        logits_BTV = model.logits(params, hidden_BTD)
+        at_target = jnp.take_along_axis(logits_BTV, targets_BT[..., None], axis=-1)[..., 0]
+        nats = jnp.sum(weights_BT * (at_target - jax.nn.logsumexp(logits_BTV, axis=-1)), axis=-1)
+        return nats, ((logits_BTV.argmax(-1) == targets_BT) | (weights_BT == 0)).all(-1)
+
+    arrays = (model.hidden(params, batch), batch["targets"], batch["weights"])
+    nats, hits = jax.lax.map(one, losses.chunked(arrays, chunks))
+    return nats.sum(0), hits.all(0)
 
 
-_of_rows = jax.jit(of_rows, static_argnames="model")
+_of_rows = jax.jit(of_rows, static_argnames=("model", "chunks"))

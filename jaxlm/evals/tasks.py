@@ -35,6 +35,7 @@ class Subject(NamedTuple):
     context_length: int
     batch_size: int  # rows at once; of `generate`, at most `decode.ROWS`
     progress: bool = False  # show a bar on stderr
+    chunks: int = 1  # of the context, whose logits are in memory at a time: `model.loss_chunks`
     too_long: str = "error"  # `data.too_long`: unless "error", pairs whose completion fills the context are left out
 
 
@@ -224,6 +225,7 @@ def _likelihoods(subject: Subject, rows: Sequence[tuple[np.ndarray, np.ndarray]]
         subject.context_length,
         subject.batch_size,
         progress=subject.progress,
+        chunks=subject.chunks,
     )
 
 
