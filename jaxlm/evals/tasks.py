@@ -35,8 +35,8 @@ class Subject(NamedTuple):
     context_length: int
     batch_size: int  # rows at once; of `generate`, at most `decode.ROWS`
     progress: bool = False  # show a bar on stderr
-    chunks: int = 1  # of the context, whose logits are in memory at a time: `model.loss_chunks`
     too_long: str = "error"  # `data.too_long`: unless "error", pairs whose completion fills the context are left out
+    chunks: int = 1  # of the context, whose logits are in memory at a time: `model.loss_chunks`
 
 
 class Result(NamedTuple):
