@@ -64,7 +64,7 @@ def overlap(source: Source, validation: Source) -> str:
     """
     given, held = ([content for content in each.contents if content.num_bytes] for each in (source, validation))
     if [content.sha256 for content in given] == [content.sha256 for content in held]:
-        return
+        return ""
     trained = {content.sha256: content.file.path for content in given}
     shared = [content for content in held if content.sha256 in trained]
     if not shared:
