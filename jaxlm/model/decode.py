@@ -4,9 +4,10 @@ Shape letters: B batch, P prompt length after padding, N new tokens, V vocabular
 
 Compiled for buckets: rows are filled up to a power of two of at most `ROWS`; prompts, on the left, to a power of two of
 at least `SHORTEST`; and the cache has slots for the power of two at or above `max_tokens`, or for what the context can
-take of the longest row; where they are full, shorter rows are read again. A row never looks at what fills. So its
-tokens are those of its prompt and seed, up to rounding: products of more rows, and sums over more slots, are taken in
-another order.
+take of the longest row; where they are full, shorter rows are read again. A row whose context is full waits until all
+are, and they are read again together: from there on they are full at the same time. A row never looks at what fills. So
+its tokens are those of its prompt and seed, up to rounding: products of more rows, and sums over more slots, are taken
+in another order.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class State(NamedTuple):
 
     token_B: jax.Array  # int32: drawn, and not in the cache yet
     logprob_B: jax.Array  # float32: of that token
-    drawn: jax.Array  # int32[]: tokens drawn so far
+    drawn_B: jax.Array  # int32: tokens drawn so far
     seen_BV: jax.Array  # bool: the ids in the row but for that token, for the repetition penalty
     cache: Cache
 
@@ -74,7 +75,7 @@ def begin(
     tokens_BP: Int[Array, "B P"],
     start_B: Int[Array, "B"],
     seen_BV: Bool[Array, "B V"],
-    drawn: int,
+    drawn_B: Int[Array, "B"],
     draws: Draws,
     *,
     slots: int,
@@ -84,11 +85,11 @@ def begin(
 
     Args:
       seen_BV: the ids in each row's text. Of the model's ids, only V are drawn.
-      drawn: tokens that the rows drew before.
+      drawn_B: tokens that the rows drew before.
     """
     logits_BV, cache = model.prefill(unstacked, tokens_BP, start_B, slots)
-    token_B, logprob_B = draw(logits_BV, seen_BV, drawn, draws, kind)
-    return State(token_B, logprob_B, jnp.int32(drawn) + 1, seen_BV, cache)
+    token_B, logprob_B = draw(logits_BV, seen_BV, drawn_B, draws, kind)
+    return State(token_B, logprob_B, drawn_B + 1, seen_BV, cache)
 
 
 def advance(
@@ -111,8 +112,8 @@ def advance(
         n, ended_B, state, tokens_NB, logprobs_NB = carry
         seen_BV = state.seen_BV.at[jnp.arange(len(ended_B)), state.token_B].set(True)
         logits_BV, cache = model.decode(unstacked, state.token_B, state.cache)
-        token_B, logprob_B = draw(logits_BV, seen_BV, state.drawn, draws, kind)
-        state = State(token_B, logprob_B, state.drawn + 1, seen_BV, cache)
+        token_B, logprob_B = draw(logits_BV, seen_BV, state.drawn_B, draws, kind)
+        state = State(token_B, logprob_B, state.drawn_B + 1, seen_BV, cache)
         out = tokens_NB.at[n].set(token_B), logprobs_NB.at[n].set(logprob_B)
         return n + 1, ended_B | (token_B == draws.end_of_text), state, *out
 
@@ -186,28 +187,31 @@ def complete(
         elif len(row.logprobs) == max_tokens or (beyond == "stop" and row.window >= context_length):
             row.finish = "length"
 
+    def waits(row: _Row) -> bool:
+        """It has ended, or its context is full."""
+        return bool(row.finish) or row.window >= context_length
+
     def run(rows: list[_Row]) -> None:
-        """Gives each row its tokens; all of them have the same number of tokens, but for those at their end."""
+        """Gives each row its tokens."""
         filled = rows + [_Row(-1, [0], 0, 1, finish="length")] * (_bucket(len(rows)) - len(rows))
         draws = Draws(np.array([row.seed for row in filled], np.uint32), sampling, end_of_text)
-        drawn = left = 0  # slots of the cache: those are sized for the longest row, and a shorter one may outlive it
-        while live := [row for row in rows if not row.finish]:
-            room = min(max_tokens - drawn, context_length - max(row.window for row in live), left)
-            if room < 1:
-                state, left = read(filled, drawn, draws)
-                steps, new = 1, (state.token_B[None], state.logprob_B[None])
+        left = 0  # slots of the cache: those are sized for the longest row, and a shorter one may outlive it
+        while live := [b for b, row in enumerate(rows) if not row.finish]:
+            going = [b for b in live if not waits(rows[b])]
+            if not going or not left:
+                state, left = read(filled, draws)
+                steps, going, new = 1, live, (state.token_B[None], state.logprob_B[None])
             else:
-                steps = min(every, room)
-                ended_B = np.array([bool(row.finish) for row in filled])
+                rooms = [min(max_tokens - len(rows[b].logprobs), context_length - rows[b].window) for b in going]
+                steps = min(every, left, *rooms)
+                ended_B = np.array([waits(row) for row in filled])
                 state, *new = _advance(model, unstacked, state, ended_B, steps, draws, every=every, kind=sampling.kind)
                 left -= steps
             tokens_BN, logprobs_BN = (np.asarray(x)[:steps].T.tolist() for x in new)
-            for b, row in enumerate(rows):
-                if not row.finish:
-                    take(row, tokens_BN[b], logprobs_BN[b])
-            drawn += steps
+            for b in going:
+                take(rows[b], tokens_BN[b], logprobs_BN[b])
 
-    def read(rows: list[_Row], drawn: int, draws: Draws) -> tuple[State, int]:
+    def read(rows: list[_Row], draws: Draws) -> tuple[State, int]:
         """Begins with each row's window, with half of one that is full; and the number of slots after it."""
         live = [row for row in rows if not row.finish]
         for row in live:
@@ -219,7 +223,8 @@ def complete(
         for seen, row in zip(seen_BV, rows):
             seen[row.text] = True
         windows = pad_left([[0] if row.finish else row.text[-row.window :] for row in rows], length)
-        state = _begin(model, unstacked, *windows, seen_BV, drawn, draws, slots=length + new, kind=sampling.kind)
+        drawn_B = np.array([len(row.logprobs) for row in rows], np.int32)
+        state = _begin(model, unstacked, *windows, seen_BV, drawn_B, draws, slots=length + new, kind=sampling.kind)
         return state, new
 
     rows = [

@@ -77,13 +77,13 @@ def _fewest(x_BV: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Ar
 
 
 def draw(
-    logits_BV: Float[Array, "B V"], seen_BV: Bool[Array, "B V"], drawn: Int[Array, ""] | int, draws: Draws, kind: str
+    logits_BV: Float[Array, "B V"], seen_BV: Bool[Array, "B V"], drawn_B: Int[Array, "B"], draws: Draws, kind: str
 ) -> tuple[Int[Array, "B"], Float[Array, "B"]]:
     """A token for each row, and its log-probability under the softmax of `logits_BV` as they are.
 
     Args:
       logits_BV: of V ids and maybe more, which are not drawn.
-      drawn: n; token n of a row is drawn with fold_in(key(seed), n).
+      drawn_B: n; token n of a row is drawn with fold_in(key(seed), n).
     """
     scores_BV = penalize(logits_BV[:, : seen_BV.shape[1]], seen_BV, draws.sampling.repetition_penalty)
     if kind == "greedy":
@@ -92,7 +92,7 @@ def draw(
         scores_BV = (scores_BV - scores_BV.max(-1, keepdims=True)) / draws.sampling.temperature  # none overflows
         if kind == "filtered":
             scores_BV = filter_logits(scores_BV, draws.sampling)
-        keys_B = jax.vmap(lambda seed: jax.random.fold_in(jax.random.key(seed), drawn))(draws.seeds_B)
+        keys_B = jax.vmap(lambda seed, n: jax.random.fold_in(jax.random.key(seed), n))(draws.seeds_B, drawn_B)
         token_B = jax.vmap(jax.random.categorical)(keys_B, scores_BV)
     chosen_B = jnp.take_along_axis(logits_BV, token_B[:, None], axis=-1)[:, 0]
     return token_B.astype(jnp.int32), chosen_B - jax.nn.logsumexp(logits_BV, axis=-1)

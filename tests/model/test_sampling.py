@@ -91,7 +91,7 @@ def distribution(logits, sampling):
 def test_draws_follow_the_softmax_of_what_is_kept(sampling):
     logits = np.random.default_rng(1).normal(size=12).astype(np.float32)
     rows, nothing = np.tile(logits, (20_000, 1)), np.zeros((20_000, 12), bool)
-    tokens, logprobs = draw(rows, nothing, 7, draws(20_000, sampling), sampling.kind)
+    tokens, logprobs = draw(rows, nothing, np.full(20_000, 7), draws(20_000, sampling), sampling.kind)
     assert_drawn_from(np.asarray(tokens), distribution(logits, sampling))
     np.testing.assert_allclose(logprobs, np.log(softmax(logits))[tokens], rtol=1e-5)  # of what was not filtered
 
@@ -100,7 +100,7 @@ def test_draws_follow_the_softmax_of_what_is_kept(sampling):
 def test_towards_temperature_0_the_most_probable_is_drawn(temperature):
     logits = np.random.default_rng(2).normal(size=(50, 12)).astype(np.float32)
     sampling = Sampling(temperature)
-    tokens, _ = draw(logits, np.zeros((50, 12), bool), 0, draws(50, sampling), sampling.kind)
+    tokens, _ = draw(logits, np.zeros((50, 12), bool), np.zeros(50, int), draws(50, sampling), sampling.kind)
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 
@@ -108,5 +108,5 @@ def test_the_penalty_makes_what_was_seen_rarer():
     logits = jnp.array([[2.0, -2.0, 2.0, -2.0]])
     seen = jnp.array([[True, True, False, False]])
     assert drawing.penalize(logits, seen, 4.0).tolist() == [[0.5, -8.0, 2.0, -2.0]]
-    _, logprobs = draw(logits, seen, 0, draws(1, Sampling(0, repetition_penalty=4.0)), "greedy")
+    _, logprobs = draw(logits, seen, np.zeros(1, int), draws(1, Sampling(0, repetition_penalty=4.0)), "greedy")
     np.testing.assert_allclose(logprobs, np.log(softmax(logits[0]))[2], rtol=1e-5)  # what was drawn, as it was
