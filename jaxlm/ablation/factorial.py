@@ -43,7 +43,9 @@ def effects(
     if not levels:
         return []
     cells = {tuple(repr(point[field]) for field in fields): name for name, point in variants.items()}
-    seeds = [seed for seed in values[baseline] if all(_finite(values[name], seed) for name in variants)]
+    seeds = [
+        seed for seed in values[baseline] if all(stats.finite(values[name].get(seed, math.nan)) for name in variants)
+    ]
     grid = np.empty((*(len(levels[field]) for field in fields), len(seeds)))
     for places in itertools.product(*(range(len(levels[field])) for field in fields)):
         name = cells[tuple(repr(levels[field][i]) for field, i in zip(fields, places))]
@@ -86,10 +88,6 @@ def _levels(variants: Mapping[str, Overrides], fields: Sequence[str]) -> dict[st
     cells = {tuple(repr(point[field]) for field in fields) for point in variants.values()}
     full = len(cells) == len(variants) == math.prod(map(len, found.values()))
     return found if full and all(len(values) > 1 for values in found.values()) else {}
-
-
-def _finite(values: Mapping[int, float], seed: int) -> bool:
-    return abs(values.get(seed, math.nan)) <= stats.LARGEST
 
 
 def _step(grid: np.ndarray, axis: int, to: int, base: int) -> np.ndarray:

@@ -11,10 +11,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm.ablation import scoring
+from jaxlm.ablation import scoring, stats
 from jaxlm.ablation.methods import Machine
 from jaxlm.ablation.plan import cost
-from jaxlm.ablation.stats import LARGEST
 from jaxlm.ablation.study import Trial
 from jaxlm.errors import ConfigError, DataError, nearest
 from jaxlm.telemetry import writers
@@ -65,7 +64,7 @@ class Outcome(NamedTuple):
     @property
     def finished(self) -> bool:
         """It has a value that counts."""
-        return abs(self.value) <= LARGEST  # False for nan
+        return stats.finite(self.value)
 
     @property
     def diverged(self) -> bool:

@@ -278,10 +278,15 @@ def correlation(a: ArrayLike, b: ArrayLike) -> float:
     return min(1.0, max(-1.0, float(_standard(arms[0]) @ _standard(arms[1])) / (len(arms[0]) - 1)))
 
 
+def finite(value: float) -> bool:
+    """Whether it counts as a run's value: not nan, and not beyond `LARGEST`."""
+    return abs(value) <= LARGEST
+
+
 def _finished(values: Mapping[int, float]) -> tuple[dict[int, float], tuple[int, ...]]:
     """The finite values by seed, and the seeds of the others."""
-    finite = {seed: float(value) for seed, value in values.items() if abs(value) <= LARGEST}
-    return finite, tuple(seed for seed in values if seed not in finite)
+    known = {seed: float(value) for seed, value in values.items() if finite(value)}
+    return known, tuple(seed for seed in values if seed not in known)
 
 
 def _differences(variant: np.ndarray, baseline: np.ndarray) -> np.ndarray:
