@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     check(args, of_text)
 
     from jaxlm.data import tokenize
-    from jaxlm.evals import asking, harness, memory, perplexity, tasks
+    from jaxlm.evals import asking, harness, memory, perplexity, results, tasks
     from jaxlm.training import host
     from jaxlm.training.load import held_out, load, locate
 
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     alike = cfg.data.batch_size // cfg.data.micro_batches if step is not None else max(1, 4096 // T)
     shown = {"batch_size": args.batch_size or alike, "context_length": T, "chunks": cfg.model.loss_chunks}
     facts: dict[str, Any] = {} if step is None else {"step": step}
-    results = {}
+    found = {}
     if of_text:
         split = tokenize(args.data, tokenizer, cfg.data, True) if args.data else held_out(located, cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
@@ -70,12 +70,12 @@ def run(args: argparse.Namespace) -> int:
         if of_text:
             how = {"stride": args.stride, **shown, **bar}
             facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how)
-            results = {name: function(subject) for name, function in wanted.items()}
+            found = {name: function(subject) for name, function in wanted.items()}
         if args.harness:
             shown |= {"num_fewshot": args.num_fewshot, "limit": args.limit}
-            found = harness.run(model, params, tokenizer, args.harness, known, **shown)
-            results["harness"] = asking.plain("harness", found)
-    print(asking.report(facts, results, args.json), end="")
+            of_harness = harness.run(model, params, tokenizer, args.harness, known, **shown)
+            found["harness"] = results.plain("harness", of_harness)
+    print(results.report(facts, found, args.json), end="")
     return 0
 
 

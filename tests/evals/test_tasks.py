@@ -11,7 +11,7 @@ import jaxlm
 from jaxlm import data, evaluate
 from jaxlm.data import examples
 from jaxlm.errors import ConfigError, DataError
-from jaxlm.evals import asking, generation, likelihoods, tasks
+from jaxlm.evals import asking, generation, likelihoods, results, tasks
 from jaxlm.model import decode, gpt2
 from tests.runs import checkpoints, rows
 from tests.tiny import assert_same_bits, resolved, tiny
@@ -254,7 +254,7 @@ def test_a_task_may_give_numbers_of_numpy_and_jax(tmp_path, monkeypatch):
     found = asking.find("scalars:good")(None)
     assert found == tasks.Result({"a": 0.5, "b": 2.0, "c": 3.0}, {})
     assert {type(value) for value in found.metrics.values()} == {float}
-    assert json.loads(asking.report({}, {"scalars:whole": asking.find("scalars:whole")(None)}, True))["eval/a"] == 0.5
+    assert json.loads(results.report({}, {"scalars:whole": asking.find("scalars:whole")(None)}, True))["eval/a"] == 0.5
     with pytest.raises(ConfigError, match="task 'scalars:text' gives str as 'b'; expected a number"):
         asking.find("scalars:text")(None)
     with pytest.raises(ConfigError, match="task 'scalars:many' gives ndarray as 'a'; expected a number"):
@@ -275,10 +275,10 @@ def test_what_a_task_gives_is_of_python_s_own_kinds(tmp_path, monkeypatch):
     )
     monkeypatch.syspath_prepend(tmp_path)
     found = {"kinds:good": asking.find("kinds:good")(None)}
-    said = json.loads(asking.report({}, found, as_json=True))
+    said = json.loads(results.report({}, found, as_json=True))
     assert said["intervals"] == {"eval/a": [0.0, 2.0]}
     assert said["details"]["kinds:good"] == {"n": 3, "4": [[0, 1, 2], {"x": 0.5}], "t": ["nan", None]}
-    assert asking.report({}, found, as_json=False).split() == ["eval/a", "1.0000", "[0.0000,", "2.0000]"]
+    assert results.report({}, found, as_json=False).split() == ["eval/a", "1.0000", "[0.0000,", "2.0000]"]
     for name, message in {
         "no_text": "task 'kinds:no_text' gives NoneType as its text; expected lines, or ''",
         "no_intervals": "task 'kinds:no_intervals' gives NoneType as its intervals; expected a dict",
@@ -292,11 +292,11 @@ def test_what_a_task_gives_is_of_python_s_own_kinds(tmp_path, monkeypatch):
 def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
     one, other = tasks.Result({"score": 1.0}, {}), tasks.Result({"score": 2.0}, {})
     with pytest.raises(ConfigError, match="task 'b:it' gives 'score', and 'eval/score' is of task 'a:it' already"):
-        asking.report({}, {"a:it": one, "b:it": other}, as_json=True)
+        results.report({}, {"a:it": one, "b:it": other}, as_json=True)
     taken = {"b:it": tasks.Result({"accuracy": 2.0}, {})}
     message = "'eval/accuracy' is of jaxlm itself already; give it another name, such as 'it/accuracy'"
     with pytest.raises(ConfigError, match=message):
-        asking.report({"eval/accuracy": 0.5}, taken, as_json=True)
+        results.report({"eval/accuracy": 0.5}, taken, as_json=True)
     (tmp_path / "taking.py").write_text("def it(s):\n    return {'accuracy': 2}\n")
     monkeypatch.syspath_prepend(tmp_path)
     with pytest.raises(ConfigError, match=message):
@@ -325,7 +325,7 @@ def test_perplexity_is_the_name_of_what_is_always_told(trained, tmp_path, capsys
 def test_json_has_no_bare_nan():
     nan, inf = float("nan"), float("inf")
     found = {"classify": tasks.Result({"classify/accuracy": nan}, {"classify/accuracy": (-inf, 1.0)}, [{"a": nan}])}
-    said = json.loads(asking.report({"step": 3, "eval/loss": inf}, found, as_json=True), parse_constant=pytest.fail)
+    said = json.loads(results.report({"step": 3, "eval/loss": inf}, found, as_json=True), parse_constant=pytest.fail)
     assert said == {
         "step": 3,
         "eval/loss": "inf",
