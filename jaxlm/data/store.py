@@ -6,16 +6,16 @@ tokenizer and the settings that shape the ids, so a cache entry can be used, sha
 
 from __future__ import annotations
 
-import enum
 import hashlib
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from jaxlm.data import cache, cutting, forms, heldout, mapped, sources, special, tokenizer_specs
+from jaxlm.data import cache, forms, heldout, mapped, sources, tokenizer_specs
+from jaxlm.data.encoding import encoded
 from jaxlm.data.forms import Document
 from jaxlm.data.section import Section
 from jaxlm.data.sources import Source
@@ -23,7 +23,7 @@ from jaxlm.data.tokenfile import FORMAT, Chunk, TokenFile, open_tokens, tokenize
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 
-_CHUNK = 4 * 2**20  # characters encoded at once
+_PART = 4 * 2**20  # tokens looked at at once
 _METHOD = 2  # of parting and encoding; goes up where the same text would become other tokens, or an error
 
 
@@ -97,7 +97,7 @@ def tokenize(source: str, tokenizer: Tokenizer, section: Section, progress: bool
 
     def build(entry: Path) -> None:
         _tell(text)
-        chunks = _encoded(_tracked(text, "tokenizing", progress and sys.stderr.isatty()), tokenizer)
+        chunks = encoded(_tracked(text, "tokenizing", progress and sys.stderr.isatty()), tokenizer)
         write(entry / "text.bin", _if_unchanged(chunks, section, text), tokenizer, text.fingerprint)
 
     what = [FORMAT, _METHOD, text.fingerprint, tokenizer.fingerprint, form.key, section.errors]
@@ -127,7 +127,7 @@ def _build(
     tokenizer = tokenizer_specs.build(section.tokenizer, corpus())
     for split in splits:
         name = "train" if split is train else "validation"
-        chunks = _encoded(_tracked(split, f"tokenizing {name}", progress), tokenizer)
+        chunks = encoded(_tracked(split, f"tokenizing {name}", progress), tokenizer)
         if split is train:  # the last, which completes the entry
             chunks = _if_unchanged(chunks, section, *filter(None, (text, other)))
         write(entry / f"{name}.bin", chunks, tokenizer, split.fingerprint)
@@ -156,73 +156,6 @@ def _tracked(source: Source, what: str, progress: bool) -> Iterator[Document]:
         for document in source.read():
             yield document
             bar.advance(task, len(document.text) + len(document.completion or ""))
-
-
-def _encoded(documents: Iterable[Document], tokenizer: Tokenizer) -> Iterator[Chunk]:
-    """Token ids of documents, some megabytes of text at a time. Each ends in end of text, and of a pair the prompt does
-    too: so a pair's tokens say where it is parted."""
-    seen: list[Document] = []  # those of a group, for the error
-    spelled = special.Spelled()
-
-    def parts(text: str) -> Iterator[str | int]:
-        for part in special.parted(tokenizer, text, text.own if isinstance(text, forms.Filled) else ()):
-            yield from [part] if isinstance(part, int) else tokenizer.pieces(part)
-
-    def pieces() -> Iterator[str | int | _End]:
-        for document in special.watched(tokenizer, documents, spelled):
-            seen.append(document)
-            yield from parts(document.text)
-            if document.completion is not None:
-                yield _End.PROMPT
-                yield from parts(document.completion)
-            yield _End.DOCUMENT
-
-    def id_of(piece: int | _End) -> np.ndarray:
-        return np.array([piece if isinstance(piece, int) else tokenizer.end_of_text], tokenizer.dtype)
-
-    for group in cutting.grouped(pieces(), lambda piece: len(piece) if isinstance(piece, str) else 0, _CHUNK):
-        texts = [piece for piece in group if isinstance(piece, str)]
-        try:
-            encoded = iter([_without_end(tokenizer, ids) for ids in tokenizer.encode_batch(texts)])
-        except DataError:
-            _name_fault(tokenizer, seen)
-            raise
-        del seen[:-1]  # the last one may go on in the next group
-        ids = np.concatenate([next(encoded) if isinstance(piece, str) else id_of(piece) for piece in group])
-        of_special = sum(int(tokenizer.byte_lengths[piece]) for piece in group if isinstance(piece, int))
-        yield Chunk(ids, sum(len(text.encode()) for text in texts) + of_special, group.count(_End.DOCUMENT))
-    if spelled.number:
-        print(
-            f"warning: {spelled.number:,} documents spell out a special token of the tokenizer, at first "
-            f"{spelled.first}: in data it is encoded as the characters that it is, in data.prompt and data.completion "
-            "as the token",
-            file=sys.stderr,
-        )
-
-
-def _name_fault(tokenizer: Tokenizer, documents: Iterable[Document]) -> None:
-    """The error of the first document that can't be encoded, with its name; a position is that in the document."""
-    for document in documents:
-        try:
-            for text in (document.text, document.completion or ""):
-                _without_end(tokenizer, tokenizer.encode(text))
-        except DataError as error:
-            raise DataError(f"{document.name}: {error}") from error
-
-
-def _without_end(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
-    """`ids` of a text, which may not end a document: some tokenizers have the end of text among the words they know."""
-    if (ids == tokenizer.end_of_text).any():
-        raise DataError(
-            f"the text holds what the tokenizer takes for its end of text, id {tokenizer.end_of_text}, and would be "
-            "parted there; take it out of the text, or use a tokenizer that has it as a special token"
-        )
-    return ids
-
-
-class _End(enum.Enum):
-    PROMPT = enum.auto()
-    DOCUMENT = enum.auto()
 
 
 # A .bin file as the source
@@ -276,8 +209,8 @@ def _parted(file: TokenFile, share: float, tokenizer: Tokenizer) -> tuple[TokenF
         cut = int(ends[np.argmin(np.abs(ends - cut))])
     held = file.tokens[cut:]
     num_bytes = num_documents = 0
-    for first in range(0, len(held), _CHUNK):
-        part = held[first : first + _CHUNK]
+    for first in range(0, len(held), _PART):
+        part = held[first : first + _PART]
         mapped.check_ids(held, part[None], [first])
         num_bytes += int(tokenizer.byte_lengths[part].sum(dtype=np.int64))
         num_documents += int(np.count_nonzero(part == tokenizer.end_of_text))

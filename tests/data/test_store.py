@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tokenizers import models, pre_tokenizers
 
 from jaxlm import data, files
-from jaxlm.data import cutting, heldout, store, tokenfile, tokenizer_specs
+from jaxlm.data import cutting, encoding, heldout, store, tokenfile, tokenizer_specs
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 
@@ -138,7 +138,7 @@ def test_long_documents_are_encoded_in_parts(
     path.write_text("def f(x):\n    return x + 1\n\n\nclass Naïve:\n  pass\n" * 50)
     whole = data.open(section(path, tokenizer=spec))
     monkeypatch.setattr(cutting, "_PIECE", 100)
-    monkeypatch.setattr(store, "_CHUNK", 250)
+    monkeypatch.setattr(encoding, "_CHUNK", 250)
     parts = data.open(section(path, tokenizer=spec, cache_dir=tmp_path / "second"))
     np.testing.assert_array_equal(whole.train.tokens, parts.train.tokens)
     assert whole.train._replace(path=path, tokens=path) == parts.train._replace(path=path, tokens=path)
@@ -619,7 +619,7 @@ def test_an_unknown_character_is_told_with_its_document_and_place(
     with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
         store.tokenize(str(corpus), chars, section(corpus))
     monkeypatch.setattr(cutting, "_PIECE", 100)
-    monkeypatch.setattr(store, "_CHUNK", 250)
+    monkeypatch.setattr(encoding, "_CHUNK", 250)
     with pytest.raises(DataError, match="^07.txt: character 'Ω' at position 450 is not among the"):
         store.tokenize(str(corpus), chars, section(corpus))
 
