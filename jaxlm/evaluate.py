@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         bar = {"progress": sys.stderr.isatty()}
         subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
         asking.check(wanted, subject)
-    with memory.explained(rows := shown["batch_size"], f"give --batch_size below {rows:,}"):
+    with memory.explained(shown["batch_size"], f"give --batch_size below {shown['batch_size']:,}"):
         if of_text:
             how = {"stride": args.stride, **shown, **bar}
             facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how)

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     if show:
         show(prompts[0][1])
     rows = min(generation.ROWS, len(prompts) * args.num_samples)
-    with memory.explained(rows, "give fewer prompts, --num_samples or --max_tokens"):
+    with memory.explained(rows, f"give fewer than {rows} texts at a time, or --max_tokens"):
         samples = generation.samples(model, params, tokenizer, [text for _, text in prompts], request, context, show)
     if show:
         print()

@@ -151,7 +151,7 @@ def test_too_little_memory_is_one_line_that_names_the_flag(trained, capsys, monk
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "7.28 TiB; give --batch_size below 5,000" in said
     assert call(f"--checkpoint={trained}", "--batch_size=1") == 2
-    assert "7.28 TiB; the model is too large for this device, with one row at a time" in capsys.readouterr().err
+    assert "7.28 TiB; one row at a time is too much for this device" in capsys.readouterr().err
 
 
 def test_other_errors_of_a_device_are_not_dressed_up(trained, monkeypatch):

@@ -197,8 +197,8 @@ def test_a_checkpoint_that_is_not_there(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        ("--num_samples=3", "give fewer prompts, --num_samples or --max_tokens"),
-        ("", "the model is too large for this device, with one row at a time"),
+        ("--num_samples=3", "give fewer than 3 texts at a time, or --max_tokens"),
+        ("", "one row at a time is too much for this device"),
     ],
 )
 def test_too_little_memory_is_one_line(trained, capsys, monkeypatch, flags, said):

@@ -23,7 +23,10 @@ from jaxlm.training import rundir
 TRIAL = "trial.json"
 """In a trial's run directory: of what study's variant it is, on what tokens, and how many runs shared its calls."""
 
-OVER = ("done", "stopped early", "diverged")
+WHOLE = ("done", "stopped early")
+"""The statuses of runs that have a value."""
+
+OVER = (*WHOLE, "diverged")
 """The statuses of runs that no call goes on with."""
 
 
@@ -35,9 +38,7 @@ class Curve(NamedTuple):
     flops: np.ndarray  # float64: of model forward and backward passes so far
     seconds: np.ndarray  # float64: of training so far, without compilation, as the throughput rows tell; may be nan
     values: np.ndarray  # float64: may be nan
-    training: (
-        np.ndarray
-    )  # float64: where the metric is eval/loss, the mean training loss since the value before; or nan
+    training: np.ndarray  # float64: of eval/loss, the mean training loss since the value before; else nan
 
 
 class Outcome(NamedTuple):
@@ -97,10 +98,10 @@ def read(trial: Trial, folder: Path, metric: str, score: str = "final") -> Outco
         return next((row[name] for row in reversed(rows) if name in row), math.nan)
 
     found = [row for row in rows if metric in row]
-    if ended in ("done", "stopped early") and not found:
+    if ended in WHOLE and not found:
         known = {name for row in rows for name in row if name not in ("step", "time")}
         raise ConfigError(f"no trial writes metric {metric!r}: {nearest(metric, known)}")
-    if ended in ("done", "stopped early") and (had := _last_row(rows, metric)) < _due(trial, metric, end):
+    if ended in WHOLE and (had := _last_row(rows, metric)) < _due(trial, metric, end):
         raise DataError(
             f"{folder} is {ended} at step {end}, and its {path.name} has {metric} up to step {had} only, as after a "
             "full disk; remove this folder, and the same command trains it again"
@@ -112,7 +113,7 @@ def read(trial: Trial, folder: Path, metric: str, score: str = "final") -> Outco
     tokens = steps * own.tokens_per_step
     gaps = np.array([row.get("eval/gap", math.nan) for row in found], np.float64)
     value = gap = math.nan
-    if ended in ("done", "stopped early"):
+    if ended in WHOLE:
         at = scoring.place(rows, steps, scoring.judge(trial.config, score))
         fresh = not trial.config.init_from
         value = scoring.damped(metric, float(values[at]), int(steps[at]), rows, own.model.vocab_size, fresh)

@@ -63,7 +63,7 @@ def overlap(source: Source, validation: Source) -> str:
       ConfigError: they are most of what is held out: who names a file of a folder expects the folder to lack it.
     """
     given, held = ([content for content in each.contents if content.num_bytes] for each in (source, validation))
-    if [content.sha256 for content in given] == [content.sha256 for content in held]:
+    if sorted(content.sha256 for content in given) == sorted(content.sha256 for content in held):
         return ""
     trained = {content.sha256: content.file.path for content in given}
     shared = [content for content in held if content.sha256 in trained]
@@ -74,8 +74,8 @@ def overlap(source: Source, validation: Source) -> str:
     if 2 * sum(content.num_bytes for content in shared) <= sum(content.num_bytes for content in held):
         return f"warning: some of data.validation={validation.spec!r} is trained on: {said}"
     raise ConfigError(
-        f"data.validation={validation.spec!r} would be trained on: {said}; name only the files to train on as "
-        "data.source, or hold out a share of it, such as data.validation='5%'"
+        f"data.validation={validation.spec!r} would be trained on: {said}; one must lack the files of the "
+        "other: name them one by one, or hold out a share, such as data.validation='5%'"
     )
 
 
@@ -139,8 +139,9 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
     if _off(sizes[chosen].sum(), target) > _FAR:
         # Those that are left after the larger ones are next to nothing, as a README beside books: one book is nearer.
         by_hash = np.argsort(hashes, kind="stable")
-        alone = by_hash[[np.argmin(_off(sizes[by_hash], target))]]
-        chosen = min(chosen, alone, key=lambda one: float(_off(sizes[one].sum(), target)))
+        some = by_hash[sizes[by_hash] <= max(share, 0.5) * sizes.sum()]  # the larger part is to train on
+        alone = some[np.argsort(_off(sizes[some], target), kind="stable")[:1]]
+        chosen = min([chosen, *alone.reshape(-1, 1)], key=lambda one: float(_off(sizes[one].sum(), target)))
     held = np.zeros(len(sizes), bool)
     held[chosen] = True
     return held
@@ -148,7 +149,7 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
 
 def _off(size: Any, target: float) -> Any:
     """By which factor sizes miss a target, from above or from below: 1 or more."""
-    return np.maximum(size / target, target / size)
+    return np.maximum(size / target, target / np.maximum(size, 1e-9))
 
 
 def warning(validation: str, held_out: int, whole: int) -> str:

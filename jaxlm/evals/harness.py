@@ -171,7 +171,7 @@ def _needed() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        raise ConfigError("--harness needs lm_eval: pip install 'jaxlm[harness]'") from error
+        raise ConfigError(f"--harness needs lm_eval: pip install 'jaxlm[harness]' ({error})") from error
 
 
 def run(

@@ -32,5 +32,5 @@ def explained(rows: int, advice: str) -> Iterator[None]:
         if not isinstance(error, MemoryError) and not exhausted(error):
             raise
         said = str(error).splitlines() or ["no memory is left"]
-        hint = advice if rows > 1 else "the model is too large for this device, with one row at a time"
+        hint = advice if rows > 1 else "one row at a time is too much for this device"
         raise ConfigError(f"out of memory: {said[0].rstrip('.')}; {hint}") from error

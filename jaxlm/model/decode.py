@@ -4,10 +4,9 @@ Shape letters: B batch, P prompt length after padding, N new tokens, V vocabular
 
 Compiled for buckets: rows are filled up to a power of two of at most `ROWS`; prompts, on the left, to a power of two of
 at least `SHORTEST`; and the cache has slots for the power of two at or above `max_tokens`, or for what the context can
-take of the longest row; where they are full, shorter rows are read again. A row whose context is full waits until all
-are, and they are read again together: from there on they are full at the same time. A row never looks at what fills. So
-its tokens are those of its prompt and seed, up to rounding: products of more rows, and sums over more slots, are taken
-in another order.
+take of the longest row; where they are full, rows are read again. A row whose context is full waits for that, or until
+all are: so most are full at the same time from there on. A row never looks at what fills. So its tokens are those of
+its prompt and seed, up to rounding: products of more rows, and sums over more slots, are taken in another order.
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ def complete(
       beyond: what follows once a row's prompt and new tokens fill the context. "slide": the last half of them is read
         again, and the row goes on from there; "stop": it ends. Of a prompt that fills the context, too, half is read.
       over: called with the number and the new ids of each prompt that goes on, after its first token and then after
-        every `every` more; True ends it.
+        `every` more at the most; True ends it.
 
     Raises:
       ConfigError: the context is longer than the model's.

@@ -79,6 +79,12 @@ def test_one_huge_document_is_not_held_out() -> None:
         assert not held[0] and held.sum() == 4
 
 
+def test_a_share_is_not_the_larger_part() -> None:
+    """A README beside one book: 5% of both is nearer to the book."""
+    assert heldout._held_out(np.arange(2, dtype=np.uint64), np.array([1_000, 10**6]), 0.05).tolist() == [True, False]
+    assert heldout._held_out(np.arange(3, dtype=np.uint64), np.array([0, 0, 100]), 0.05)[2] == False  # noqa: E712
+
+
 def before(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray:
     """What was held out before a share that is missed by far was mended; what studies have published depends on it."""
     target = share * sizes.sum()
@@ -173,7 +179,7 @@ def test_a_file_of_the_source_is_no_validation(
     (tmp_path / "copy.txt").write_text("validation")
     for held in ("rows/val.txt", "copy.txt"):
         message = rf"data.validation='{held}' would be trained on: its {held} is in data.source='{re.escape(spec)}' as"
-        with pytest.raises(ConfigError, match=message + ".*name only the files to train on as data.source, or hold"):
+        with pytest.raises(ConfigError, match=message + ".*name them one by one, or hold"):
             data.open(section(spec, validation=held))
     with pytest.raises(ConfigError, match=r"as well \(2 such files\);"):
         write(tmp_path / "larger", {"train.txt": "train", "more.txt": "more", "val.txt": "validation"})
