@@ -58,22 +58,22 @@ def run(args: argparse.Namespace) -> int:
     asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length
     alike = cfg.data.batch_size // cfg.data.micro_batches if step is not None else max(1, 4096 // T)
-    shown = {"batch_size": args.batch_size or alike, "context_length": T, "chunks": cfg.model.loss_chunks}
+    sizes = {"batch_size": args.batch_size or alike, "context_length": T, "chunks": cfg.model.loss_chunks}
     facts: dict[str, Any] = {} if step is None else {"step": step}
     found = {}
     if of_text:
         split = tokenize(args.data, tokenizer, cfg.data, True) if args.data else held_out(located, cfg, tokenizer)
         bar = {"progress": sys.stderr.isatty()}
-        subject = tasks.Subject(model, params, tokenizer, split, **shown, **bar, too_long=cfg.data.too_long)
+        subject = tasks.Subject(model, params, tokenizer, split, **sizes, **bar, too_long=cfg.data.too_long)
         asking.check(wanted, subject)
-    with memory.explained(shown["batch_size"], f"give --batch_size below {shown['batch_size']:,}"):
+    with memory.explained(sizes["batch_size"], f"give --batch_size below {sizes['batch_size']:,}"):
         if of_text:
-            how = {"stride": args.stride, **shown, **bar}
+            how = {"stride": args.stride, **sizes, **bar}
             facts |= perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **how)
             found = {name: function(subject) for name, function in wanted.items()}
         if args.harness:
-            shown |= {"num_fewshot": args.num_fewshot, "limit": args.limit}
-            of_harness = harness.run(model, params, tokenizer, args.harness, known, **shown)
+            asked = {"num_fewshot": args.num_fewshot, "limit": args.limit}
+            of_harness = harness.run(model, params, tokenizer, args.harness, known, **sizes, **asked)
             found["harness"] = results.plain("harness", of_harness)
     print(results.report(facts, found, args.json), end="")
     return 0

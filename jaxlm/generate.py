@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     flag("--stop", action="append", default=[], help="a text ends before this; may be given several times")
     flag("--beyond", choices=("slide", "stop"), default="slide", help="once the context is full: go on from half of it")
     flag("--seed", type=int, default=0)
-    flag("--stream", action=argparse.BooleanOptionalAction, help="print as tokens come; default: one text, on a tty")
+    flag("--stream", action=argparse.BooleanOptionalAction, help="print as tokens come, as one text on a terminal is")
     flag("--json", action="store_true", help="a line each: prompt text tokens logprobs finish_reason seed")
     args = parser.parse_args(argv)
     return exit_code(lambda: run(args))

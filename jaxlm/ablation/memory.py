@@ -85,7 +85,7 @@ class Memory:
         self.write()
         same = set(addresses.values())
         related = [one for one in self._designs if same & set(one["arms"].values())]
-        return _changed_seeds(related) + _dropped(related) + _edited(related)
+        return _changed_seeds(related) + _lost(related)
 
 
 def _changed_seeds(designs: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -97,32 +97,20 @@ def _changed_seeds(designs: Sequence[Mapping[str, Any]]) -> list[str]:
     return [f"seeds were {what} after results were seen: {listed}; the intervals do not account for it"]
 
 
-def _dropped(designs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The variants that the last design has under no name."""
+def _lost(designs: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The variants that the last design has under no name: dropped, or others now under theirs."""
     now = designs[-1]["arms"]
-    gone = [
-        name
-        for one in designs
-        for name, address in one["arms"].items()
-        if name not in now and address not in now.values()
-    ]
-    listed = ", ".join(dict.fromkeys(gone))
-    said = f"variants were dropped after results were seen: {listed}; the correction for several does not count them"
-    return [said] if gone else []
-
-
-def _edited(designs: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The variants that the last design has under their name, and not as they were."""
-    now = designs[-1]["arms"]
-    edited = [
-        name
-        for one in designs
-        for name, address in one["arms"].items()
-        if now.get(name, address) != address and address not in now.values()
-    ]
-    listed = ", ".join(dict.fromkeys(edited))
-    said = f"variants were edited after results were seen: {listed}; the correction for several counts one edition only"
-    return [said] if edited else []
+    arms = [arm for one in designs for arm in one["arms"].items()]
+    gone = dict.fromkeys(name for name, address in arms if address not in now.values())
+    said = []
+    for what, names, effect in (
+        ("dropped", [name for name in gone if name not in now], "does not count them"),
+        ("edited", [name for name in gone if name in now], "counts one edition only"),
+    ):
+        if names:
+            listed = f"variants were {what} after results were seen: {', '.join(names)}"
+            said.append(f"{listed}; the correction for several {effect}")
+    return said
 
 
 def _few(titles: Sequence[str]) -> str:

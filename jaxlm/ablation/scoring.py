@@ -36,19 +36,19 @@ def judge(cfg: FrozenConfigDict, score: str) -> str:
     return str(cfg.checkpoint.best) if score == "best" or position.may_be_best(cfg) else ""
 
 
-def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, judge: str) -> int:
-    """Which of some measurements counts: the last one, or the last that was made where the judge was best.
+def place(rows: Sequence[Mapping[str, Any]], steps: np.ndarray, by: str) -> int:
+    """Which of some measurements counts: the last one, or the last that was made where another metric was best.
 
     The metric's own best would flatter it.
 
     Args:
       rows: of metrics.jsonl.
       steps: of the measurements, ascending, one at least.
-      judge: as `judge` gives it; where a run has no finite value of it the last measurement counts.
+      by: that metric, as `judge` gives it; where a run has no finite value of it the last measurement counts.
     """
-    if judge:
-        seen = [row for row in rows if judge.removeprefix("-") in row]
-        lowest = [(position.lowest(row, judge, "checkpoint.best"), row["step"]) for row in seen]
+    if by:
+        seen = [row for row in rows if by.removeprefix("-") in row]
+        lowest = [(position.lowest(row, by, "checkpoint.best"), row["step"]) for row in seen]
         if finite := [(value, step) for value, step in lowest if math.isfinite(value)]:
             return max(0, int(np.searchsorted(steps, min(finite)[1], side="right")) - 1)
     return len(steps) - 1

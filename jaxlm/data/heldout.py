@@ -129,19 +129,19 @@ def _held_out(hashes: np.ndarray, sizes: np.ndarray, share: float) -> np.ndarray
     Where that is not within a factor of two of it, a single document, if there is one that is nearer.
     """
     target = share * sizes.sum()
-    order = np.argsort(hashes, kind="stable")
+    by_hash = np.argsort(hashes, kind="stable")
     # One document larger than the whole share would make it another share.
-    order = order[sizes[order] <= target]
-    if not len(order):
-        order = np.array([np.argmin(sizes)])
-    count = int(np.argmin(np.abs(np.cumsum(sizes[order]) - target))) + 1
-    chosen = order[: min(count, len(sizes) - 1)]
+    small = by_hash[sizes[by_hash] <= target]
+    if not len(small):
+        small = np.array([np.argmin(sizes)])
+    count = int(np.argmin(np.abs(np.cumsum(sizes[small]) - target))) + 1
+    chosen = small[: min(count, len(sizes) - 1)]
     if _off(sizes[chosen].sum(), target) > _FAR:
         # Those that are left after the larger ones are next to nothing, as a README beside books: one book is nearer.
-        by_hash = np.argsort(hashes, kind="stable")
         some = by_hash[sizes[by_hash] <= max(share, 0.5) * sizes.sum()]  # the larger part is to train on
         alone = some[np.argsort(_off(sizes[some], target), kind="stable")[:1]]
-        chosen = min([chosen, *alone.reshape(-1, 1)], key=lambda one: float(_off(sizes[one].sum(), target)))
+        if len(alone) and _off(sizes[alone].sum(), target) < _off(sizes[chosen].sum(), target):
+            chosen = alone
     held = np.zeros(len(sizes), bool)
     held[chosen] = True
     return held

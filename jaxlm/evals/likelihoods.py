@@ -11,11 +11,9 @@ from jaxtyping import Array, Bool, Float
 
 from jaxlm.errors import DataError
 from jaxlm.model import losses
+from jaxlm.model.decode import SHORTEST, bucket
 from jaxlm.model.gpt2 import Batch, Model, PyTree
 from jaxlm.telemetry.progress import tracked
-
-SHORTEST = 16
-"""Batches are padded to a power of two at or above: each length is compiled."""
 
 
 def of_completions(
@@ -81,7 +79,7 @@ def of_tails(
     nats, greedy = np.zeros(len(sequences)), np.zeros(len(sequences), bool)
     for first in tracked(range(0, len(order), batch_size), "scoring", progress):
         chosen = order[first : first + batch_size]
-        length = min(context_length, max(SHORTEST, 1 << (len(sequences[chosen[0]]) - 2).bit_length()))
+        length = min(context_length, bucket(len(sequences[chosen[0]]) - 1, SHORTEST))
         batch = {name: np.zeros((batch_size, length), np.int32) for name in ("inputs", "targets")}
         batch["weights"] = np.zeros((batch_size, length), np.float32)
         for b, row in enumerate(chosen):
@@ -97,7 +95,7 @@ def _parts(length: int, chunks: int, context_length: int) -> int:
     """How many a batch is to be cut into: none longer than a chunk of the context."""
     if length == context_length:
         return max(1, chunks)
-    return min(length, 1 << (max(1, -(-chunks * length // context_length)) - 1).bit_length())
+    return min(length, bucket(max(1, -(-chunks * length // context_length))))
 
 
 def of_rows(model: Model, params: PyTree, batch: Batch, chunks: int = 1) -> tuple[Float[Array, "B"], Bool[Array, "B"]]:

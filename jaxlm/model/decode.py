@@ -192,7 +192,7 @@ def complete(
 
     def run(rows: list[_Row]) -> None:
         """Gives each row its tokens."""
-        filled = rows + [_Row(-1, [0], 0, 1, finish="length")] * (_bucket(len(rows)) - len(rows))
+        filled = rows + [_Row(-1, [0], 0, 1, finish="length")] * (bucket(len(rows)) - len(rows))
         draws = Draws(np.array([row.seed for row in filled], np.uint32), sampling, end_of_text)
         left = 0  # slots of the cache: those are sized for the longest row, and a shorter one may outlive it
         while live := [b for b, row in enumerate(rows) if not row.finish]:
@@ -216,8 +216,8 @@ def complete(
         for row in live:
             row.window = row.window if row.window < context_length else half
         longest = max(row.window for row in live)
-        length = min(_bucket(longest, SHORTEST), context_length)
-        new = min(_bucket(max_tokens), context_length - (length // 2 if length > SHORTEST else 0))
+        length = min(bucket(longest, SHORTEST), context_length)
+        new = min(bucket(max_tokens), context_length - (length // 2 if length > SHORTEST else 0))
         seen_BV = np.zeros((len(rows), vocab_size), bool)
         for seen, row in zip(seen_BV, rows):
             seen[row.text] = True
@@ -234,6 +234,6 @@ def complete(
     return [Completion(row.tokens, row.logprobs, row.finish) for row in rows]
 
 
-def _bucket(n: int, least: int = 1) -> int:
+def bucket(n: int, least: int = 1) -> int:
     """The power of two at or above n."""
     return max(least, 1 << (n - 1).bit_length())
