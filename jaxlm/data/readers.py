@@ -92,8 +92,6 @@ def _jsonl(file: File, form: Form, errors: str) -> Iterator[Document]:
         if not isinstance(row, dict):
             wanted = ", ".join(map(repr, form.columns))
             raise DataError(f"{where}: a JSON {type(row).__name__}; expected an object with the text in {wanted}")
-        row = columns.reached(row, form.columns)
-        check_columns(where, form, row)
         yield from form.documents(f"{file.name}:{number}", where, texts(row, where, form, errors))
 
 
@@ -143,9 +141,7 @@ def _parquet(file: File, form: Form, errors: str) -> Iterator[Document]:
                     where = f"{file.path}, row {number}"
                     cells = zip(casts, (part[i].as_py() for part in parts), strict=True)
                     given = {name: _decode(x, where, errors) if isinstance(x, bytes) else x for name, x in cells}
-                    if within:
-                        given |= columns.reached({root: rows[i] for root, rows in nested.items()}, within)
-                        check_columns(where, form, given)
+                    given |= {root: rows[i] for root, rows in nested.items()}
                     yield from form.documents(f"{file.name}:{number}", where, texts(given, where, form, errors))
                     number += 1
     except pa.ArrowException as error:
@@ -163,7 +159,13 @@ _READERS: dict[str, Callable[[File, Form, str], Iterator[Document]]] = {
 
 def texts(row: Mapping[str, Any], where: str, form: Form, errors: str) -> dict[str, str]:
     """The text in each of a form's columns: a string, or, in a template, an integer such as a label. (Other numbers
-    can be spelled in several ways.)"""
+    can be spelled in several ways.)
+
+    Raises:
+      DataError: a column is not there, or something else is in it.
+    """
+    row = columns.reached(row, form.columns)
+    check_columns(where, form, row)
     return {column: _text_of(row[column], where, column, form, errors) for column in form.columns}
 
 

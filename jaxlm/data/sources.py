@@ -5,33 +5,18 @@ A document is one text file, or one row: of a .jsonl, .csv or .parquet file, a h
 
 from __future__ import annotations
 
-import collections
-import glob
 import hashlib
 import json
 import os
 import re
-import sysconfig
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from jaxlm import hub, lookup
-from jaxlm.data import columns, forms, readers
+from jaxlm.data import columns, forms, paths, readers
 from jaxlm.data.forms import Document, Form
 from jaxlm.data.readers import File
-from jaxlm.errors import DataError, closest
-from jaxlm.files import expanded
-
-SUFFIXES = (".txt", ".md", ".py", ".jsonl", ".csv", ".parquet")
-"""What is read from a folder, packed by gzip too. A file or a glob may name others: they are read as text."""
-
-# Of the standard library: tests, and tables and demos that are not code as people write it.
-_NOT_STDLIB = {
-    *("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "turtledemo"),
-    *("encodings", "pydoc_data", "__pycache__"),
-}
-
+from jaxlm.errors import DataError
 
 _FUNCTION = re.compile(r"[\w.]+:\w+")
 
@@ -58,7 +43,7 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
 
     Args:
       spec: `stdlib` (the Python standard library's own source), a file, a glob, a folder (read recursively, and what
-        links lead to as well, each folder once: files with one of `SUFFIXES`, nothing hidden),
+        links lead to as well, each folder once: files with one of `paths.SUFFIXES`, nothing hidden),
         `hf://name[:split]` or `hf://owner/name/config[:split]`; or `package.module:function`, which gives rows,
         {column: text}, the same ones at each call.
       form: what is made of a row; by default its column "text" is a document.
@@ -75,7 +60,7 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
         return _function_source(spec, form, errors)
     if spec == "stdlib":
         errors = "skip"  # a few of its files are in other encodings on purpose
-    files, left_out = _files(spec)
+    files, left_out = paths.files(spec)
 
     def read() -> Iterator[Document]:
         for file in files:
@@ -87,110 +72,9 @@ def open_source(spec: str, *, form: Form | None = None, errors: str = "strict") 
     return Source(spec, _fingerprint(contents), num_bytes, lambda: _not_none(spec, read()), left_out, contents)
 
 
-def missing(path: str | Path) -> DataError:
-    """The error for a path that doesn't exist, with the nearest name that does."""
-    given = path = Path(path)
-    if os.path.islink(path):
-        return DataError(f"{path} is a link to {os.readlink(path)}, which is not there")
-    try:
-        path.stat()
-    except PermissionError as error:
-        return DataError(f"can't read {path}: {error.strerror}")
-    except (OSError, ValueError):  # no such name, or one that can't be
-        pass
-    while not os.path.exists(path.parent):
-        path = path.parent
-    try:
-        siblings = os.listdir(path.parent)
-    except OSError:
-        siblings = []
-    if path.parent == Path("."):
-        siblings.append("stdlib")
-    close = closest(path.name, siblings)
-    hint = f"; did you mean {path.parent / close}?" if close else ""
-    return DataError(f"no such file or folder: {given}{hint}")
-
-
 def changed(spec: str) -> DataError:
     """The error for a source that is another now than when it was opened."""
     return DataError(f"{spec} has changed while it was read; run again when it is complete")
-
-
-def several(spec: str, paths: Iterable[Path]) -> DataError:
-    """The error for token files where one source is named."""
-    listed = sorted(map(str, paths))
-    names = ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")
-    return DataError(
-        f"{spec} holds token files ({len(listed)}: {names}), and one of them at a time is a source: name it, or join "
-        "them: jaxlm.data.write_tokens('all.bin', [jaxlm.data.open_tokens(path).tokens for path in paths], "
-        "jaxlm.data.tokenizer_of(paths[0]))"
-    )
-
-
-# Files
-
-
-def _files(spec: str) -> tuple[list[File], str]:
-    """The files of a spec, in an order that is the same everywhere; and which of a folder were left out, in words."""
-    path, left_out = expanded(spec), ""
-    if spec == "stdlib":
-        files, _ = _walk(Path(sysconfig.get_path("stdlib")), (".py",), _NOT_STDLIB)
-    elif os.path.isdir(path):
-        files, others = _walk(path, SUFFIXES, {"__pycache__"})
-        if not files and (tokens := [other for other in others if other.suffix == ".bin"]):
-            raise several(spec, tokens)
-        left_out = _counted(others)
-        if not files:
-            there = f"; {left_out}" if left_out else ""
-            raise DataError(f"folder {path} holds no file with one of the suffixes {' '.join(SUFFIXES)}{there}")
-    elif os.path.isfile(path):
-        files = [File(path.name, path)]
-        with readers.reading(path):
-            if path.stat().st_size == 0:
-                raise DataError(f"{path} is empty")
-    elif os.path.exists(path):
-        raise DataError(f"{path} is neither a file nor a folder")
-    elif glob.has_magic(spec):
-        found = sorted(Path(p) for p in glob.glob(str(path), recursive=True) if os.path.isfile(p))
-        if not found:
-            raise DataError(f"no file matches {spec!r}; from {Path.cwd()}")
-        top = os.path.commonpath([p.parent for p in found])
-        files = [File(p.relative_to(top).as_posix(), p) for p in found]
-    else:
-        raise missing(path)
-    return files, left_out
-
-
-def _counted(others: Sequence[Path]) -> str:
-    if not others:
-        return ""
-    suffixes = collections.Counter(path.suffix.lower() or "none" for path in others).most_common()
-    listed = ", ".join(f"{suffix} {count}" for suffix, count in suffixes[:5]) + (", ..." if suffixes[5:] else "")
-    return f"files with other suffixes were left out: {len(others)} ({listed})"
-
-
-def _walk(top: Path, suffixes: Sequence[str], skip: set[str]) -> tuple[list[File], list[Path]]:
-    """The files below a folder whose kind is one of `suffixes`, and the others; nothing hidden."""
-
-    def fail(error: OSError) -> None:
-        raise DataError(f"can't read folder {error.filename}: {error.strerror}")
-
-    found: list[Path] = []
-    read: set[str] = set()  # so that links in a circle end
-    starts = [str(top)]
-    for start in starts:  # links are followed last: what has a place of its own keeps its name
-        for folder, folders, names in os.walk(start, onerror=fail):
-            if (real := os.path.realpath(folder)) in read:
-                folders.clear()
-                continue
-            read.add(real)
-            folders[:] = sorted(name for name in folders if name not in skip and not name.startswith("."))
-            starts += [link for name in folders if os.path.islink(link := os.path.join(folder, name))]
-            found += [Path(folder, name) for name in names if not name.startswith(".")]
-    found = [path for path in found if path.is_file()]
-    files = [path for path in found if readers.kind(path) in suffixes]
-    others = [path for path in found if readers.kind(path) not in suffixes]
-    return sorted(File(path.relative_to(top).as_posix(), path) for path in files), others
 
 
 def _content(file: File) -> Content:
@@ -235,8 +119,7 @@ def _hub_source(spec: str, form: Form, errors: str) -> Source:
         for rows in dataset.select_columns(read_here).iter(batch_size=1000):
             for row in zip(*(rows[column] for column in read_here), strict=True):
                 where = f"{spec}, row {number}"
-                given = columns.reached(dict(zip(read_here, row, strict=True)), form.columns)
-                readers.check_columns(where, form, given)
+                given = dict(zip(read_here, row, strict=True))
                 yield from form.documents(str(number), where, readers.texts(given, where, form, errors))
                 number += 1
 
@@ -265,8 +148,6 @@ def _function_source(spec: str, form: Form, errors: str) -> Source:
             where = f"{spec}, row {number}"
             if not isinstance(row, Mapping):
                 raise DataError(f"{where}: {type(row).__name__}; expected a dict of columns")
-            row = columns.reached(row, form.columns)
-            readers.check_columns(where, form, row)
             yield str(number), where, readers.texts(row, where, form, errors)
 
     def read() -> Iterator[Document]:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxlm.data import mapped, readers, sources, tokenizers
+from jaxlm.data import mapped, paths, readers, tokenizers
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import DataError
 from jaxlm.files import atomic, expanded, seal
@@ -146,10 +146,10 @@ def _metadata(path: Path) -> dict[str, Any]:
     """The content of NAME.json of a token file NAME.bin, as it was written."""
     if not path.is_file():
         if found := glob.glob(str(path)) if glob.has_magic(str(path)) else [*path.glob("*.bin")]:
-            raise sources.several(str(path), map(Path, found))
+            raise paths.several(str(path), map(Path, found))
         if path.is_dir():
             raise DataError(f"{path} is a folder; a token file is expected")
-        raise sources.missing(path)
+        raise paths.missing(path)
     beside = path.with_suffix(".json")
     if not beside.is_file():
         raise DataError(

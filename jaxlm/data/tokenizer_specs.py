@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxlm import hub
-from jaxlm.data import cutting, readers, sources
+from jaxlm.data import cutting, paths, readers
 from jaxlm.data.tokenizer_trial import load, panics, trial
 from jaxlm.data.tokenizers import (
     CODE_POINTS,
@@ -70,7 +70,7 @@ def build(spec: str, corpus: Iterable[str] = ()) -> Tokenizer:
     if path.is_file():
         return _from_file(path)
     if spec.startswith(("/", ".", "~")) or path.suffix == ".json" or spec.count("/") > 1:
-        raise sources.missing(path)
+        raise paths.missing(path)
     close = difflib.get_close_matches(re.split(r"[^a-z]", spec.lower())[0], ("bytes", "chars", "bpe"), n=1, cutoff=0.75)
     if (close and "/" not in spec) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", spec):
         hint = f"did you mean {close[0]!r}? Expected" if close else "expected"

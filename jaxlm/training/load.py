@@ -11,7 +11,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from jaxlm import config, data, hub
-from jaxlm.data import TokenFile, sources, tokenizer_export, tokenizer_specs
+from jaxlm.data import TokenFile, paths, tokenizer_export, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.files import expanded
@@ -101,7 +101,7 @@ def locate(spec: str | Path) -> Located:
         if folder.exists():
             raise DataError(f"{str(spec)!r} is not a folder; {EXPECTED}")
         if not hub.is_id(str(spec)) or (folder.parent != Path(".") and folder.parent.is_dir()):
-            raise DataError(f"no checkpoint at {str(spec)!r}: {sources.missing(folder)}; {EXPECTED}")
+            raise DataError(f"no checkpoint at {str(spec)!r}: {paths.missing(folder)}; {EXPECTED}")
         return Located(_fetched(str(spec)), None)
     described = _description(folder)
     if "model_type" in described:
@@ -178,7 +178,7 @@ def _fetched(name: str) -> Path:
     try:
         return hub.snapshot(name, files, needed=("config.json", "*.safetensors"))
     except DataError as error:
-        raise DataError(f"no checkpoint at {name!r}: {sources.missing(name)}. As a hub id: {error}") from error
+        raise DataError(f"no checkpoint at {name!r}: {paths.missing(name)}. As a hub id: {error}") from error
 
 
 def _description(folder: Path) -> dict[str, Any]:

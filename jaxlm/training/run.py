@@ -206,14 +206,17 @@ class Run:
         state, self.state = self.state, None
         return state
 
-    def _due(self, every: int) -> bool:
-        """Whether what is done every so many steps is done now."""
-        return every > 0 and (self.done == self.cfg.steps or self.done % every == 0)
+    def _comes(self) -> tuple[bool, bool]:
+        """Whether it is time to evaluate, and whether to save."""
+        evaluates, saves = (
+            every > 0 and (self.done == self.cfg.steps or self.done % every == 0)
+            for every in (self.cfg.eval.every, self.cfg.checkpoint.every)
+        )
+        return bool(self.validation) and evaluates, saves
 
     def due(self, caught: signal.Signals | None) -> bool:
         """Whether something else than steps comes next."""
-        evaluates, saves = self.validation and self._due(self.cfg.eval.every), self._due(self.cfg.checkpoint.every)
-        return bool(evaluates or saves or self.done == self.cfg.steps or caught)
+        return any(self._comes()) or self.done == self.cfg.steps or caught is not None
 
     def take(self, first: int, count: int, fetch: Callable[[], dict[str, np.ndarray]]) -> None:
         """Notes that so many steps are under way, and the metrics of those before."""
@@ -242,7 +245,8 @@ class Run:
             self._saving(self._checkpoints.wait)
         if not self.due(caught):
             return
-        evaluates, save, stop = self.validation and self._due(cfg.eval.every), self._due(cfg.checkpoint.every), ""
+        evaluates, save = self._comes()
+        stop = ""
         metrics: dict[str, float] = {}
         if evaluates:
             metrics = self.metrics = perplexity.of_all(evaluate(), self._material.bytes_per_token)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import sys
 import types
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from jaxlm import hub
-from jaxlm.data import forms, sources
+from jaxlm.data import forms, paths, sources
 from jaxlm.errors import ConfigError, DataError
 
 TEXTS = ["first\n", "zweiter Text, größer"]
@@ -43,7 +42,7 @@ def test_stdlib_is_python_code_without_tests() -> None:
 def test_stdlib_skips_files_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     top = folder(tmp_path, {"a.py": "a = 1\n"})
     (top / "latin.py").write_bytes(b"# -*- coding: latin-1 -*-\n# \xe9\n")
-    monkeypatch.setattr(sources.sysconfig, "get_path", lambda name: str(top))
+    monkeypatch.setattr(paths.sysconfig, "get_path", lambda name: str(top))
     assert texts("stdlib") == ["a = 1\n"]
 
 
@@ -61,34 +60,6 @@ def test_folder_is_read_recursively_in_order(tmp_path: Path) -> None:
         ("rows.jsonl:1", "row"),
     ]
     assert list(source.read()) == list(source.read()), "each read starts anew"
-
-
-def test_links_to_folders_are_followed_once(tmp_path: Path) -> None:
-    top = folder(tmp_path, {"z/own.txt": "own"})
-    (tmp_path / "far/deep").mkdir(parents=True)
-    (tmp_path / "far/deep/b.txt").write_text("b")
-    (tmp_path / "far/back").symlink_to(top)
-    (tmp_path / "far/deep/up").symlink_to("..")
-    (top / "link").symlink_to(tmp_path / "far")
-    (top / "more").symlink_to(tmp_path / "far/deep")
-    (top / "a").symlink_to("z")
-    (top / "gone").symlink_to("nowhere")
-    names = [document.name for document in sources.open_source(str(top)).read()]
-    assert names == ["link/deep/b.txt", "z/own.txt"]
-
-
-def test_glob(tmp_path: Path) -> None:
-    top = folder(tmp_path, {"a/1.txt": "1", "b/1.txt": "2", "b/2.log": "3"})
-    assert texts(top / "**/*.txt") == ["1", "2"]
-    names = [document.name for document in sources.open_source(str(top / "**/*.txt")).read()]
-    assert names == ["a/1.txt", "b/1.txt"]
-    with pytest.raises(DataError, match=r"no file matches .*\*\.csv"):
-        texts(top / "*.csv")
-
-
-def test_name_with_brackets_is_not_a_glob(tmp_path: Path) -> None:
-    (tmp_path / "a[1].txt").write_text("x")
-    assert texts(tmp_path / "a[1].txt") == ["x"]
 
 
 def test_text_field_and_errors_reach_the_reader(tmp_path: Path) -> None:
@@ -229,30 +200,6 @@ def test_a_file_of_such_a_name_is_read(tmp_path: Path, monkeypatch: pytest.Monke
     assert texts("a:b") == ["text"]
 
 
-@pytest.mark.parametrize(
-    ("name", "hint"), [("shakespere.txt", "did you mean .*shakespeare.txt"), ("shakespeare.txt/x", "no such file")]
-)
-def test_missing_names_the_nearest(tmp_path: Path, name: str, hint: str) -> None:
-    (tmp_path / "shakespeare.txt").write_text("x")
-    with pytest.raises(DataError, match=hint):
-        texts(tmp_path / name)
-
-
-def test_missing_parent_and_misspelled_keyword(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder(tmp_path, {"a.txt": "a"})
-    with pytest.raises(
-        DataError, match=f"no such file or folder: {tmp_path}/foldr/a.txt; did you mean {tmp_path}/folder?"
-    ):
-        texts(tmp_path / "foldr/a.txt")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="did you mean stdlib?"):
-        texts("stdlb")
-    with pytest.raises(DataError, match="no such file"):
-        texts("x" * 5000)
-    with pytest.raises(DataError, match="no such file or folder: ~no-such-user/a.txt"):
-        texts("~no-such-user/a.txt")
-
-
 def test_empty(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_bytes(b"")
     with pytest.raises(DataError, match="a.txt is empty"):
@@ -268,17 +215,6 @@ def test_empty(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     with pytest.raises(DataError, match=r"holds no file with one of the suffixes \.txt"):
         texts(tmp_path / "none")
-
-
-def test_a_folder_says_what_it_leaves_out(tmp_path: Path) -> None:
-    top = folder(tmp_path, {"a.txt": "a", "b/b.zst": "", "c.tar.gz": "", "d.ZST": "", ".hidden.zst": "", "LICENSE": ""})
-    (top / "e.txt.gz").write_bytes(gzip.compress(b"e"))
-    assert texts(top) == ["a", "e"]
-    said = sources.open_source(str(top)).left_out
-    assert said == "files with other suffixes were left out: 4 (.zst 2, .gz 1, none 1)"
-    assert sources.open_source(str(top / "a.txt")).left_out == ""
-    with pytest.raises(DataError, match=r"one of the suffixes .*; files with other suffixes .*: 1 \(.zst 1\)"):
-        texts(top / "b")
 
 
 def test_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,15 +247,6 @@ def test_fingerprint_is_of_names_and_content_wherever_they_lie(tmp_path: Path) -
         of("6", {"a.txt": "ab"}),
     ]
     assert len({base, *others}) == 5
-
-
-# The held-out part
-
-
-def test_a_link_to_nothing_is_said_to_be_one(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").symlink_to(tmp_path / "gone.txt")
-    with pytest.raises(DataError, match=f"{tmp_path}/a.txt is a link to {tmp_path}/gone.txt, which is not there"):
-        sources.open_source(str(tmp_path / "a.txt"))
 
 
 @pytest.mark.parametrize("spec", ["hf://", "hf:///a", "hf://a//b", "hf://a/b/c/d"])
