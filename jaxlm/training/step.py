@@ -118,7 +118,7 @@ def build(
             else:
                 terms |= {"vocab_size": structure.model.vocab_size, "chunks": chunks}
                 sums = losses.head_sums(model.hidden(params, part, **dropout), model.head(params), *wanted, **terms)
-            return sums.objective / weight, sums  # parts of one mean: they add up
+            return sums.objective, sums
 
         def penalty(params: PyTree) -> jax.Array:
             return losses.penalty(trained(params), l1=strength["l1"], l2=strength["l2"])
@@ -132,17 +132,20 @@ def build(
         def whole(params: PyTree) -> jax.Array:  # for transforms that evaluate it again, some of them in forward mode
             if axis is not None:  # differentiated again, its psum counts each device's gradient so many times
                 raise ConfigError("a stage of the optimizer evaluates the loss again, which parallel.mode='jit' can do")
-            loss = over_batch(lambda part, key: objective(params, part, key, 0)[0])
+            loss = over_batch(lambda part, key: objective(params, part, key, 0)[0]) / weight
             return loss + penalty(params) if on["l1"] or on["l2"] else loss
 
         gradient = jax.grad(objective, has_aux=True)
         grads, sums = over_batch(lambda part, key: gradient(state.params, part, key, structure.model.loss_chunks))
-        total = sums.objective / weight
+        # A mean only here, since a token's share of it is too small a number for float16 on its way through the layers.
+        # By a product, which XLA computes again for whoever wants it, where a quotient would be written out.
+        mean = 1 / weight
+        total, grads = sums.objective / weight, jax.tree.map(lambda g: g * mean, tree.float32(grads))
         if on["l1"] or on["l2"]:
             extra, extra_grads = jax.value_and_grad(penalty)(state.params)
             total, grads = total + extra, jax.tree.map(jnp.add, grads, extra_grads)
 
-        grads, params = tree.float32(grads), tree.float32(state.params)  # the optimizer's dtype, whatever the model's
+        params = tree.float32(state.params)  # the optimizer's dtype, whatever the model's
         updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, params, whole, value=total)
         grads = trained(grads)  # of what is frozen no norm tells
         norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}

@@ -208,6 +208,18 @@ def test_bfloat16_compute_keeps_float32_parameters_and_follows_float32():
     assert not np.array_equal(a, b)
 
 
+def test_float16_loses_no_gradient_where_a_batch_has_many_tokens():
+    """Of which each has a share in the mean that is less than float16 can carry."""
+    after = []
+    for dtype in ("float32", "float16"):
+        built, hparams, state = program(**GRADIENTS, model__dtype=dtype)
+        end, _ = built.train_step(hparams, state, batch(rows=2048))
+        steps = jax.tree.map(jnp.subtract, end.params, state.params)
+        after.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(steps)]))
+    exact, rough = after
+    assert np.linalg.norm(rough - exact) < 0.005 * np.linalg.norm(exact)
+
+
 @pytest.mark.parametrize(
     "tables",
     [
