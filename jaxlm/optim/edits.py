@@ -11,11 +11,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import optax
-
 from jaxlm.config import plain, stage_names
 from jaxlm.errors import ConfigError, nearest
-from jaxlm.optim.stages import Spec, Stage, find_transform, names, stages
+from jaxlm.optim.stages import Spec, Stage, is_named, names, stages
 
 New = str | Callable[..., Any]
 """A stage by its name, with `transform` among its arguments where it is named freely; or a function, such as
@@ -46,14 +44,24 @@ def _named(new: New, arguments: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     name = getattr(new, "__name__", "")
     if not name.isidentifier():  # what a function returned, a lambda, a partial
         raise ConfigError(f"{new!r} has no name for its stage; give one: replace(spec, stage, 'mine', transform=...)")
-    if hasattr(optax, name) and find_transform(name, name) is new:
+    if is_named(new):
         return name, arguments
     return name, {"transform": new} | arguments
 
 
 def drop(spec: Spec, stage: str) -> dict[str, Any]:
-    """The spec without a stage."""
-    return _edited(spec, stage, lambda chain, i: (*chain[:i], *chain[i + 1 :]), {})
+    """The spec without a stage.
+
+    Raises:
+      ConfigError: as all edits; also where it is the only one of a partition's group, which would then be frozen.
+    """
+
+    def without(chain: tuple[str, ...], i: int) -> tuple[str, ...]:
+        if len(chain) == 1:
+            raise ConfigError(f"{stage!r} is the only stage of its chain: without it a group is frozen; replace it")
+        return (*chain[:i], *chain[i + 1 :])
+
+    return _edited(spec, stage, without, {})
 
 
 def with_args(spec: Spec, stage: str, **arguments: Any) -> dict[str, Any]:

@@ -31,12 +31,17 @@ def freeze(inner: optax.GradientTransformation, where: str) -> optax.GradientTra
     def labels(params: PyTree) -> PyTree:
         frozen = tree.mask(params, where)
         if all(jax.tree.leaves(frozen)):
-            raise ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
+            raise nothing_left(where)
         return jax.tree.map(lambda is_frozen: "frozen" if is_frozen else "trained", frozen)
 
     return of_part(
         optax.partition({"trained": inner, "frozen": optax.set_to_zero()}, labels, mask_compatible_extra_args=True)
     )
+
+
+def nothing_left(where: str) -> ConfigError:
+    """The error for a `freeze` of everything."""
+    return ConfigError(f"freeze: where={where!r} matches all parameters and leaves nothing to train")
 
 
 def train_last_layers(inner: optax.GradientTransformation, count: int) -> optax.GradientTransformationExtraArgs:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -45,13 +46,15 @@ class Finding(NamedTuple):
     reason: str
 
 
-NO_LEARNING_RATE = "no learning rate"
-"""The rule of a finding that no training bears."""
+FATAL = (NO_LEARNING_RATE, TURNED_ROUND) = ("no learning rate", "two learning rates that turn each other round")
+"""Rules of findings that no training bears."""
 
 IMPOSSIBLE = "an impossible argument"
 
 GLOBAL_NORMS = (transforms.clip_by_global_norm, optax.clip_by_global_norm)
 CLIPPING = (*GLOBAL_NORMS, optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip)
+OF_UPDATES = (optax.clip_by_block_rms,)
+"""Clipping that Adafactor and its kin do after scaling."""
 RATES = (
     *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
     optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction
@@ -63,6 +66,8 @@ FACTORS = (
     *(optax.scale_by_polyak, optax.scale_by_backtracking_linesearch, optax.scale_by_zoom_linesearch),
 )
 """Those that multiply what comes to them, and don't forget its scale."""
+_AVERAGING = re.compile("(adam_)?b[1-4]|beta|decay|momentum")
+"""Arguments that are the share of the old in a moving average."""
 AS_APPLIED = (transforms.ema_of_params, transforms.proximal_l1)
 """What looks at the new parameters."""
 REWRITING = (transforms.lookahead, transforms.schedule_free, transforms.mechanize)
@@ -93,16 +98,19 @@ def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, stri
 
 
 def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage but those that set a
-    learning rate, as one made in Python may, and without which no run would start."""
-    free = [stage.name for stage in stages(spec) if all(inner.rate is None for inner in walk((stage,)))]
-    without = {name: drop(spec, name) for name in free}
+    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage, of a group too, but
+    those that set a learning rate, as one made in Python may, and without which no run would start."""
+    free = [stage.name for stage in walk(stages(spec)) if all(inner.rate is None for inner in walk((stage,)))]
+    without = {}
+    for name in free:
+        with contextlib.suppress(ConfigError):  # it is the only one of a group
+            without[name] = drop(spec, name)
     return {f"without {name}": {"optimizer": left} for name, left in without.items() if _trains(left)}
 
 
 def _trains(spec: Spec) -> bool:
     try:
-        return all(finding.rule != NO_LEARNING_RATE for finding in check(spec))
+        return all(finding.rule not in FATAL for finding in check(spec))
     except ConfigError:  # a mask of parameters that are not in every GPT-2
         return True
 
@@ -116,12 +124,20 @@ def _no_learning_rate(passed: list[Way]) -> Iterator[Finding]:
         elif here and not frozen and not any(_descends(stage) or not _known(stage) for stage in here):
             reason = f"nothing multiplies the updates of {path!r} by a negative learning rate, so training climbs: "
             yield Finding(NO_LEARNING_RATE, here[-1].name, reason + "end with scale_by_learning_rate")
+        for stage in here:
+            if stage.function is optax.adafactor and stage.rate is None:
+                reason = "its steps are as large as the parameters, where papers divide them by a root of the count: "
+                yield Finding(NO_LEARNING_RATE, stage.name, reason + "give it a peak")
 
 
 def _two_learning_rates(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
         names = [stage.name for stage in here if _descends(stage)]
-        if len(names) > 1:
+        if names and len(names) % 2 == 0 and all(map(_known, here)):
+            both = " and ".join(map(repr, names))
+            reason = f"{both} each change the sign of the update of {path!r}, so training climbs: take one of them out"
+            yield Finding(TURNED_ROUND, names[1], reason)
+        elif len(names) > 1:
             reason = f"its learning rate multiplies that of {names[0]!r}, for {path!r} and maybe others"
             yield Finding("two learning rates", names[1], reason)
 
@@ -164,9 +180,9 @@ def _expected(stage: Stage, name: str) -> str:
     if isinstance(given, bool):
         required = usual is parameter.empty and "bool" not in str(parameter.annotation)
         return "a number" if required or type(usual) in (int, float) else ""
-    if value is not None and re.fullmatch("b[1-4]", name) and not 0 <= value < 1:
+    if value is not None and _AVERAGING.fullmatch(name) and stage.function not in FACTORS and not 0 <= value < 1:
         return "at least 0 and below 1"
-    if value is not None and re.match("eps|(adam_)?weight_decay$", name) and value < 0:
+    if value is not None and re.match("eps|l1$|(adam_)?weight_decay$", name) and value < 0:
         return "zero or more"
     return ""
 
@@ -206,7 +222,7 @@ def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
     for _, here, _ in passed:
         scaled = None
         for stage in here:
-            if stage.function in CLIPPING and scaled is not None:
+            if stage.function in CLIPPING and stage.function not in OF_UPDATES and scaled is not None:
                 reason = f"it clips what {scaled!r} has scaled already, not the gradient: put it first"
                 yield Finding("clipping after scaling", stage.name, reason)
             if _scales(stage):
@@ -215,14 +231,15 @@ def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
 
 def _clipping_of_frozen(passed: list[Way]) -> Iterator[Finding]:
     for path, here, frozen in passed:
-        norms = [stage.name for stage in here if stage.function in GLOBAL_NORMS]
-        parting = [i for i, stage in enumerate(here) if stage.function is parts.train_last_layers]
-        by = frozen.name if frozen and frozen.function is parts.freeze else ""
-        if parting and tree.below_head(path, 1) == (1,):
-            by, norms = here[parting[0]].name, [s.name for s in here[: parting[0]] if s.function in GLOBAL_NORMS]
-        if by and norms:
+        norms, by = here, frozen.name if frozen and frozen.function is parts.freeze else ""
+        for i, stage in enumerate(here):
+            lower = stage.function is parts.train_last_layers and tree.below_head(path, 1) == (1,)
+            if lower or stage.function is optax.set_to_zero:
+                norms, by = here[:i], stage.name
+                break
+        if by and (clipping := [stage.name for stage in norms if stage.function in GLOBAL_NORMS]):
             reason = f"its norm counts gradients of what {by!r} leaves as it is, such as {path!r}: put it after {by!r}"
-            yield Finding("clipping of frozen gradients", norms[0], reason)
+            yield Finding("clipping of frozen gradients", clipping[0], reason)
 
 
 def _decay_of_what(passed: list[Way]) -> Iterator[Finding]:
@@ -241,7 +258,8 @@ def _early_decay(passed: list[Way]) -> Iterator[Finding]:
         for i, stage in enumerate(here):
             if stage.function is not optax.add_decayed_weights:
                 continue
-            if any(map(_scales, here[i:])) and not stage.name.startswith("l2"):
+            scaled = any(_scales(later) and later.function is not optax.scale_by_trust_ratio for later in here[i:])
+            if scaled and not stage.name.startswith("l2"):  # LAMB's ratio is of the decayed update
                 reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after "
                 reason += "the scaling, or name the stage 'l2' if it is meant"
                 yield Finding("decay before scaling", stage.name, reason)

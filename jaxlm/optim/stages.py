@@ -195,6 +195,13 @@ def find_transform(stage: str, name: Any) -> Callable[..., Any]:
     return find("optimizer transform", name, transforms, optax, optax.contrib)
 
 
+def is_named(function: Callable[..., Any]) -> bool:
+    """Whether a transform's name, the function's own, means this very function."""
+    name = getattr(function, "__name__", "")
+    found = (getattr(module, name) for module in (transforms, optax, optax.contrib) if hasattr(module, name))
+    return next(found, None) is function
+
+
 def is_scheduled(value: Any) -> bool:
     """Whether an argument is a table in the place of a number."""
     return isinstance(value, TABLES) and "schedule" in value

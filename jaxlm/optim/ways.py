@@ -49,6 +49,8 @@ def ways(found: Sequence[Stage], params: PyTree) -> list[Way]:
                 continue
             mask = tree.mask(params, stage.where or "all")
             if stage.function is parts.freeze:
+                if all(jax.tree.leaves(mask)):
+                    raise parts.nothing_left(str(stage.where))
                 frozen.update(dict.fromkeys(tree.paths(_chosen(params, mask)), stage))
                 params = _chosen(params, jax.tree.map(operator.not_, mask))  # what comes after it sees these only
                 continue
@@ -131,7 +133,7 @@ def argument(stage: Stage, name: str) -> Any:
 
 def decay(stage: Stage, path: str) -> float:
     """A stage's weight decay of a parameter, before it is multiplied by the learning rate."""
-    name = "weight_decay"
+    name = "weight_decay_rate" if stage.function is optax.adafactor else "weight_decay"
     if stage.function is transforms.mechanize:  # there it is of the step size that it learns
         return 0.0
     if _is_muons_adam(stage, path):
@@ -157,6 +159,8 @@ def peak(stage: Stage, path: str = "") -> float | None:
 def _factors(stage: Stage, path: str, layers: int) -> list[float]:
     """What a stage multiplies the learning rate by, in each layer or in all that there is."""
     below = tree.below_head(path, layers)
+    if stage.function is optax.set_to_zero:
+        return [0.0]
     if stage.function is optax.scale:
         return [argument(stage, "step_size") or 0.0]
     if stage.function is transforms.scale_by_layer:

@@ -1,11 +1,12 @@
 import functools
 
 import optax
+import optax.contrib
 import pytest
 
 from jaxlm import config
 from jaxlm.errors import ConfigError
-from jaxlm.optim import edits, review
+from jaxlm.optim import edits, review, transforms
 from tests.optim.small import DEFAULT, GROUPS, assert_same_bits, update
 
 
@@ -99,8 +100,23 @@ def test_a_whole_config_is_no_spec():
         edits.drop(config.default(), "scale_by_adam")
 
 
-def test_leave_one_out_leaves_a_partition_that_sets_learning_rates():
-    assert list(review.leave_one_out(edits.insert_before(GROUPS, "partition", "zero_nans"))) == ["without zero_nans"]
+def test_leave_one_out_goes_into_the_groups_of_a_partition_that_sets_learning_rates():
+    arms = review.leave_one_out(edits.insert_before(GROUPS, "partition", "zero_nans"))
+    assert list(arms) == ["without zero_nans", "without scale_by_lion"]
+
+
+def test_no_group_is_frozen_by_a_drop():
+    with pytest.raises(ConfigError, match="'sgd' is the only stage of its chain"):
+        edits.drop(GROUPS, "sgd")
+
+
+def test_a_function_is_named_where_its_name_means_it():
+    for function in (optax.contrib.scale_by_ademamix, transforms.cautious, optax.scale_by_lion):
+        spec = edits.replace(DEFAULT, "scale_by_adam", function)
+        assert edits.from_json(edits.to_json(spec)) == spec
+    optax_s = edits.replace(DEFAULT, "clip_by_global_norm", optax.clip_by_global_norm, max_norm=1.0)
+    with pytest.raises(ConfigError, match="is a Python object"):  # the name means jaxlm's own
+        edits.to_json(optax_s)
 
 
 @pytest.mark.parametrize("spec", [DEFAULT, GROUPS], ids=["default", "partition"])

@@ -8,6 +8,7 @@ from jaxlm import optim, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import review
+from jaxlm.optim.review import TURNED_ROUND
 from jaxlm.optim.stages import stages
 from jaxlm.optim.ways import ways
 from tests.optim.small import DEFAULT, PARAMS
@@ -80,6 +81,15 @@ def found(*names, **tables):
         {"chain": ("scale_by_rprop", "scale"), "scale_by_rprop": {"learning_rate": 0.1}, "scale": {"step_size": -1.0}},
         {**DEFAULT, "chain": (*DEFAULT["chain"], "scale_by_layer"), "scale_by_layer": {"decay": 0.9}},
         {**DEFAULT, "chain": (*DEFAULT["chain"], "proximal_l1", "ema_of_params"), "proximal_l1": {"l1": 1e-4}},
+        {  # LAMB by hand
+            "chain": (*DEFAULT["chain"][:-1], "scale_by_trust_ratio", "scale_by_learning_rate"),
+            **{name: DEFAULT[name] for name in DEFAULT["chain"]},
+        },
+        {  # StableAdamW: its clipping is of updates
+            "chain": ("scale_by_adam", "clip_by_block_rms", "scale_by_learning_rate"),
+            "clip_by_block_rms": {"threshold": 1.0},
+            "scale_by_learning_rate": RATE,
+        },
         {  # each group by itself is sound, one after the other they are not
             "chain": ("partition",),
             "partition": {
@@ -107,7 +117,11 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("no learning rate", ("scale_by_adam", "scale"), {"scale": {"step_size": 0.1}}),
         ("no learning rate", ("scale_by_adam", "sgd"), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
         ("no learning rate", ("scale_by_adam", "proximal_l1"), {"proximal_l1": {"l1": 1e-4, "learning_rate": 1e-3}}),
-        ("two learning rates", ("adam", "scale_by_learning_rate"), {"adam": RATE}),
+        ("two learning rates", ("adam", "scale_by_learning_rate", "sgd"), {"adam": RATE, "sgd": RATE}),
+        (TURNED_ROUND, ("adam", "scale_by_learning_rate"), {"adam": RATE}),
+        (TURNED_ROUND, ("sgd", "scale"), {"sgd": RATE, "scale": {"step_size": -1.0}}),
+        ("no learning rate", ("adafactor",), {}),
+        ("decay of biases or norms", ("adafactor",), {"adafactor": {**RATE, "weight_decay_rate": 0.1}}),
         ("clipping after scaling", ("scale_by_adam", "clip_by_global_norm", "scale_by_learning_rate"), {}),
         (
             "decay of biases or norms",
@@ -133,6 +147,11 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("an impossible argument", ("adam",), {"adam": {"b2": 1.0, **RATE}}),
         ("an impossible argument", ("adam",), {"adam": {"b2": {"schedule": "linear", "peak": -1.0}, **RATE}}),
         ("an impossible argument", ("adam",), {"adam": {"b2": True, **RATE}}),
+        ("an impossible argument", ("muon",), {"muon": {"beta": 1.0, **RATE}}),
+        ("an impossible argument", ("muon",), {"muon": {"adam_b1": 1.0, **RATE}}),
+        ("an impossible argument", ("sgd",), {"sgd": {"momentum": 1.5, **RATE}}),
+        ("an impossible argument", ("sgd", "ema_of_params"), {"sgd": RATE, "ema_of_params": {"decay": 1.0}}),
+        ("an impossible argument", ("sgd", "proximal_l1"), {"sgd": RATE, "proximal_l1": {"l1": -1.0}}),
         ("an impossible argument", ("adam",), {"adam": {"eps": -1.0, **RATE}}),
         ("an impossible argument", ("adam",), {"adam": {"nesterov": "maybe", **RATE}}),
         ("an impossible argument", ("decay", "sgd"), {"decay": {**L2, "weight_decay": True}, "sgd": RATE}),
@@ -210,6 +229,18 @@ def test_frozen_parameters_are_told():
     assert optim.explain(spec, PARAMS)["wte/embedding"].multiplier == 0
 
 
+def test_what_is_set_to_zero_has_no_rate():
+    spec = {"chain": ("set_to_zero", "sgd"), "set_to_zero": {"where": "embeddings"}, "sgd": RATE}
+    told = optim.explain(spec, PARAMS)
+    assert {path for path, touched in told.items() if touched.multiplier == 0} == {"wte/embedding"}
+
+
+@pytest.mark.parametrize("where", ["all", "h/|ln_f|wte|wpe"])
+def test_a_freeze_of_everything_says_so(where):
+    with pytest.raises(ConfigError, match="matches all parameters and leaves nothing to train"):
+        optim.check({"chain": ("freeze", "sgd"), "freeze": {"where": where}, "sgd": RATE}, PARAMS)
+
+
 def test_a_look_at_a_spec_takes_no_model():
     assert optim.check({"chain": ("scale_by_cocob",)}) == []
     assert [finding.rule for finding in optim.check({"chain": ("scale_by_lion",)})] == ["no learning rate"]
@@ -242,5 +273,8 @@ def test_clipping_before_freezing_counts_what_does_not_move():
     clip, rest = "clip_by_global_norm", ("scale_by_adam", "scale_by_learning_rate")
     assert found(clip, "freeze", *rest, **freeze) == {"clipping of frozen gradients"}
     assert found(clip, "train_last_layers", *rest, **last) == {"clipping of frozen gradients"}
+    zero = {"set_to_zero": {"where": "embeddings"}}
+    assert found(clip, "set_to_zero", *rest, **zero) == {"clipping of frozen gradients"}
+    assert not found("set_to_zero", clip, *rest, **zero)
     for names in (("freeze", clip), ("freeze", "train_last_layers", clip)):
         assert not found(*names, *rest, **freeze, **last if len(names) > 2 else {})
