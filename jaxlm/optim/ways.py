@@ -174,6 +174,7 @@ def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
     """Bytes of optimizer state by parameter: that of the leaves whose path in the state contains the parameter's."""
     out = dict.fromkeys(tree.paths(params), 0)
     by_length = sorted(out, key=len, reverse=True)  # "wte/embedding" before "embedding"
+    params = jax.eval_shape(tree.float32, params)  # as a step gives them, whatever the model's dtype
     state = jax.eval_shape(chain.build(spec, None, steps).init, params)
     for path, leaf in zip(tree.paths(state), jax.tree.leaves(state), strict=True):
         owner = next((name for name in by_length if f"/{name}/" in f"/{path}/"), None)

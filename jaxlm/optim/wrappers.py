@@ -66,7 +66,8 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
     """Where any number of the gradient, or of inner's update, is NaN or infinite, the step changes nothing but a count.
 
     Neither parameters nor inner's state change. `optax.apply_if_finite` gives in after a number of such steps; this
-    never does: watch `skipped`. (In a run that is `optim/skipped`: its step by itself leaves out what is not finite.)
+    never does: watch `skipped`. (In a run such a step is `optim/skipped`, and its step by itself leaves out what is not
+    finite: this holds back what only a part of the chain makes so.)
     """
     inner = optax.with_extra_args_support(inner)
 
@@ -83,6 +84,13 @@ def skip_nonfinite(inner: optax.GradientTransformation) -> optax.GradientTransfo
         return out, SkipNonfiniteState(state.skipped + ~finite, inner_state)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def held_back(before: optax.OptState, after: optax.OptState) -> jax.Array:
+    """bool[]: whether any `skip_nonfinite` in an optimizer held an update back between these two states of it."""
+    kind, none = SkipNonfiniteState, jnp.int32(0)
+    counts = [sum((state.skipped for state in _states(root, kind)), none) for root in (before, after)]
+    return counts[1] > counts[0]
 
 
 class SkipSpikesState(NamedTuple):

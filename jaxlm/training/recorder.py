@@ -114,10 +114,14 @@ class Recorder:
             self._tokens += self._tokens_per_step
             if bad:
                 self.skipped = (self.skipped[0] + 1, self.skipped[1] + 1)
+                numbers = [host[name][i] for name in ("train/objective", "optim/grad_norm", "optim/update_norm")]
+                finite = np.isfinite(numbers).all()
+                what = (
+                    "has an update, or a part of one, that skip_nonfinite holds back" if finite else "changes nothing"
+                )
                 self._say(
-                    f"warning: step {step}, of batch {step - 1}, changes nothing: its loss is "
-                    f"{host['train/objective'][i]:.4g}, the norm of its gradient {host['optim/grad_norm'][i]:.4g}, "
-                    f"of its update {host['optim/update_norm'][i]:.4g}"
+                    f"warning: step {step}, of batch {step - 1}, {what}: its loss is {numbers[0]:.4g}, the norm of its "
+                    f"gradient {numbers[1]:.4g}, of its update {numbers[2]:.4g}"
                 )
             else:
                 self.skipped = (self.skipped[0], 0)

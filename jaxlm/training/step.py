@@ -19,7 +19,7 @@ from jaxlm.model import gpt2, losses
 from jaxlm.optim import chain, ways
 from jaxlm.optim.stages import stages
 from jaxlm.optim.static import static_arguments
-from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.optim.wrappers import evaluation_params, held_back
 
 PyTree = Any
 Batch = Mapping[str, jax.Array]
@@ -63,7 +63,7 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
 def _static(cfg: FrozenConfigDict) -> frozenset[str]:
     params, spec = gpt2.shapes(cfg.model), cfg.optimizer.to_dict()
     ways.ways(stages(spec), params)  # the masks match, the partitions cover
-    return static_arguments(spec, params, cfg.steps)
+    return static_arguments(spec, jax.eval_shape(tree.float32, params), cfg.steps)  # what the step gives the optimizer
 
 
 def build(
@@ -102,7 +102,8 @@ def build(
         """One optimizer step. Pure: the same arguments give the same bits.
 
         Where the objective, the gradient or the update is not finite, parameters and optimizer state stay as they are:
-        so too where no token counts, and there is no loss.
+        so too where no token counts, and there is no loss. Such a step is `optim/skipped`, and one of which
+        `skip_nonfinite` held the update, or a part of it, back.
         """
         hparams = jax.tree.map(jnp.asarray, hparams)
         trained = functools.partial(ways.trained, stages(spec, hparams.optimizer))
@@ -149,7 +150,7 @@ def build(
         updates, opt_state = chain.update(optimizer(hparams), grads, state.opt_state, params, whole, value=total)
         grads = trained(grads)  # of what is frozen no norm tells
         norms = {"optim/grad_norm": tree.norm(grads), "optim/update_norm": tree.norm(updates)}
-        skip = ~jnp.isfinite(total + sum(norms.values()))
+        skip, held = ~jnp.isfinite(total + sum(norms.values())), held_back(state.opt_state, opt_state)
         kept, moved = (state.params, state.opt_state), (optax.apply_updates(state.params, updates), opt_state)
         params, opt_state = optax.tree.where(skip, kept, moved)
         metrics = {
@@ -158,7 +159,7 @@ def build(
             "train/accuracy": sums.correct / weight,
             **norms,
             "optim/param_norm": tree.norm(params),
-            "optim/skipped": skip.astype(jnp.float32),
+            "optim/skipped": (skip | held).astype(jnp.float32),
         }
         if structure.groups:
             metrics |= _by_group(params, grads, updates)
@@ -196,9 +197,11 @@ def _strong(leaf: Any) -> jax.Array:
 
 def _added(fn: Callable[..., PyTree], parts: int, batch: Batch, *key: jax.Array) -> PyTree:
     """The sum of `fn(batch, *key)` over a batch cut in so many parts, each with a key of its own, computed one after
-    another and added in float32."""
+    another and added in float32. Where the sum is differentiated, each part is computed again for that: with the
+    activations of all of them kept, parts would save nothing."""
     if parts == 1:
         return fn(batch, *key)
+    fn = jax.checkpoint(fn, prevent_cse=False)  # in a scan there is nothing to prevent
 
     def cut(x: jax.Array) -> jax.Array:
         # part m takes rows m, m + parts, ...: rows that are sharded over devices stay on theirs

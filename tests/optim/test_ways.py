@@ -32,6 +32,11 @@ def test_explain_tells_decay_multiplier_and_state_bytes():
     assert (embedding.decay, embedding.multiplier, embedding.state_bytes) == (0.0, 0.25, 2 * 4 * 28)
 
 
+def test_explain_counts_state_in_float32_as_a_step_holds_it():
+    half = jax.tree.map(lambda p: p.astype(jnp.bfloat16), PARAMS)
+    assert optim.explain(DEFAULT, half) == optim.explain(DEFAULT, PARAMS)
+
+
 def test_explain_goes_through_partitions():
     spec = {
         "chain": ("clip_by_global_norm", "partition"),

@@ -136,6 +136,42 @@ def test_micro_batches_change_no_evaluation_and_take_less_memory_there():
     assert temporary(split) < 1.3 * temporary(whole) / 4
 
 
+def test_micro_batches_take_less_memory_where_a_stage_differentiates_the_loss_too():
+    def temporary(parts):
+        chain = {"optimizer__chain": ("sam", "scale_by_learning_rate"), "optimizer__sam__rho": 0.05}
+        cfg = resolved(data__micro_batches=parts, data__batch_size=64, model__embed_dim=64, **chain)
+        structure, hparams = step.split(cfg)
+        program = step.build(structure)
+        state = jax.eval_shape(program.init, jax.random.key(0), hparams)
+        compiled = jax.jit(program.train_step).lower(hparams, state, batch(64)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert temporary(8) < temporary(1) / 3
+
+
+def test_what_skip_nonfinite_holds_back_is_skipped():
+    raw = resolved().to_dict()
+    bad = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.inf, updates))
+    raw["optimizer"] = {
+        "chain": ("partition",),
+        "partition": {
+            "bad": {"where": "kernels", "chain": ("skip_nonfinite", "bad")},
+            "good": {"where": "rest", "chain": ("sgd",)},
+        },
+        "bad": {"transform": bad},
+        "sgd": {"learning_rate": 0.1},
+    }
+    structure, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    built = step.build(structure)
+    state = built.init(jax.random.key(0), hparams)
+    moved, metrics = jax.jit(built.train_step)(hparams, state, batch())
+    assert metrics["optim/skipped"] == 1 and metrics["optim/update_norm"] > 0
+    before, after = leaves(state.params), leaves(moved.params)
+    assert {path for path in before if np.array_equal(before[path], after[path])} >= {
+        path for path in before if path.endswith("kernel")
+    }
+
+
 def test_loss_is_the_weighted_mean_over_the_batch():
     built, hparams, state = program()
     data = batch()
@@ -244,6 +280,13 @@ def test_the_optimizer_is_float32_whatever_the_parameters_are(tables):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
     assert {x.dtype for x in jax.tree.leaves(before.params)} == {jnp.dtype("bfloat16")}
     assert jnp.dtype("bfloat16") not in {x.dtype for x in jax.tree.leaves(before.opt_state)}
+
+
+def test_parameters_in_bfloat16_leave_the_same_numbers_traced():
+    raw = resolved(model__param_dtype="bfloat16").to_dict()
+    raw["optimizer"] = {"chain": ("sgd",), "sgd": {"learning_rate": 1e-3, "momentum": 0.9}}
+    _, hparams = step.split(config.resolve(config.ConfigDict(raw)))
+    assert hparams.optimizer["sgd"].keys() == {"learning_rate", "momentum"}
 
 
 @pytest.mark.parametrize("chunks", [0, 4])
