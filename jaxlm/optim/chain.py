@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from jaxlm import tree
 from jaxlm.config import Hparams
@@ -35,6 +36,11 @@ __all__ = [  # with the edits of a spec
     "update",
     "with_args",
 ]
+
+DIVIDES_BY_RATES = (optax.contrib.prodigy, optax.contrib.dadapt_adamw)
+"""Divide by a sum of their rates: with a first rate of 0, as a warmup has it, that is 0 / 0, and they never move."""
+OF_ONE_RATE = (optax.sm3, optax.rprop)
+"""Take a learning rate that is a number, and none that follows a schedule."""
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
@@ -107,7 +113,7 @@ def _transform(stage: Stage, steps: int, rate: Any, **inner: Transform) -> Trans
         if isinstance(own, Mapping):
             arguments = {key: value for key, value in arguments.items() if key not in own}
         if own is not None and (stage.rate is not None or _required(parameters["learning_rate"])):
-            arguments["learning_rate"] = _schedule(own, steps)
+            arguments["learning_rate"] = _rate(stage, own, steps)
     if "steps" in parameters:
         arguments["steps"] = steps
     scheduled = {
@@ -211,6 +217,17 @@ def _schedule(rate: Any, steps: int) -> Any:
         if isinstance(error, jax.errors.JAXTypeError):
             raise
         raise ConfigError(f"schedule {rate.get('schedule', 'constant')!r}: {error}") from error
+
+
+def _rate(stage: Stage, own: Any, steps: int) -> Any:
+    """What a stage's function is given as its `learning_rate`: as `_schedule`."""
+    rate = _schedule(own, steps)
+    if callable(rate) and stage.function in OF_ONE_RATE:
+        how = f"set optimizer.{stage.name}.learning_rate, without a peak or a schedule"
+        raise ConfigError(f"optimizer stage {stage.name!r} takes a learning rate that is one number: {how}")
+    if callable(rate) and stage.function in DIVIDES_BY_RATES:
+        return lambda count: jnp.maximum(rate(count), 1e-9)
+    return rate
 
 
 def _first_rate(found: tuple[Stage, ...]) -> Any:

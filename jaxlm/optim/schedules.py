@@ -188,7 +188,7 @@ def join(
          "final": 0.0, "arguments": {"inverse_square_root": {"timescale": 0.1}}}
 
     Args:
-      warmup: of the first part, as of the run.
+      warmup: of the first part, in which it ends, as of the run.
       final: of each part whose table holds none, as a fraction of the run's peak.
       parts: names of schedules, or free names whose tables say which `schedule` they are; "a,b" from a flag.
       boundaries: where the second part and those after it begin: increasing fractions of the run or whole steps.
@@ -211,6 +211,11 @@ def join(
         _check_name("arguments", name, names)
     _check("warmup", warmup, 0, math.inf, _FRACTION_OR_STEPS)
     _check("final", final, 0, 1, "from 0 to 1")
+    if starts[1:] and not isinstance(warmup, jax.core.Tracer) and "warmup" not in tables.get(names[0], {}):
+        last = float(warmup) * (steps if float(warmup) < 1 else 1)
+        if round(last) > starts[1]:  # rounded as boundaries are
+            what = f"the schedule's warmup takes {last:g} steps, and its first part, {names[0]!r}, ends at {starts[1]}"
+            raise errors.ConfigError(f"{what}, before the peak is reached; make the warmup shorter")
 
     segments: list[tuple[int, int, Number, Shape]] = []  # start, length, peak, shape
     level: Number = 1.0

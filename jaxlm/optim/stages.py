@@ -204,7 +204,7 @@ def is_named(function: Callable[..., Any]) -> bool:
 
 def is_scheduled(value: Any) -> bool:
     """Whether an argument is a table in the place of a number."""
-    return isinstance(value, TABLES) and "schedule" in value
+    return isinstance(value, TABLES) and any(key in value for key in SCHEDULED)
 
 
 def _check_arguments(stage: Stage, follows: bool) -> None:

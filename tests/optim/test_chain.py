@@ -341,3 +341,28 @@ def test_a_configs_numbers_are_taken_as_they_are():
 @pytest.mark.parametrize("edit", ["drop", "insert_after", "insert_before", "replace", "with_args"])
 def test_the_edits_of_a_spec_are_here_too(edit):
     assert getattr(chain, edit) is getattr(optim, edit)
+
+
+@pytest.mark.parametrize("name", ["prodigy", "dadapt_adamw"])
+def test_a_warmup_from_0_lets_what_divides_by_its_rates_move(name):
+    transform = chain.build({"chain": (name,), name: {"peak": 1.0, "warmup": 0.5}}, None, 4)
+    state = transform.init(PARAMS)
+    for gradients in GRADIENTS[:3]:
+        updates, state = transform.update(gradients, state, PARAMS)
+    assert all(np.isfinite(x).all() and np.any(x != 0) for x in jax.tree.leaves(updates))
+
+
+@pytest.mark.parametrize("name", ["sm3", "rprop"])
+def test_a_rate_that_can_follow_no_schedule_is_told(name):
+    with pytest.raises(ConfigError, match=f"set optimizer.{name}.learning_rate, without a peak"):
+        chain.build({"chain": (name,), name: {"peak": 0.1}}, None, STEPS)
+
+
+def test_a_number_needs_no_schedule_to_have_a_warmup():
+    spec = {"chain": ("add_decayed_weights",), "add_decayed_weights": {"weight_decay": {"peak": 0.5, "warmup": 0.5}}}
+    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
+    transform = chain.build(spec, None, 2)
+    first, state = transform.update(zeros, transform.init(PARAMS), PARAMS)
+    second, _ = transform.update(zeros, state, PARAMS)
+    assert_close(first, zeros)
+    assert_close(second, jax.tree.map(lambda p: 0.5 * p, PARAMS))

@@ -429,6 +429,7 @@ def test_join_is_written_in_a_config_or_by_flags():
         ("piecewise", {"interpolation": "lines"}, "interpolation has no 'lines': did you mean 'linear'?"),
         ("join", {"parts": ("cosine", "linaer")}, "unknown schedule 'linaer': did you mean 'linear'?"),
         ("join", {"parts": ("cosine",)}, "1 schedules are joined by 0 boundaries, not"),
+        ("join", {"boundaries": 0.2, "warmup": 0.3}, "warmup takes 60 steps, and its first part, 'constant', ends"),
         ("join", {"boundaries": (0.6, 0.5)}, "expected above 0, increasing"),
         ("join", {"arguments": 5}, "arguments are 5; expected a table by part, such as {'linear': {'final': 0.1}}"),
         ("join", {"arguments": {"linear": 5}}, "arguments are {'linear': 5}; expected a table by part"),
