@@ -161,7 +161,9 @@ def _branch(cfg: FrozenConfigDict, source: Source, tokens: str, like: State) -> 
         try:
             restored = checkpoints.restore(like, located.step)
         except DataError as error:
-            raise DataError(f"{error}. With init_state=False a run begins with the parameters alone") from error
+            kinds = "A branch has its source's stages, and what follows a schedule there does so here, and no more"
+            what = f"{error}. {kinds}. With init_state=False a run begins with the parameters alone"
+            raise DataError(what) from error
     _, root = jax.random.split(jax.random.key(cfg.seed))  # as where a run begins anew
     then = position.of_json(restored.data)
     if then.tokens == tokens:
