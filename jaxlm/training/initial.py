@@ -161,8 +161,10 @@ def _branch(cfg: FrozenConfigDict, source: Source, tokens: str, like: State) -> 
         try:
             restored = checkpoints.restore(like, located.step)
         except DataError as error:
-            kinds = "A branch has its source's stages, and what follows a schedule there does so here, and no more"
-            what = f"{error}. {kinds}. With init_state=False a run begins with the parameters alone"
+            kept = (
+                "A branch keeps its source's optimizer stages, and a schedule wherever the source has one, nowhere else"
+            )
+            what = f"{error}. {kept}. With init_state=False a run begins with the parameters alone"
             raise DataError(what) from error
     _, root = jax.random.split(jax.random.key(cfg.seed))  # as where a run begins anew
     then = position.of_json(restored.data)

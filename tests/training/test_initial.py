@@ -334,7 +334,7 @@ def test_a_branch_of_another_seed_says_so(trunk, tmp_path):
         (
             {"optimizer__chain": ("scale_by_learning_rate",)},
             DataError,
-            "what follows a schedule there does so .* With init_state=F",
+            "a schedule where the source has one.* With init_state=F",
         ),
         ({"init_from": ""}, ConfigError, "init_state=True begins with the state of another run: name it, as init_from"),
     ],
