@@ -22,6 +22,7 @@ from jaxlm.errors import ConfigError
 _NAMED = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")  # "package.module:function"
 _LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("platlib"))
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_VALUES = (*_PLAIN, tuple, list, set, frozenset, Mapping, np.ndarray, np.generic, jax.Array, functools.partial)
 
 
 def digest(cfg: FrozenConfigDict) -> str:
@@ -40,7 +41,8 @@ def of(value: Any) -> str:
     """The digest of a function, or of what one returned.
 
     It covers what was loaded, not what the file says by now: bytecode, so that comments do not count, defaults,
-    variables of closures, and in turn the plain values and the user's own functions and classes that a function names.
+    variables of closures, and in turn what a function names in its module and in others of the user's: values
+    (numbers, text, collections, arrays, partial functions), and functions and classes of the user's own.
     Of a library's functions it covers the name, the defaults and the variables of closures.
     """
     return hashlib.sha256("\n".join(_parts(value, {})).encode()).hexdigest()
@@ -105,9 +107,17 @@ def _described(value: Any, seen: dict[int, Any]) -> Iterator[str]:
 
 
 def _body(function: types.FunctionType) -> tuple[types.CodeType, list[Any]]:
-    """Its code, and what that names in its module: plain values, and functions and classes of the user's own."""
-    named = {name: function.__globals__[name] for name in _names(function.__code__) if name in function.__globals__}
-    follows = [item for item in named.values() if isinstance(item, (*_PLAIN, tuple)) or _own(item)]
+    """Its code, and what that names in its module, and in those of the user's modules that it names: values, and
+    functions and classes of the user's own."""
+    names, places = _names(function.__code__), [function.__globals__]
+    follows: list[Any] = []
+    for place in places:  # which grows: of `package.helpers.f` the code names all three
+        for value in (place[name] for name in names if name in place):
+            if isinstance(value, types.ModuleType):
+                inside = vars(value)
+                places += [inside] if _own(value) and all(inside is not known for known in places) else []
+            elif isinstance(value, _VALUES) or _own(value):
+                follows.append(value)
     return function.__code__, follows
 
 
@@ -117,7 +127,8 @@ def _names(code: types.CodeType) -> list[str]:
 
 
 def _own(value: Any) -> bool:
-    """Whether a function or class is the user's own, not a library's."""
-    root = (getattr(value, "__module__", None) or "builtins").split(".")[0]
+    """Whether a function, class or module is the user's own, not a library's."""
+    module = value.__name__ if isinstance(value, types.ModuleType) else getattr(value, "__module__", None)
+    root = (module or "builtins").split(".")[0]
     file = getattr(sys.modules.get(root), "__file__", None) or ""
     return root != "jaxlm" and root not in sys.stdlib_module_names and not file.startswith(_LIBRARIES)

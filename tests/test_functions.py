@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import types
 from types import SimpleNamespace
 
 import jax
@@ -62,6 +63,36 @@ def test_an_edit_is_seen(old, new):
     assert digest(defined(MINE)) == digest(defined(MINE))
     assert digest(defined(MINE)) != digest(defined(MINE.replace(old, new)))
     assert digest(defined(MINE)()) != digest(defined(MINE.replace(old, new))())  # of what the function returned, too
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ([1, 2], [1, 3]),
+        ({"a": 1}, {"a": 2}),
+        ({"a"}, {"b"}),
+        (([1],), ([2],)),
+        (np.arange(3), np.arange(3) + 1),
+        (np.float32(1), np.float32(2)),
+        (functools.partial(pow, 2), functools.partial(pow, 3)),
+    ],
+)
+def test_an_edit_of_a_value_of_its_module_is_seen(old, new):
+    text = "def mine(x):\n    return TABLE, x"
+    assert digest(defined(text, TABLE=old)) == digest(defined(text, TABLE=old)) != digest(defined(text, TABLE=new))
+
+
+def test_an_edit_in_another_module_of_the_user_s_is_seen():
+    def mine(helper, other="1"):
+        package, helpers = types.ModuleType("my_package"), types.ModuleType("my_package.helpers")
+        exec(f"import my_package\ndef f(x):\n    return {helper}\ndef g(x):\n    return {other}", vars(helpers))
+        package.my_package, package.helpers = package, helpers  # as `import my_package.helpers` in its __init__.py
+        return defined("def mine(x):\n    return my_package.helpers.f(x)", my_package=package)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "my_package", types.ModuleType("my_package"))
+        assert digest(mine("x")) == digest(mine("x")) != digest(mine("1 - x"))
+        assert digest(mine("x")) == digest(mine("x", other="2"))  # which it does not name
 
 
 def test_what_changes_nothing_is_not_an_edit():
