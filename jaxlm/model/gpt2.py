@@ -127,12 +127,14 @@ def shapes(section: Any) -> PyTree:
     return jax.eval_shape(build(section).init, jax.random.key(0))
 
 
-def build(section: Any, placement: Placement = ON_ONE_DEVICE) -> Model:
+def build(section: Any, placement: Placement = ON_ONE_DEVICE, *, strict: bool = True) -> Model:
     """The model that a config's `model` section describes.
 
     Args:
       section: resolved; `vocab_size` must be set. `dropout` is not read: the rate is an argument of `apply`.
       placement: of arrays on the devices that the functions are compiled for.
+      strict: that attention is cuDNN's where `attention` says so, and an error where that can't serve, in `apply` and
+        `hidden`. False: there it is as "auto", which computes the same: for a model that was trained elsewhere.
 
     Raises:
       ConfigError: the vocabulary size is not known.
@@ -145,12 +147,15 @@ def build(section: Any, placement: Placement = ON_ONE_DEVICE) -> Model:
         dtype=jnp.dtype(section.dtype),
         param_dtype=jnp.dtype(section.param_dtype),
     )
-    module = GPT2(shape)
+    anywhere = shape._replace(attention="auto") if shape.attention == "cudnn" else shape
+    module = GPT2(shape if strict else anywhere)
     run: Callable[..., Any] = module.apply
     whole = functools.partial(lora.merged, section=section.lora)
 
     def init(key: Key[Array, ""]) -> PyTree:
-        looped = GPT2(shape._replace(unroll=False))  # the same numbers, of a program that does not grow with the layers
+        looped = GPT2(
+            anywhere._replace(unroll=False)
+        )  # the same numbers, of a program that does not grow with the layers
         params = looped.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
         return lora.added(params, section.lora, key)
 
@@ -196,7 +201,8 @@ def build(section: Any, placement: Placement = ON_ONE_DEVICE) -> Model:
         pairs = []
         for n, layer in enumerate(unstacked["layers"]):
             extra = {name: values[n] for name, values in (_scales(shape) | per_layer).items()}
-            x_BTD, pair = Block(shape._replace(placement=_OF_FEW_TOKENS)).apply({"params": layer}, x_BTD, extra, shared)
+            block = Block(anywhere._replace(placement=_OF_FEW_TOKENS))
+            x_BTD, pair = block.apply({"params": layer}, x_BTD, extra, shared)
             pairs.append(pair)
         x_BD = run({"params": unstacked}, x_BTD[:, -1], method=GPT2.norm)
         return run({"params": unstacked["head"]}, x_BD, method=GPT2.head), tuple(pairs)

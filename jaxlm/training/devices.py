@@ -128,8 +128,15 @@ def of_lanes(lanes: int) -> Mesh:
 
 
 def remarks(cfg: FrozenConfigDict) -> list[str]:
-    """What a config does otherwise on these devices than one may think, as lines to say."""
+    """What a config does otherwise on these devices than one may think, as lines to say.
+
+    Raises:
+      ConfigError: it wants what they don't have.
+    """
     said, model, kind = [], cfg.model, jax.devices()[0].device_kind
+    reason = attention.falls_back(model)
+    if reason and model.attention == "cudnn":
+        raise ConfigError(f"model.attention='cudnn' can't serve here: {reason}; set model.attention='auto'")
     if jax.default_backend() == "cpu":
         if model.remat != "none" and model.unroll:
             said.append(
@@ -137,7 +144,7 @@ def remarks(cfg: FrozenConfigDict) -> list[str]:
                 "undoes it; set model.unroll=False"
             )
         return said
-    if reason := attention.falls_back(model):
+    if reason:
         said.append(f"attention is computed in blocks: {reason}")
     if jax.__version_info__ < (0, 11, 1):  # openxla/xla#46225
         said.append(

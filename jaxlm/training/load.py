@@ -55,7 +55,7 @@ def load(spec: str | Path) -> Loaded:
     if located.step is None and (begin := tokenizer_export.begins(tokenizer)):
         what = f"the tokenizer of {str(spec)!r} begins a text with {begin!r}, and here one follows the end of another"
         print(f"warning: {what}; to begin a prompt with {begin!r}, write it there", file=sys.stderr)
-    return Loaded(gpt2.build(cfg.model), read_params(located, cfg), tokenizer, cfg)
+    return Loaded(gpt2.build(cfg.model, strict=False), read_params(located, cfg), tokenizer, cfg)
 
 
 def held_out(located: Located, cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:

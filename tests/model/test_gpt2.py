@@ -117,6 +117,22 @@ def test_parameters_stay_float32_or_become_what_is_asked_for(build):
         assert {leaf.dtype.name for leaf in jax.tree.leaves(shapes)} == {dtype}
 
 
+def test_only_what_trains_by_cudnns_attention_needs_a_gpu(model, params):
+    section = config.resolve(
+        config.override(
+            config.default(), {f"model.{name}": value for name, value in SMALL.items()} | {"model.attention": "cudnn"}
+        )
+    ).model
+    inputs = {"inputs": tokens()}
+    assert jax.tree.map(jnp.shape, gpt2.shapes(section)) == jax.tree.map(jnp.shape, params)
+    with pytest.raises(ConfigError, match="model.attention='cudnn' can't serve here"):
+        jax.eval_shape(gpt2.build(section).apply, params, inputs)
+    read = gpt2.build(section, strict=False)
+    np.testing.assert_array_equal(jax.jit(read.apply)(params, inputs), jax.jit(model.apply)(params, inputs))
+    for prefill, unstack in ((built.prefill, built.unstack) for built in (gpt2.build(section), read)):
+        assert np.all(np.isfinite(prefill(unstack(params), tokens(), np.zeros(2, np.int32), T)[0]))
+
+
 def test_an_unknown_vocabulary_is_an_error(build):
     with pytest.raises(ConfigError, match="model.vocab_size is 0 and no tokenizer has set it"):
         build(vocab_size=0)

@@ -127,6 +127,11 @@ def test_attention_that_is_not_cudnns_is_told_on_a_gpu(gpu, changes, said):
     assert len(remarks) == len(said) and all(one in remark for one, remark in zip(said, remarks))
 
 
+def test_cudnns_attention_that_can_t_serve_is_an_error_before_a_run_begins():
+    with pytest.raises(ConfigError, match="model.attention='cudnn' can't serve here: cuDNN's wants .*='auto'$"):
+        devices.remarks(resolved(**WIDE, model__attention="cudnn"))
+
+
 def test_a_jax_that_is_slow_on_gpus_is_warned_of(gpu):
     gpu("NVIDIA H200", (0, 11, 0))
     (remark,) = devices.remarks(resolved(**WIDE, model__dtype="bfloat16"))

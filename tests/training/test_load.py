@@ -49,6 +49,15 @@ def test_a_run_directory_is_its_latest_step(trained):
     assert model.apply(params, {"inputs": TOKENS}).shape == (1, 7, 257)
 
 
+def test_a_run_by_cudnns_attention_is_read_without_a_gpu(trained, tmp_path):
+    run = shutil.copytree(trained, tmp_path / "run")
+    file = run / "config.json"
+    file.write_text(file.read_text().replace('"attention": "auto"', '"attention": "cudnn"'))
+    loaded = jaxlm.load(run)
+    assert loaded.config.model.attention == "cudnn"
+    np.testing.assert_array_equal(logits(loaded), logits(jaxlm.load(trained)))
+
+
 def test_nothing_but_parameters_is_read(trained, monkeypatch):
     monkeypatch.setattr(Checkpoints, "restore", lambda *_: pytest.fail("it reads the state"))
     jaxlm.load(trained)
