@@ -27,7 +27,7 @@ class Board:
 
     def __init__(self, runs: int, steps: int, metric: str = "eval/loss"):
         self._runs, self._steps, self.metric = runs, steps, metric
-        self._ended = self._stepped = 0
+        self._ended = self._stepped = self._computed = 0
         self._rate = progress.Rate()
         self.bar: rich.progress.Progress | None = None
 
@@ -52,14 +52,19 @@ class Board:
         finally:
             lane.close()
             self._ended += 1
-            self.advance(steps - lane.step)  # one that ended early leaves none to wait for
+            self.skip(steps - lane.step)  # one that ended early leaves none to wait for
             if not self.bar:
                 progress.say(None, f"run {self._ended} of {self._runs}  {lane.line()}")
 
     def advance(self, steps: int) -> None:
-        """Counts steps of any run."""
+        """Counts steps of any run, as they are computed."""
+        self._computed += steps
+        self._rate.add(self._computed)
+        self.skip(steps)
+
+    def skip(self, steps: int) -> None:
+        """Counts steps that are not to be waited for, and tell nothing of the pace."""
         self._stepped += steps
-        self._rate.add(self._stepped)
         if self.bar:
             self.bar.update(self._all, completed=self._stepped, figures=self._figures())
 
@@ -77,7 +82,7 @@ class _Lane:
         self._board, self._title, self._steps, self.step = board, title, steps, done
         self._latest: dict[str, float] = {}
         self._task = board.bar.add_task("", total=steps, completed=done, figures=title) if board.bar else None
-        board.advance(done)
+        board.skip(done)
 
     def update(self, step: int, metrics: Mapping[str, float] | None = None) -> None:
         self._latest.update(metrics or {})

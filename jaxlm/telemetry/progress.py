@@ -73,6 +73,7 @@ class Progress:
         """Moves to `step` completed steps; metrics by their names, of which train/loss, eval/loss and
         throughput/tokens_per_second are shown."""
         self._rate.add(step)
+        self._row_step = min(self._row_step, step)  # a run may go back
         if not self._enabled:
             return
         left = self._rate.seconds_for(self._total - step)
@@ -112,8 +113,9 @@ class Rate:
         self._steps = self._seconds = 0.0
 
     def add(self, step: int) -> None:
+        """Comes to a step; going back to an earlier one is no pace."""
         now = time.monotonic()
-        if self._last:
+        if self._last and step >= self._last[0]:
             seconds = now - self._last[1]
             keep = math.exp(-seconds / _MEMORY)
             self._steps = self._steps * keep + step - self._last[0]

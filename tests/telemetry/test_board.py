@@ -1,3 +1,5 @@
+import pytest
+
 from jaxlm.telemetry.board import Board
 from tests.telemetry.test_progress import terminal_of
 
@@ -45,3 +47,19 @@ def test_in_a_terminal_there_is_a_bar_for_all_and_one_for_each_under_way(monkeyp
     assert any("step 100/200" in line and "0 of 2 runs" in line for line in shown)
     assert any("step 60/100" in line and "one  eval/accuracy 0.2500" in line for line in shown)
     assert any("step 40/100" in line and "two  train/loss 2.5000" in line for line in shown)
+
+
+@pytest.mark.parametrize(("done", "to"), [(900, 1000), (0, 100)], ids=["resumed", "stopped early"])
+def test_steps_that_nobody_computed_are_no_pace(monkeypatch, done, to):
+    now = [0.0]
+    monkeypatch.setattr("jaxlm.telemetry.progress.time.monotonic", lambda: now[0])
+    stderr = terminal_of(monkeypatch)
+    with Board(3, 3000) as board:
+        for start, end in (0, 1000), (done, to), (0, 500):
+            with board.lane("a", 1000, start) as lane:
+                for step in range(start + 10, end + 1, 10):
+                    now[0] += 1
+                    lane.update(step)
+                if end == 500:
+                    board.bar.refresh()
+                    assert any("step 2500/3000" in line and line.endswith("  50s left") for line in stderr.lines())

@@ -65,6 +65,11 @@ class TestRows:
         run(clock, range(4, 33, 4), total=100, every=10)
         assert [line.split()[1] for line in capsys.readouterr().err.splitlines()] == ["12/100", "24/100"]
 
+    def test_every_counts_from_the_step_gone_back_to(self, clock, capsys):
+        run(clock, [*range(10, 61, 10), *range(20, 61, 10)], total=100, every=20)
+        shown = [line.split()[1] for line in capsys.readouterr().err.splitlines()]
+        assert shown == ["20/100", "40/100", "60/100", "40/100", "60/100"]
+
     def test_evaluations_always_show_and_steps_without_metrics_never(self, clock, capsys):
         with Progress(100, every=0) as progress:
             progress.update(1, {"train/loss": 1.0})
@@ -95,6 +100,12 @@ class TestTimeLeft:
                 clock[0] += 0.1 if step < 600 else 1.0
                 progress.update(step, METRICS)
         assert capsys.readouterr().err.endswith("2h 30m left\n")  # 9000 steps of one second
+
+    def test_steps_gone_back_are_no_pace(self, clock, capsys):
+        run(clock, [*range(0, 601, 10), *range(100, 501, 10)], total=1000, every=100)
+        rows = capsys.readouterr().err.splitlines()
+        assert rows[-4].startswith("step  200/1000") and rows[-4].endswith("  1m 20s left")  # 800 steps, 10 a second
+        assert rows[-1].startswith("step  500/1000") and rows[-1].endswith("  50s left")
 
     @pytest.mark.parametrize(
         ("seconds", "words"),
