@@ -119,8 +119,9 @@ def checked(path: str, value: Any, declared: Any) -> Any:
     if kind is tuple and type(value) is list:
         value = tuple(value)
     if type(value) is not kind:
+        example = str(value) if declared == "" and type(value) in (int, float) else declared
         raise ConfigError(
-            f"{path} is {value!r} ({type(value).__name__}); expected {kind.__name__}, such as {declared!r}"
+            f"{path} is {value!r} ({type(value).__name__}); expected {kind.__name__}, such as {example!r}"
         )
     finite(path, value)
     rule = RULES.get(path)

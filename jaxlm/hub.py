@@ -25,9 +25,12 @@ def unreachable(timeout: float = 5.0) -> str:
     """Why the hub can't be asked, found within `timeout` seconds; "" where it can."""
     if offline():
         return "HF_HUB_OFFLINE is set"
+    endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+    host = urllib.parse.urlsplit(endpoint)
+    if host.scheme not in ("https", "http") or not host.hostname:
+        return f"HF_ENDPOINT is {endpoint!r}; expected an address such as 'https://huggingface.co'"
     if urllib.request.getproxies().get("https"):
         return ""  # the proxy resolves names for us, so a look-up from here would say nothing
-    host = urllib.parse.urlsplit(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
     failure = [f"{host.hostname} does not answer"]
 
     def probe() -> None:

@@ -311,6 +311,7 @@ def test_a_groups_chain_of_no_names_is_refused():
         ("model.unroll", "1", "model.unroll is 1 (int); expected bool"),
         ("model.unroll", "yes", "model.unroll is 'yes' (str); expected bool"),
         ("model.dtype", 32, "model.dtype is 32 (int); expected str"),
+        ("log.carbon_intensity", 380, "log.carbon_intensity is 380 (int); expected str, such as '380'"),
         ("log.writers", "3", "log.writers is 3 (int); expected tuple"),
     ],
 )

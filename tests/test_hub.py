@@ -32,6 +32,13 @@ def test_hub_that_does_not_answer_is_found_out(monkeypatch: pytest.MonkeyPatch) 
     assert hub.unreachable() == ""
 
 
+@pytest.mark.parametrize("endpoint", ["hf-mirror.com", "localhost:8080", "https://", ""])
+def test_an_endpoint_that_is_no_address_is_named(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert hub.unreachable().startswith(f"HF_ENDPOINT is {endpoint!r}; expected an address such as 'https://")
+
+
 def cached(cache: Path, name: str, *files: str) -> Path:
     """A repository in a cache folder as huggingface_hub lays it out."""
     folder = cache / f"models--{name.replace('/', '--')}"

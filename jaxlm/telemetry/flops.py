@@ -78,11 +78,17 @@ _PEAKS: dict[str, Peak] = {
     "NVIDIA H200 NVL": _tensor_cores(835.5, 417.5),
     "NVIDIA GH200": _tensor_cores(989.4, 494.7),
     "NVIDIA H800": _tensor_cores(989.4, 494.7),
+    # NVIDIA H800 PCIe datasheet: as H100 PCIe
+    "NVIDIA H800 PCIe": _tensor_cores(756, 378),
     # NVIDIA H20 datasheet: 148 and 74 dense
     "NVIDIA H20": _tensor_cores(148, 74),
     # NVIDIA A100 datasheet: 312 and 156 dense, SXM and PCIe alike; A800 as A100
     "NVIDIA A100": _tensor_cores(312, 156),
+    "NVIDIA A100-PCIE": _tensor_cores(312, 156),
+    "NVIDIA A100 80GB PCIe": _tensor_cores(312, 156),
     "NVIDIA A800": _tensor_cores(312, 156),
+    "NVIDIA A800-PCIE": _tensor_cores(312, 156),
+    "NVIDIA A800 80GB PCIe": _tensor_cores(312, 156),
     # Datasheets of A30, A40, A10, RTX A6000: dense
     "NVIDIA A30": _tensor_cores(165, 82),
     "NVIDIA A40": _tensor_cores(149.7, 74.8),
@@ -112,9 +118,9 @@ _PEAKS: dict[str, Peak] = {
     "TPU v6 lite": _tpu(918),
 }
 
-# What may follow a name without changing the peak: package and memory. All else (MIG slices, Laptop, Ti, D) is another
-# device, and no MFU is better than a wrong one.
-_SAME = re.compile(r"([ -](SXM\d|PCIe|PCIE|\d+GB|HBM\w+))*")
+# What may follow a name without changing the peak: package and memory. All else (PCIe, MIG slices, Laptop, Ti, D) is
+# another device, and no MFU is better than a wrong one.
+_SAME = re.compile(r"([ -](SXM\d|\d+GB|HBM\w+))*")
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:

@@ -36,6 +36,9 @@ def test_flops_against_matmuls_counted_one_by_one():
         ("NVIDIA A100-SXM4-40GB", "bfloat16", 312),
         ("NVIDIA A100-PCIE-40GB", "bfloat16", 312),
         ("NVIDIA A100 80GB PCIe", "float32", 156),
+        ("NVIDIA A800 80GB PCIe", "bfloat16", 312),
+        ("NVIDIA H800", "bfloat16", 989.4),
+        ("NVIDIA H800 PCIe", "bfloat16", 756),
         ("NVIDIA A10", "bfloat16", 125),
         ("NVIDIA A10G", "bfloat16", 70),
         ("NVIDIA L4", "bfloat16", 121),
@@ -62,6 +65,7 @@ def test_peak(kind, dtype, teraflops):
         ("NVIDIA H1000", "bfloat16"),
         ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", "bfloat16"),  # a slice of one
         ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16"),  # another chip
+        ("NVIDIA H200 PCIe", "bfloat16"),  # no such device is known
         ("NVIDIA GeForce RTX 3090 Ti", "bfloat16"),
         ("Tesla V100-SXM2-16GB", "bfloat16"),  # the hardware has none
         ("Tesla T4", "bfloat16"),
