@@ -157,7 +157,7 @@ def build(section: Any, placement: Placement = ON_ONE_DEVICE, *, strict: bool = 
             anywhere._replace(unroll=False)
         )  # the same numbers, of a program that does not grow with the layers
         params = looped.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
-        return lora.added(params, section.lora, key)
+        return lora.added(params, section.lora, key, section.vocab_size)
 
     def hidden(
         params: PyTree,

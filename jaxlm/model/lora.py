@@ -19,12 +19,13 @@ PyTree = Any
 KEY = "lora"
 
 
-def added(params: PyTree, section: Any, key: jax.Array) -> PyTree:
+def added(params: PyTree, section: Any, key: jax.Array, vocab_size: int) -> PyTree:
     """The parameters with a [..., M, R], normal with standard deviation 1/sqrt(3 M), and b [..., R, N], zero: so that
     the function is what it was. As they are where the rank is 0.
 
     Args:
       section: `model.lora` of a config.
+      vocab_size: rows of wte's `a` from this one on are zero, as the ids are that pad the vocabulary.
 
     Raises:
       ConfigError: `where` matches nothing, or what is no matrix.
@@ -42,6 +43,8 @@ def added(params: PyTree, section: Any, key: jax.Array) -> PyTree:
             )
         *layers, rows, columns = w.shape
         a = jax.random.normal(jax.random.fold_in(key, number), (*layers, rows, section.rank), w.dtype)
+        if path == "wte/embedding":
+            a = a.at[vocab_size:].set(0)
         node = thin
         for name in path.split("/"):
             node = node.setdefault(name, {})

@@ -36,16 +36,22 @@ def of_model(model: Any, params: Any) -> int:
 
 
 def padding(params: Any, vocab_size: int) -> int:
-    """How many of GPT-2's numbers only fill up its vocabulary to a multiple: in wte and an lm_head of its own."""
-    rows, width = params["wte"]["embedding"].shape
-    return (1 + ("lm_head" in params)) * (rows - vocab_size) * width
+    """How many of GPT-2's numbers only fill up its vocabulary to a multiple: in wte, an lm_head of its own, and what
+    low-rank adaptation adds to them."""
+    rows, thin = params["wte"]["embedding"].shape[0], params.get("lora", {})
+    tables = [*params["wte"].values(), *params.get("lm_head", {}).values()]
+    tables += [product["a"] for product in thin.get("wte", {}).values()]
+    tables += [product["b"] for product in thin.get("lm_head", {}).values()]
+    padding: int = sum(table.size // rows * (rows - vocab_size) for table in tables)
+    return padding
 
 
 def matmul_size(params: Any, vocab_size: int) -> int:
     """How many of GPT-2's parameters multiply each token: all but padding, the tables that are only looked up, and
     low-rank products, which are added to matrices once a step."""
+    params = {name: part for name, part in params.items() if name != "lora"}
     looked_up = tree.size(params["wpe"]) + ("lm_head" in params) * vocab_size * params["wte"]["embedding"].shape[1]
-    return tree.size(params) - padding(params, vocab_size) - looked_up - tree.size(params.get("lora", ()))
+    return tree.size(params) - padding(params, vocab_size) - looked_up
 
 
 class Peak(NamedTuple):

@@ -141,7 +141,7 @@ def _parameters(cfg: FrozenConfigDict, source: Source) -> tuple[Beginning, list[
     out = read_params(source.located, source.config)
     key, _ = jax.random.split(jax.random.key(cfg.seed))  # the one that draws parameters where there is no source
     out, resized = resize(lora.merged(out, source.config.model.lora), source.config.model, cfg.model, key)
-    out = lora.added(out, cfg.model.lora, key)
+    out = lora.added(out, cfg.model.lora, key, cfg.model.vocab_size)
     return Beginning(params=jax.tree.map(lambda x: x.astype(cfg.model.param_dtype), out)), resized
 
 

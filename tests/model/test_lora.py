@@ -12,6 +12,7 @@ from jaxlm import config, tree
 from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
 from jaxlm.model import gpt2, lora
+from jaxlm.telemetry import flops
 from jaxlm.training import sanity, step
 from jaxlm.training.export import export
 from tests.tiny import assert_same_bits, batch, resolved, tiny
@@ -48,6 +49,19 @@ def test_at_first_the_function_is_what_it_was():
     assert "lora" not in base and lora.merged(base, section) is base
 
 
+def test_what_pads_the_vocabulary_is_zero_and_no_parameter():
+    _, params, _ = model(**ON)
+    a = params["lora"]["wte"]["embedding"]["a"]
+    assert a.shape == (384, 2) and np.all(a[:257] != 0) and not np.any(a[257:])
+    assert flops.padding(params, 257) == (384 - 257) * (16 + 2)
+    head = {"kernel": np.zeros((16, 384))}
+    product = {"kernel": {"a": np.zeros((16, 384)), "b": np.zeros((384, 384))}}  # a rank as large as the vocabulary
+    both = params | {"lm_head": head, "lora": params["lora"] | {"lm_head": product}}
+    assert flops.padding(both, 257) == (384 - 257) * (16 + 2 + 16 + 384)
+    plain = {name: part for name, part in params.items() if name != "lora"}
+    assert flops.matmul_size(params, 257) == flops.matmul_size(plain, 257)
+
+
 def test_merged_parameters_give_the_same_logits():
     plain, _, _ = model()
     adapted, params, section = model(**ON)
@@ -55,7 +69,7 @@ def test_merged_parameters_give_the_same_logits():
     expected = adapted.apply(params, TOKENS)
     assert (
         np.abs(
-            expected - adapted.apply(lora.added(plain.init(jax.random.key(0)), section, jax.random.key(0)), TOKENS)
+            expected - adapted.apply(lora.added(plain.init(jax.random.key(0)), section, jax.random.key(0), 257), TOKENS)
         ).max()
         > 0.1
     )
