@@ -16,7 +16,7 @@ from jaxlm.ablation.study import Study, Trial, arm, essential, naming, trial, wi
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import chain
-from jaxlm.telemetry import energy, flops
+from jaxlm.telemetry import carbon, flops
 from jaxlm.training import devices, sanity
 from jaxlm.training.prepare import prepare
 
@@ -183,7 +183,7 @@ def _program(cfg: FrozenConfigDict) -> Hashable:
     cfg = prepare(cfg).config
     sanity.check(cfg)
     devices.imagined(cfg)
-    energy.intensity(cfg.log.carbon_intensity)
+    carbon.intensity(cfg.log.carbon_intensity)
     return lanes.shared(cfg)
 
 

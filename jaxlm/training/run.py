@@ -22,7 +22,7 @@ from jaxlm.evals import perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim import chain
 from jaxlm.optim.wrappers import evaluation_params
-from jaxlm.telemetry import energy, flops
+from jaxlm.telemetry import carbon, energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.writers import METRICS, Writers, open_writers, read_jsonl
 from jaxlm.training import devices, initial, lock, material, parallel, position, processes, rundir, sanity, step
@@ -115,7 +115,7 @@ class Run:
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
         self._seen = seen
         _, self.hparams = step.split(cfg)
-        self._carbon = energy.intensity(cfg.log.carbon_intensity)
+        self._carbon = carbon.intensity(cfg.log.carbon_intensity)
         self._material = material.of(cfg, opened)
         self.validation = self._material.validation
         self.ended = ""
@@ -303,8 +303,8 @@ class Run:
             self.ended = ""  # which `open_run` takes for a failure
             raise
         if joules := self._energy.total():
-            carbon = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
-            self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{carbon}")
+            grams = "" if self._carbon is None else f", {joules / energy.JOULES_PER_KWH * self._carbon:.3g} gCO2e"
+            self.say(f"used {joules:,.4g} J, {joules / energy.JOULES_PER_KWH:.3g} kWh{grams}")
 
     @contextlib.contextmanager
     def _diverging(self) -> Iterator[None]:

@@ -5,7 +5,6 @@ import types
 
 import pytest
 
-from jaxlm.errors import ConfigError
 from jaxlm.telemetry import energy
 from jaxlm.telemetry.energy import JOULES_PER_KWH, Meter, Share
 
@@ -220,26 +219,3 @@ def test_a_counter_is_read_now_and_then(monkeypatch):
     monkeypatch.setattr(energy.time, "perf_counter", lambda: now + 61)
     share.tick()
     assert len(reads) == 2
-
-
-# Carbon
-
-
-def test_intensity():
-    assert energy.intensity("") is None
-    assert energy.intensity("56.5") == 56.5
-    assert energy.intensity("FRA") == energy.intensity("fra")
-    assert 20 < energy.intensity("FRA") < 150  # mostly nuclear
-    assert energy.intensity("POL") > 400  # mostly coal
-
-
-@pytest.mark.parametrize("text", ["FRX", "-3", "nan", "inf", "much"])
-def test_intensity_that_is_none(text):
-    with pytest.raises(ConfigError, match="expected grams of CO2e per kWh, or a country"):
-        energy.intensity(text)
-
-
-def test_intensity_without_codecarbon(monkeypatch):
-    monkeypatch.setitem(sys.modules, "codecarbon.input", None)
-    with pytest.raises(ConfigError, match="need codecarbon"):
-        energy.intensity("FRA")
