@@ -49,7 +49,7 @@ class Completion(NamedTuple):
     finish: str  # "end_of_text"; "stop" by `over`; "length", of max_tokens or of the context
 
 
-def pad_left(prompts: Sequence[Sequence[int]], length: int = 0, pad: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def pad_left(prompts: Sequence[Sequence[int]], length: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Prompts of unequal length as (tokens int32[B, P], start int32[B]): row b's prompt is tokens[b, start[b]:].
 
     Args:
@@ -59,7 +59,7 @@ def pad_left(prompts: Sequence[Sequence[int]], length: int = 0, pad: int = 0) ->
       ValueError: an empty prompt.
     """
     longest = max(length, *map(len, prompts))
-    tokens = np.full((len(prompts), longest), pad, np.int32)
+    tokens = np.zeros((len(prompts), longest), np.int32)
     start = np.array([longest - len(prompt) for prompt in prompts], np.int32)
     for row, first, prompt in zip(tokens, start, prompts, strict=True):
         if len(prompt) == 0:
