@@ -12,9 +12,9 @@ import numpy as np
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import DivergedError
-from jaxlm.telemetry.energy import Share
 from jaxlm.telemetry.flops import mfu
 from jaxlm.telemetry.progress import View
+from jaxlm.telemetry.share import Share
 from jaxlm.telemetry.writers import Writers
 from jaxlm.training.position import Position, before_evaluation
 

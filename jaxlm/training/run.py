@@ -24,6 +24,7 @@ from jaxlm.optim import chain
 from jaxlm.optim.wrappers import evaluation_params
 from jaxlm.telemetry import carbon, energy, flops
 from jaxlm.telemetry.progress import View
+from jaxlm.telemetry.share import Share
 from jaxlm.telemetry.writers import METRICS, Writers, open_writers, read_jsonl
 from jaxlm.training import devices, initial, lock, material, parallel, position, processes, rundir, sanity, step
 from jaxlm.training.checkpoint import Checkpoints
@@ -174,7 +175,7 @@ class Run:
         self.writers.close()
         names = cfg.log.writers if processes.first() else ()
         self.writers = open_writers(names, self.workdir, cfg, self.done, self.say)
-        self._energy = energy.Share(meter, runs, self._position.joules, self._carbon)
+        self._energy = Share(meter, runs, self._position.joules, self._carbon)
         self.recorder = Recorder(
             cfg,
             self._position,
