@@ -162,7 +162,7 @@ def _branch(cfg: FrozenConfigDict, source: Source, tokens: str, like: State) -> 
             restored = checkpoints.restore(like, located.step)
         except DataError as error:
             kept = (
-                "A branch keeps its source's optimizer stages, and a schedule wherever the source has one, nowhere else"
+                "A branch keeps its source's optimizer stages, and a schedule where the source has one, nowhere else"
             )
             what = f"{error}. {kept}. With init_state=False a run begins with the parameters alone"
             raise DataError(what) from error
