@@ -153,9 +153,8 @@ def build(section: Any, placement: Placement = ON_ONE_DEVICE, *, strict: bool = 
     whole = functools.partial(lora.merged, section=section.lora)
 
     def init(key: Key[Array, ""]) -> PyTree:
-        looped = GPT2(
-            anywhere._replace(unroll=False)
-        )  # the same numbers, of a program that does not grow with the layers
+        # The same numbers, of a program that does not grow with the layers.
+        looped = GPT2(anywhere._replace(unroll=False))
         params = looped.init(key, jnp.zeros((1, 1), jnp.int32), method=GPT2.logits)["params"]
         return lora.added(params, section.lora, key, section.vocab_size)
 

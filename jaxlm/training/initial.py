@@ -161,9 +161,7 @@ def _branch(cfg: FrozenConfigDict, source: Source, tokens: str, like: State) -> 
         try:
             restored = checkpoints.restore(like, located.step)
         except DataError as error:
-            kept = (
-                "A branch keeps its source's optimizer stages, and a schedule where the source has one, nowhere else"
-            )
+            kept = "A branch keeps its source's optimizer stages, and a schedule where the source has one, nowhere else"
             what = f"{error}. {kept}. With init_state=False a run begins with the parameters alone"
             raise DataError(what) from error
     _, root = jax.random.split(jax.random.key(cfg.seed))  # as where a run begins anew
