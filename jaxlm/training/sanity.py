@@ -25,15 +25,15 @@ def check(cfg: FrozenConfigDict) -> list[str]:
     """What is almost surely wrong, as lines to say.
 
     Raises:
-      ConfigError: there is something and the config is strict, or nothing sets a learning rate, or two turn each other
-        round; or no evaluation gives the metric that the run is judged by.
+      ConfigError: there is something and the config is strict, or nothing sets a learning rate; or no evaluation gives
+        the metric that the run is judged by.
     """
     if cfg.eval.every and cfg.data.validation and not cfg.eval.tasks:  # of these nobody knows what they will tell
         _check_judges(cfg)
     params = gpt2.shapes(cfg.model)
     found = review.check(cfg.optimizer.to_dict(), params, steps=cfg.steps, strict=cfg.strict)
-    if fatal := [finding for finding in found if finding.rule in review.FATAL]:
-        raise ConfigError(f"optimizer.chain has {fatal[0].rule}: {fatal[0].reason}")
+    if rateless := [finding for finding in found if finding.rule == review.NO_LEARNING_RATE]:
+        raise ConfigError(f"optimizer.chain has no learning rate: {rateless[0].reason}")
     said = [f"warning: optimizer.{stage}: {reason}" for _, stage, reason in found]
     return said + [f"warning: {doubt}" for doubt in _beside_lora(cfg, params)]
 

@@ -8,7 +8,6 @@ from jaxlm import optim, tree
 from jaxlm.errors import ConfigError
 from jaxlm.model import gpt2
 from jaxlm.optim import review
-from jaxlm.optim.review import TURNED_ROUND
 from jaxlm.optim.stages import stages
 from jaxlm.optim.ways import ways
 from tests.optim.small import DEFAULT, PARAMS
@@ -118,9 +117,9 @@ def test_a_sound_spec_raises_no_doubt(spec):
         ("no learning rate", ("scale_by_adam", "sgd"), {"sgd": {"learning_rate": 0.1, "where": "kernels"}}),
         ("no learning rate", ("scale_by_adam", "proximal_l1"), {"proximal_l1": {"l1": 1e-4, "learning_rate": 1e-3}}),
         ("two learning rates", ("adam", "scale_by_learning_rate", "sgd"), {"adam": RATE, "sgd": RATE}),
-        (TURNED_ROUND, ("adam", "scale_by_learning_rate"), {"adam": RATE}),
-        (TURNED_ROUND, ("sgd", "scale"), {"sgd": RATE, "scale": {"step_size": -1.0}}),
-        ("no learning rate", ("adafactor",), {}),
+        ("two changes of sign", ("adam", "scale_by_learning_rate"), {"adam": RATE}),
+        ("two changes of sign", ("sgd", "scale"), {"sgd": RATE, "scale": {"step_size": -1.0}}),
+        ("steps as large as the parameters", ("adafactor",), {}),
         ("decay of biases or norms", ("adafactor",), {"adafactor": {**RATE, "weight_decay_rate": 0.1}}),
         ("clipping after scaling", ("scale_by_adam", "clip_by_global_norm", "scale_by_learning_rate"), {}),
         (
