@@ -1,6 +1,6 @@
 """python -m jaxlm.evaluate --checkpoint=C [--data=PATH] [--task=NAME ...] [--stride=N] [--batch_size=N] [--json]
 python -m jaxlm.evaluate --checkpoint=C --harness=TASK [...] [--num_fewshot=N] [--limit=N] [--batch_size=N] [--json]
-"""
+Both take --weights=ema too."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxlm.errors import ConfigError, exit_code
+from jaxlm.training import checkpoint_flags
 
 FORM = ("format", "prompt", "completion", "text_field")  # of rows
 
@@ -17,9 +18,8 @@ FORM = ("format", "prompt", "completion", "text_field")  # of rows
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints loss, perplexity by token and by word, bits per byte and accuracy over a whole text, and what tasks on its
     pairs, or those of the lm-evaluation-harness, give, with 95% intervals; exit codes as in `jaxlm.errors`."""
-    parser = argparse.ArgumentParser(prog="python -m jaxlm.evaluate", description=main.__doc__, allow_abbrev=False)
+    parser = checkpoint_flags.parser("evaluate", main.__doc__)
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="a run, <run>/checkpoints/<step>, a Hugging Face directory or a hub id")
     flag("--data", help="text or tokens to evaluate on, as data.source; default: the run's held-out split")
     for name in FORM:
         flag(f"--{name}", help=f"of --data, as data.{name}; default: the run's")
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     step = (located := locate(args.checkpoint)).step
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
-    model, params, tokenizer, cfg = load(args.checkpoint)
+    model, params, tokenizer, cfg = load(args.checkpoint, args.weights)
     cfg = asking.formed(cfg, args.data, {name: getattr(args, name) for name in FORM}, wanted if step is None else ())
     asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxlm.errors import ConfigError, DataError, exit_code
+from jaxlm.training import checkpoint_flags
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Prints continuations of prompts by a trained model; exit codes as in `jaxlm.errors`."""
-    parser = argparse.ArgumentParser(prog="python -m jaxlm.generate", description=main.__doc__, allow_abbrev=False)
+    parser = checkpoint_flags.parser("generate", main.__doc__)
     flag = parser.add_argument
-    flag("--checkpoint", required=True, help="a run, <run>/checkpoints/<step>, a Hugging Face directory or a hub id")
     flag("--prompt", action="append", default=[], help="may be given several times; '' starts afresh")
     flag("--prompts", help="a UTF-8 file with a prompt on each line")
     flag("--num_samples", type=int, default=1, help="texts for each prompt, with seeds seed, seed + 1, ...")
@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     check(args, len(prompts), single)
 
     host.settle()
-    model, params, tokenizer, config = load(args.checkpoint)
+    model, params, tokenizer, config = load(args.checkpoint, args.weights)
     context = config.model.context_length
     for where, text in prompts:
         size = len(generation.encode(tokenizer, text))

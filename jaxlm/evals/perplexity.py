@@ -82,9 +82,13 @@ def of_all(sums: Mapping[str, TokenSums], bytes_per_token: float) -> dict[str, f
     """`metrics` of parameters by their names: eval/loss, ... of "", and eval/ema_loss, ... of "ema"."""
     out: dict[str, float] = {}
     for name, found in sums.items():
-        of_one = metrics(found, bytes_per_token)
-        out |= {key.replace("/", f"/{name}_") if name else key: value for key, value in of_one.items()}
+        out |= {named(key, name): value for key, value in metrics(found, bytes_per_token).items()}
     return out
+
+
+def named(metric: str, params: str) -> str:
+    """What a metric is called of the parameters of such a name: eval/loss of "ema" is eval/ema_loss."""
+    return metric.replace("/", f"/{params}_") if params else metric
 
 
 def evaluate_split(

@@ -245,6 +245,10 @@ def ema_of_params(decay: ArrayLike = 0.999, debias: bool = True) -> optax.Gradie
     return optax.GradientTransformation(init, update)
 
 
+_AVERAGES = {"": optax.contrib.ScheduleFreeState, "ema": EmaOfParamsState}
+"""By the name of `evaluation_params`, what keeps another than the parameters."""
+
+
 def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, PyTree]:
     """What to evaluate, by the name to report it under: "" for what the optimizer means as its result, and more.
 
@@ -261,18 +265,18 @@ def evaluation_params(opt_state: optax.OptState, params: PyTree) -> dict[str, Py
     return out
 
 
-def has_average(opt_state: optax.OptState) -> bool:
-    """Whether the optimizer means something else than the parameters as its result: "" of `evaluation_params`."""
-    return bool(_states(opt_state, optax.contrib.ScheduleFreeState))
+def averages(opt_state: optax.OptState) -> set[str]:
+    """The names under which `evaluation_params` finds an average in a state; under "" it else has the parameters."""
+    return {name for name, kind in _AVERAGES.items() if _states(opt_state, kind)}
 
 
 def of_stored(state: PyTree) -> optax.OptState:
     """An optimizer state from the plain dicts and lists that a file has of it, as far as `evaluation_params` looks:
-    with schedule-free's states, known by their fields, and what is masked, None there."""
+    with the states that keep an average, known by their fields, and what is masked, None there."""
     if isinstance(state, Mapping):
         fields = {name: of_stored(value) for name, value in state.items()}
-        free = optax.contrib.ScheduleFreeState
-        return free(**fields) if fields.keys() == {*free._fields} else fields
+        kind: Any = next((kind for kind in _AVERAGES.values() if fields.keys() == {*kind._fields}), dict)
+        return kind(**fields)
     if isinstance(state, (list, tuple)):
         return [of_stored(value) for value in state]
     return optax.MaskedNode() if state is None else state

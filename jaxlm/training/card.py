@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ml_collections import FrozenConfigDict
 
 from jaxlm import __version__, config_json, hub, redact, tree
+from jaxlm.evals import perplexity
 from jaxlm.telemetry import flops
 from jaxlm.telemetry.writers import METRICS, read_jsonl
 from jaxlm.training.load import Loaded, Located
@@ -35,12 +36,13 @@ class Latest(NamedTuple):
     value: float
 
 
-def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
+def card(name: str, source: str, located: Located, loaded: Loaded, weights: str = "") -> str:
     """Markdown with YAML front matter, without secrets.
 
     Args:
       name: the model's, as its folder is called.
       source: what was exported: a run, a folder or a hub id.
+      weights: as `load` was given them.
     """
     cfg, of_run = shown(loaded), located.step is not None
     base = cfg.init_from if of_run else source
@@ -52,7 +54,7 @@ def card(name: str, source: str, located: Located, loaded: Loaded) -> str:
         _table(("", ""), _architecture(loaded)),
     ]
     if located.step is not None:
-        parts += _run(cfg, located.folder, located.step)
+        parts += _run(cfg, located.folder, located.step, weights)
     parts += ["## Use", _use(name)]
     if of_run:
         parts += ["## Config", _AGAIN, _fold(CONFIG, config_json.to_json(cfg))]
@@ -94,7 +96,7 @@ def _architecture(loaded: Loaded) -> list[tuple[str, str]]:
     ]
 
 
-def _run(cfg: FrozenConfigDict, workdir: Path, step: int) -> list[str]:
+def _run(cfg: FrozenConfigDict, workdir: Path, step: int, weights: str) -> list[str]:
     """What a run recorded up to a step."""
     metrics = workdir / METRICS
     rows = read_jsonl(metrics) if metrics.exists() else []
@@ -110,15 +112,18 @@ def _run(cfg: FrozenConfigDict, workdir: Path, step: int) -> list[str]:
         ("tokens seen", f"{int(seen.value) + (step - seen.step) * B * T:,}"),
         *((_code(name), f"{found.value:.6g}") for name, found in latest.items() if name.startswith("energy/")),
     ]
+    if weights:
+        facts.append(("weights", f"an average of the parameters: {_code(weights)}"))
+    units = {perplexity.named(name, weights): unit for name, unit in _RESULTS.items()}
     results = [
         (_code(name), f"{latest[name].value:.4f}", unit, f"{latest[name].step:,}")
-        for name, unit in _RESULTS.items()
+        for name, unit in units.items()
         if name in latest
     ]
     out = ["## Training", _table(("", ""), facts)]
     if results:
         out += ["## Results", _table(("metric", "value", "", "after step"), results)]
-    if "eval/loss" in latest:
+    if perplexity.named("eval/loss", weights) in latest:
         part = f"at most {cfg.eval.batches} batches of {B * T:,} tokens spread over" if cfg.eval.batches else "all of"
         out.append(f"Those of `eval/` are over {part} the held-out text, in windows that don't overlap.")
     return out

@@ -16,19 +16,19 @@ from jaxlm.training import card
 from jaxlm.training.load import load, locate
 
 
-def export(checkpoint: str | Path, out: str | Path) -> Path:
+def export(checkpoint: str | Path, out: str | Path, weights: str = "") -> Path:
     """Writes config.json, generation_config.json, model.safetensors, tokenizer files and README.md, a model card;
     of a run, jaxlm_config.json too.
 
     Args:
-      checkpoint: as `jaxlm.load` takes it.
+      checkpoint, weights: as `jaxlm.load` takes them.
       out: a folder that is not there yet, or is empty. It appears whole or not at all.
 
     Returns:
       `out`, absolute.
 
     Raises:
-      ConfigError: something lies at `out`, or that is no name.
+      ConfigError: something lies at `out`, or that is no name; or there are no such weights.
       DataError: nothing to export is at `checkpoint`, or `out` can't be written.
     """
     if not str(out).strip():
@@ -37,10 +37,10 @@ def export(checkpoint: str | Path, out: str | Path) -> Path:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={str(out)!r} exists and is not an empty folder; remove it or give another")
     located = locate(checkpoint)
-    loaded = load(checkpoint)
+    loaded = load(checkpoint, weights)
     section, tokenizer = loaded.config.model, loaded.tokenizer
     texts = tokenizer_export.files(tokenizer, section.context_length)
-    texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded)
+    texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded, weights)
     if located.step is not None:
         texts[card.CONFIG] = redact.text(config_json.to_json(card.shown(loaded)))
     with _folder(out) as folder:

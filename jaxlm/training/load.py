@@ -13,15 +13,15 @@ from ml_collections import FrozenConfigDict
 from jaxlm import config, data, hub
 from jaxlm.data import TokenFile, paths, tokenizer_export, tokenizer_specs
 from jaxlm.data.tokenizers import Tokenizer
-from jaxlm.errors import ConfigError, DataError
+from jaxlm.errors import ConfigError, DataError, nearest
 from jaxlm.files import expanded
 from jaxlm.model import gpt2, huggingface, huggingface_config
-from jaxlm.optim.wrappers import evaluation_params, has_average, of_stored
-from jaxlm.training import position, rundir
+from jaxlm.optim.wrappers import averages, evaluation_params, of_stored
+from jaxlm.training import checkpoint_flags, position, rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import PyTree
 
-EXPECTED = "expected a run directory, <run>/checkpoints/<step>, a Hugging Face directory or a hub id such as 'gpt2'"
+EXPECTED = f"expected {checkpoint_flags.WHERE} such as 'gpt2'"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
 
 
@@ -37,12 +37,17 @@ class Loaded(NamedTuple):
     config: FrozenConfigDict  # the run's; of a Hugging Face directory, the defaults with its model and tokenizer
 
 
-def load(spec: str | Path) -> Loaded:
+def load(spec: str | Path, weights: str = "") -> Loaded:
     """The model, parameters, tokenizer and config of a run directory (its latest step, with early stopping the best
     one kept), of `<run>/checkpoints/<step>`, of a Hugging Face directory, or of a hub id: from the local cache if it
     is there.
 
+    Args:
+      weights: which parameters: "" are a run's result, "ema" the average that `ema_of_params` kept beside them, of
+        which evaluations report eval/ema_loss and the like.
+
     Raises:
+      ConfigError: there is no such average.
       DataError: nothing of the kind is there, or it is damaged, or the tokenizer has more ids than the model.
     """
     located = locate(spec)
@@ -55,7 +60,7 @@ def load(spec: str | Path) -> Loaded:
     if located.step is None and (begin := tokenizer_export.begins(tokenizer)):
         what = f"the tokenizer of {str(spec)!r} begins a text with {begin!r}, and here one follows the end of another"
         print(f"warning: {what}; to begin a prompt with {begin!r}, write it there", file=sys.stderr)
-    return Loaded(gpt2.build(cfg.model, strict=False), read_params(located, cfg), tokenizer, cfg)
+    return Loaded(gpt2.build(cfg.model, strict=False), read_params(located, cfg, weights), tokenizer, cfg)
 
 
 def held_out(located: Located, cfg: FrozenConfigDict, tokenizer: Tokenizer) -> TokenFile:
@@ -151,25 +156,38 @@ def read_tokenizer(located: Located) -> Tokenizer:
     return tokenizer_specs.build(str(located.folder))
 
 
-def read_params(located: Located, cfg: FrozenConfigDict) -> PyTree:
+def read_params(located: Located, cfg: FrozenConfigDict, weights: str = "") -> PyTree:
     """The parameters on the first device; nothing else of a run's step is read, so no optimizer state.
 
-    But of a run whose optimizer means an average as its result (schedule-free): that one, for which all is read. Which
-    that is the step itself says, since its optimizer may be a Python object, which no config.json holds.
+    But of an average, which is what `weights` names or what the optimizer means as its result (schedule-free), all is
+    read. Which there are the step itself says, since its optimizer may be a Python object, which no config.json holds.
 
     Args:
       cfg: of `read_config`.
+      weights: as `load` takes it.
+
+    Raises:
+      ConfigError, DataError: as `load`.
     """
     if located.step is None:
+        _check_weights(weights, set(), located.folder)
         leaves, treedef = jax.tree.flatten(huggingface.read(located.folder, cfg.model))
         for i, leaf in enumerate(leaves):  # one by one, so that there are not two of each for long
             leaves[i] = jax.device_put(leaf)  # a copy only where it must be
         return jax.tree.unflatten(treedef, leaves)
     with Checkpoints(located.folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
+        kept = averages(of_stored(checkpoints.opt_state_shapes(located.step)))
+        _check_weights(weights, kept, checkpoints.folder(located.step))
         params = checkpoints.params(gpt2.shapes(cfg.model), located.step)
-        if not has_average(of_stored(checkpoints.opt_state_shapes(located.step))):
+        if weights not in kept:
             return params
-        return evaluation_params(of_stored(checkpoints.opt_state(located.step)), params)[""]
+        return evaluation_params(of_stored(checkpoints.opt_state(located.step)), params)[weights]
+
+
+def _check_weights(weights: str, kept: set[str], where: Path) -> None:
+    if weights and weights not in kept:
+        what = f"weights is {weights!r}, and {where} has no such average: {nearest(weights, kept - {''})}"
+        raise ConfigError(f"{what}; a run keeps one, 'ema', where its optimizer.chain ends with ema_of_params")
 
 
 def _fetched(name: str) -> Path:

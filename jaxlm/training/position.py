@@ -10,6 +10,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from jaxlm.errors import ConfigError, nearest
+from jaxlm.evals import perplexity
 from jaxlm.optim import chain
 
 
@@ -80,6 +81,16 @@ def check(cfg: FrozenConfigDict, metrics: Mapping[str, float]) -> None:
       ConfigError: as `judged`.
     """
     judged(Position(0, ""), cfg, metrics, 0)
+
+
+def judging(cfg: FrozenConfigDict, averages: Iterable[str]) -> list[str]:
+    """Which of these averages of the parameters the run is judged by."""
+    stopping = cfg.early_stopping
+    judges = [
+        metric.removeprefix("-") for metric in (cfg.checkpoint.best, stopping.metric if stopping.patience else "")
+    ]
+    begins = {name: perplexity.named("eval/", name) for name in averages if name}
+    return [name for name, begin in begins.items() if any(metric.startswith(begin) for metric in judges)]
 
 
 def stale(now: Position, cfg: FrozenConfigDict) -> str:

@@ -21,7 +21,7 @@ from jaxlm.errors import DataError, DivergedError
 from jaxlm.evals import perplexity
 from jaxlm.model.losses import TokenSums
 from jaxlm.optim import chain
-from jaxlm.optim.wrappers import evaluation_params
+from jaxlm.optim.wrappers import averages, evaluation_params
 from jaxlm.telemetry import carbon, energy, flops
 from jaxlm.telemetry.progress import View
 from jaxlm.telemetry.share import Share
@@ -380,6 +380,8 @@ class Run:
             return
         if self.cfg.checkpoint.best and best.worth is not None:
             self.say(f"the best: step {best.step}, with {best.metric.removeprefix('-')} {best.worth:.4f}")
+        for name in position.judging(self.cfg, averages(self._like.opt_state)):
+            self.say(f"judged by an average: evaluate, generate and export take that with --weights={name}")
         if result in (None, self.done) or not processes.first_does(lambda: result in self._checkpoints.steps()):
             return
         self._checkpoints.whole(result)

@@ -106,3 +106,17 @@ def test_what_is_to_rise_is_told_as_it_is():
 def test_the_steps_whose_losses_the_gap_is_about(steps, every, expected):
     near = position.before_evaluation(resolved(steps=steps, eval__every=every))
     assert {step for step in range(1, steps + 1) if near(step)} == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "judging"),
+    [
+        ({"checkpoint__best": "-eval/ema_accuracy"}, ["ema"]),
+        ({"early_stopping__patience": 3, "early_stopping__metric": "eval/ema_loss"}, ["ema"]),
+        ({"early_stopping__metric": "eval/ema_loss"}, []),  # which stops nothing
+        ({"checkpoint__best": "eval/loss"}, []),
+        ({"checkpoint__best": ""}, []),
+    ],
+)
+def test_a_run_is_judged_by_an_average_where_its_metric_is_one_s(changes, judging):
+    assert position.judging(resolved(**changes), {"", "ema"}) == judging
