@@ -58,7 +58,9 @@ def drop(spec: Spec, stage: str) -> dict[str, Any]:
 
     def without(chain: tuple[str, ...], i: int) -> tuple[str, ...]:
         if len(chain) == 1:
-            raise ConfigError(f"{stage!r} is the only stage of its chain: without it a group is frozen; replace it")
+            raise ConfigError(
+                f"{stage!r} is the only stage of its chain, and a group without stages is frozen: replace it"
+            )
         return (*chain[:i], *chain[i + 1 :])
 
     return _edited(spec, stage, without, {})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,10 +13,10 @@ import optax.contrib
 
 from jaxlm import tree
 from jaxlm.errors import ConfigError
-from jaxlm.optim import parts, transforms
+from jaxlm.optim import kinds, parts, transforms
 from jaxlm.optim.edits import drop
 from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
-from jaxlm.optim.ways import Way, argument, decay, peak, ways
+from jaxlm.optim.ways import Way, ways
 
 PyTree = Any
 
@@ -51,27 +50,8 @@ NO_LEARNING_RATE = "no learning rate"
 
 IMPOSSIBLE = "an impossible argument"
 
-GLOBAL_NORMS = (transforms.clip_by_global_norm, optax.clip_by_global_norm)
-CLIPPING = (*GLOBAL_NORMS, optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip)
-OF_UPDATES = (optax.clip_by_block_rms,)
-"""Clipping that Adafactor and its kin do after scaling."""
-RATES = (
-    *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
-    optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction
-    optax.contrib.scale_by_madgrad,
-)
-"""Those of the scale_by_... that are a learning rate and change the sign."""
-FACTORS = (
-    *(transforms.scale_by_layer, optax.scale_by_param_block_norm, optax.scale_by_param_block_rms),
-    *(optax.scale_by_polyak, optax.scale_by_backtracking_linesearch, optax.scale_by_zoom_linesearch),
-)
-"""Those that multiply what comes to them, and don't forget its scale."""
 _AVERAGING = re.compile("(adam_)?b[1-4]|beta|decay|momentum")
 """Arguments that are the share of the old in a moving average."""
-AS_APPLIED = (transforms.ema_of_params, transforms.proximal_l1)
-"""What looks at the new parameters."""
-REWRITING = (transforms.lookahead, transforms.schedule_free, transforms.mechanize)
-"""Wrappers after which the new parameters aren't the old ones plus inner's update."""
 
 
 def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, strict: bool = False) -> list[Finding]:
@@ -99,12 +79,12 @@ def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, stri
 
 def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
     """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage, of a group too, but
-    those that set a learning rate, as one made in Python may, and without which no run would start."""
-    free = [stage.name for stage in walk(stages(spec)) if all(inner.rate is None for inner in walk((stage,)))]
-    without = {}
-    for name in free:
-        with contextlib.suppress(ConfigError):  # it is the only one of a group
-            without[name] = drop(spec, name)
+    those that set a learning rate, as one made in Python may, and without which no run would start; and
+    but for a group's only one."""
+    every = list(walk(stages(spec)))
+    alone = {group.stages[0].name for stage in every for group in stage.groups.values() if len(group.stages) == 1}
+    free = [stage.name for stage in every if all(inner.rate is None for inner in walk((stage,)))]
+    without = {name: drop(spec, name) for name in free if name not in alone}
     return {f"without {name}": {"optimizer": left} for name, left in without.items() if _trains(left)}
 
 
@@ -121,7 +101,7 @@ def _no_learning_rate(passed: list[Way]) -> Iterator[Finding]:
             last = [way.stages[-1].name for way in passed if way.stages][-1]
             reason = f"no stage takes {path!r}, so its gradient is added as it is and training climbs: "
             yield Finding(NO_LEARNING_RATE, last, reason + "freeze it, or give it a group of a partition")
-        elif here and not frozen and not any(_descends(stage) or not _known(stage) for stage in here):
+        elif here and not frozen and not any(kinds.descends(stage) or not kinds.known(stage) for stage in here):
             reason = f"nothing multiplies the updates of {path!r} by a negative learning rate, so training climbs: "
             yield Finding(NO_LEARNING_RATE, here[-1].name, reason + "end with scale_by_learning_rate")
 
@@ -135,8 +115,8 @@ def _whole_steps(passed: list[Way]) -> Iterator[Finding]:
 
 def _two_learning_rates(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
-        names = [stage.name for stage in here if _descends(stage)]
-        if names and len(names) % 2 == 0 and all(map(_known, here)):
+        names = [stage.name for stage in here if kinds.descends(stage)]
+        if names and len(names) % 2 == 0 and all(map(kinds.known, here)):
             both = " and ".join(map(repr, names))
             reason = f"{both} each change the sign of the update of {path!r}, so training climbs: take one of them out"
             yield Finding("two changes of sign", names[1], reason)
@@ -147,12 +127,12 @@ def _two_learning_rates(passed: list[Way]) -> Iterator[Finding]:
 
 def _wrong_sign(passed: list[Way]) -> Iterator[Finding]:
     for stage in _once(passed):
-        rate = peak(stage)
+        rate = kinds.peak(stage)
         if rate and rate < 0:
             yield Finding("a number of the wrong sign", stage.name, f"with a learning rate of {rate} training climbs")
-        if stage.function in CLIPPING:
+        if stage.function in kinds.CLIPPING:
             name = next(iter(stage.parameters))
-            bound = argument(stage, name)
+            bound = kinds.argument(stage, name)
             if bound is not None and bound <= 0:
                 reason = f"its {name} is {bound}, which leaves nothing of a gradient or turns it round: set it above 0"
                 yield Finding("a number of the wrong sign", stage.name, reason)
@@ -160,11 +140,11 @@ def _wrong_sign(passed: list[Way]) -> Iterator[Finding]:
 
 def _impossible(passed: list[Way]) -> Iterator[Finding]:
     for stage in _once(passed):
-        if peak(stage) == 0:
+        if kinds.peak(stage) == 0:
             yield Finding(
                 IMPOSSIBLE, stage.name, "with a learning rate of 0 it trains nothing: set it above 0, or freeze"
             )
-        for name in stage.arguments if _known(stage) else ():
+        for name in stage.arguments if kinds.known(stage) else ():
             if expected := _expected(stage, name):
                 reason = f"its {name} is {stage.arguments[name]!r}; expected {expected}"
                 yield Finding(IMPOSSIBLE, stage.name, reason)
@@ -176,14 +156,14 @@ def _expected(stage: Stage, name: str) -> str:
         return "a number"
     if name not in stage.parameters:
         return ""
-    given, value, parameter = stage.arguments[name], argument(stage, name), stage.parameters[name]
+    given, value, parameter = stage.arguments[name], kinds.argument(stage, name), stage.parameters[name]
     usual = parameter.default
     if isinstance(given, str) and isinstance(usual, bool):
         return "True or False"
     if isinstance(given, bool):
         required = usual is parameter.empty and "bool" not in str(parameter.annotation)
         return "a number" if required or type(usual) in (int, float) else ""
-    if value is not None and _AVERAGING.fullmatch(name) and stage.function not in FACTORS and not 0 <= value < 1:
+    if value is not None and _AVERAGING.fullmatch(name) and stage.function not in kinds.FACTORS and not 0 <= value < 1:
         return "at least 0 and below 1"
     if value is not None and re.match("eps|l1$|(adam_)?weight_decay$", name) and value < 0:
         return "zero or more"
@@ -211,13 +191,13 @@ def _late_scaling(passed: list[Way]) -> Iterator[Finding]:
     for _, here, _ in passed:
         rated = None
         for stage in here:
-            if rated is not None and _scales(stage):
+            if rated is not None and kinds.scales(stage):
                 reason = f"it forgets the scale of what comes to it, and with it the learning rate of {rated!r}: "
                 yield Finding("scaling after the learning rate", stage.name, reason + "put it before")
             if rated is not None and stage.function is transforms.cautious:
                 reason = f"after the sign flip of {rated!r} all moves against the gradient, so all of it is masked: "
                 yield Finding("cautious after the learning rate", stage.name, reason + "put it before")
-            if _descends(stage):
+            if kinds.descends(stage):
                 rated = stage.name
 
 
@@ -225,10 +205,10 @@ def _late_clipping(passed: list[Way]) -> Iterator[Finding]:
     for _, here, _ in passed:
         scaled = None
         for stage in here:
-            if stage.function in CLIPPING and stage.function not in OF_UPDATES and scaled is not None:
+            if stage.function in kinds.CLIPPING and stage.function not in kinds.OF_UPDATES and scaled is not None:
                 reason = f"it clips what {scaled!r} has scaled already, not the gradient: put it first"
                 yield Finding("clipping after scaling", stage.name, reason)
-            if _scales(stage):
+            if kinds.scales(stage):
                 scaled = stage.name
 
 
@@ -240,7 +220,7 @@ def _clipping_of_frozen(passed: list[Way]) -> Iterator[Finding]:
             if lower or stage.function is optax.set_to_zero:
                 norms, by = here[:i], stage.name
                 break
-        if by and (clipping := [stage.name for stage in norms if stage.function in GLOBAL_NORMS]):
+        if by and (clipping := [stage.name for stage in norms if stage.function in kinds.GLOBAL_NORMS]):
             reason = f"its norm counts gradients of what {by!r} leaves as it is, such as {path!r}: put it after {by!r}"
             yield Finding("clipping of frozen gradients", clipping[0], reason)
 
@@ -248,7 +228,8 @@ def _clipping_of_frozen(passed: list[Way]) -> Iterator[Finding]:
 def _decay_of_what(passed: list[Way]) -> Iterator[Finding]:
     for path, here, _ in passed:
         for stage in here:
-            if tree.of_group(path, "kernels", "embeddings") or stage.arguments.get("mask") or not decay(stage, path):
+            sound = tree.of_group(path, "kernels", "embeddings") or stage.arguments.get("mask")
+            if sound or not kinds.decay(stage, path):
                 continue
             reason = f"it decays biases or norms, such as {path!r}: set where='kernels'"
             if stage.where is None and "mask" in stage.parameters:
@@ -261,12 +242,12 @@ def _early_decay(passed: list[Way]) -> Iterator[Finding]:
         for i, stage in enumerate(here):
             if stage.function is not optax.add_decayed_weights:
                 continue
-            scaled = any(_scales(later) and later.function is not optax.scale_by_trust_ratio for later in here[i:])
+            scaled = any(kinds.scales(later) and later.function is not optax.scale_by_trust_ratio for later in here[i:])
             if scaled and not stage.name.startswith("l2"):  # LAMB's ratio is of the decayed update
                 reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after "
                 reason += "the scaling, or name the stage 'l2' if it is meant"
                 yield Finding("decay before scaling", stage.name, reason)
-            if any(map(_descends, here[:i])):
+            if any(map(kinds.descends, here[:i])):
                 reason = "after the learning rate's sign flip, decay grows the weights: put it before"
                 yield Finding("decay after the learning rate", stage.name, reason)
 
@@ -297,10 +278,10 @@ def _decaying_schedule_free(passed: list[Way]) -> Iterator[Finding]:
 def _not_as_applied(passed: list[Way]) -> Iterator[Finding]:
     for _, here, _ in passed:
         for i, stage in enumerate(here):
-            if stage.function not in AS_APPLIED:
+            if stage.function not in kinds.AS_APPLIED:
                 continue
             reason = "it must see the update as it is applied, which {!r} changes once more: put it "
-            if around := [outer.name for outer in here[:i] if outer.function in REWRITING]:
+            if around := [outer.name for outer in here[:i] if outer.function in kinds.REWRITING]:
                 reason = reason.format(around[-1]) + "into a chain without that"
                 yield Finding("not the applied update", stage.name, reason)
             elif after := [later.name for later in here[i + 1 :] if later.function is not transforms.ema_of_params]:
@@ -328,30 +309,3 @@ RULES = (
 def _once(passed: list[Way]) -> list[Stage]:
     """Each stage of some way."""
     return list({stage.name: stage for way in passed for stage in way.stages}.values())
-
-
-def _known(stage: Stage) -> bool:
-    """Whether its function is what its name finds in jaxlm or optax, so that its arguments say what it does: one of
-    the user's own, or a made transform, may hold a learning rate."""
-    name = getattr(stage.function, "__name__", "")
-    return any(getattr(module, name, None) is stage.function for module in (transforms, optax, optax.contrib))
-
-
-def _descends(stage: Stage) -> bool:
-    """Whether it turns a gradient into a step down, by a learning rate and a change of sign."""
-    if stage.function is optax.scale:
-        return (argument(stage, "step_size") or 0) < 0
-    if _is_scale_by(stage):
-        return stage.function in RATES
-    if stage.function is transforms.proximal_l1 or stage.wraps:  # the learning rate there is that of another stage
-        return False
-    return bool({"learning_rate", "max_learning_rate"} & set(stage.parameters))
-
-
-def _scales(stage: Stage) -> bool:
-    """Whether it forgets the scale of the gradient."""
-    return _is_scale_by(stage) and stage.function not in (*RATES, *FACTORS)
-
-
-def _is_scale_by(stage: Stage) -> bool:
-    return getattr(stage.function, "__name__", "").startswith("scale_by_")

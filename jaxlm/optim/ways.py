@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,9 +12,8 @@ import numpy as np
 import optax
 
 from jaxlm import tree
-from jaxlm.optim import chain, parts, transforms
-from jaxlm.optim.muon import HIDDEN
-from jaxlm.optim.stages import Spec, Stage, is_scheduled, stages, walk
+from jaxlm.optim import chain, kinds, parts
+from jaxlm.optim.stages import Spec, Stage, stages, walk
 
 PyTree = Any
 
@@ -106,68 +104,19 @@ def explain(spec: Spec, params: PyTree, steps: int = 1_000_000) -> dict[str, Tou
     """
     found, layers = ways(stages(spec), params), tree.num_layers(params)
     sizes = _state_bytes(spec, params, steps)
-    first = next((rate for stage in walk(stages(spec)) if (rate := peak(stage))), None)
+    first = next((rate for stage in walk(stages(spec)) if (rate := kinds.peak(stage))), None)
 
     def touched(way: Way) -> Touched:
-        rate = next((own for stage in way.stages if (own := peak(stage, way.path))), None)
+        rate = next((own for stage in way.stages if (own := kinds.peak(stage, way.path))), None)
         multiplier = 0.0 if way.frozen else rate / first if rate and first else float(bool(way.stages))
         first_layer = last_layer = multiplier
         for stage in way.stages:
-            factors = _factors(stage, way.path, layers)
+            factors = kinds.factors(stage, way.path, layers)
             first_layer, last_layer = first_layer * factors[0], last_layer * factors[-1]
-        decayed = sum(decay(stage, way.path) for stage in way.stages)
+        decayed = sum(kinds.decay(stage, way.path) for stage in way.stages)
         return Touched(tuple(stage.name for stage in way.stages), decayed, last_layer, first_layer, sizes[way.path])
 
     return {way.path: touched(way) for way in found}
-
-
-def argument(stage: Stage, name: str) -> Any:
-    """An argument as given, at its peak where it follows a schedule, or its function's default; None without one."""
-    value: Any = stage.arguments.get(name)
-    if value is None and name in stage.parameters:
-        value = stage.parameters[name].default
-    if is_scheduled(value):
-        value = value["peak"]
-    return value if isinstance(value, (int, float)) else None
-
-
-def decay(stage: Stage, path: str) -> float:
-    """A stage's weight decay of a parameter, before it is multiplied by the learning rate."""
-    name = "weight_decay_rate" if stage.function is optax.adafactor else "weight_decay"
-    if stage.function is transforms.mechanize:  # there it is of the step size that it learns
-        return 0.0
-    if _is_muons_adam(stage, path):
-        if not tree.of_group(path, "kernels", "embeddings"):
-            return 0.0
-        name = "adam_weight_decay"
-    return argument(stage, name) or 0.0
-
-
-def _is_muons_adam(stage: Stage, path: str) -> bool:
-    return stage.function is transforms.muon and not re.search(HIDDEN, path)
-
-
-def peak(stage: Stage, path: str = "") -> float | None:
-    """The peak of a stage's learning rate, for a parameter where they have not all the same."""
-    rate = stage.rate
-    if path and _is_muons_adam(stage, path):
-        rate = argument(stage, "adam_learning_rate") or rate
-    rate = rate["peak"] if isinstance(rate, dict) else rate
-    return rate if isinstance(rate, (int, float)) else None  # no number: a schedule of Python's
-
-
-def _factors(stage: Stage, path: str, layers: int) -> list[float]:
-    """What a stage multiplies the learning rate by, in each layer or in all that there is."""
-    below = tree.below_head(path, layers)
-    if stage.function is optax.set_to_zero:
-        return [0.0]
-    if stage.function is optax.scale:
-        return [argument(stage, "step_size") or 0.0]
-    if stage.function is transforms.scale_by_layer:
-        return [(argument(stage, "decay") or 0.0) ** power for power in below]
-    if stage.function is transforms.train_last_layers and len(below) > 1:
-        return [float(power <= stage.arguments["count"]) for power in below]
-    return [1.0]
 
 
 def _state_bytes(spec: Spec, params: PyTree, steps: int) -> dict[str, int]:
