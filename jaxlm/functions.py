@@ -25,15 +25,16 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _VALUES = (*_PLAIN, tuple, list, set, frozenset, Mapping, np.ndarray, np.generic, jax.Array, functools.partial)
 
 
-def digest(cfg: FrozenConfigDict) -> str:
-    """Of the code of all of a config's functions; empty where it has none."""
-    text = [f"{path} {code}" for path, code in digests(cfg).items()]
+def digest(cfg: FrozenConfigDict, section: str = "") -> str:
+    """Of the code of all of a config's functions, or of those of a section; empty where there are none."""
+    text = [f"{path} {code}" for path, code in digests(cfg, section).items()]
     return hashlib.sha256("\n".join(text).encode()).hexdigest() if text else ""
 
 
-def digests(cfg: FrozenConfigDict) -> dict[str, str]:
+def digests(cfg: FrozenConfigDict, section: str = "") -> dict[str, str]:
     """{"optimizer.mine.transform": the digest of its code} of each field that holds functions, or names them."""
-    found = ((path, list(_functions(path, value))) for path, value in config.items(cfg))
+    fields = ((path, value) for path, value in config.items(cfg) if path.startswith(section))
+    found = ((path, list(_functions(path, value))) for path, value in fields)
     return {path: of(functions) for path, functions in found if functions}
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import optax
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, tree
+from jaxlm import config, functions, tree
 from jaxlm.config import TRACED, Hparams
 from jaxlm.errors import ConfigError
 from jaxlm.evals import perplexity
@@ -56,11 +56,11 @@ def split(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Hparams]:
     Raises:
       ConfigError: the optimizer can't be built.
     """
-    return config.split(cfg, _static(cfg))
+    return config.split(cfg, _static(cfg, functions.digest(cfg, "optimizer.")))
 
 
 @functools.lru_cache(maxsize=64)
-def _static(cfg: FrozenConfigDict) -> frozenset[str]:
+def _static(cfg: FrozenConfigDict, code: str) -> frozenset[str]:
     params, spec = gpt2.shapes(cfg.model), cfg.optimizer.to_dict()
     ways.ways(stages(spec), params)  # the masks match, the partitions cover
     return static_arguments(spec, jax.eval_shape(tree.float32, params), cfg.steps)  # what the step gives the optimizer

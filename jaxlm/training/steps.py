@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import FrozenConfigDict
 
-from jaxlm import tree
+from jaxlm import functions, tree
 from jaxlm.config import Hparams
 from jaxlm.data.batches import Batch
 from jaxlm.evals import perplexity
@@ -34,8 +34,8 @@ def build(cfg: FrozenConfigDict, lanes: int = 0) -> Steps:
     Raises:
       ConfigError: the devices are not as the config's `parallel` section wants them.
     """
-    asked = _Asked(step.split(cfg)[0], cfg.parallel, cfg.data.batch_size, lanes, tuple(jax.devices()), cfg)
-    return _built(asked)
+    structure, code, size = step.split(cfg)[0], functions.digest(cfg, "optimizer."), cfg.data.batch_size
+    return _built(_Asked(structure, code, cfg.parallel, size, lanes, tuple(jax.devices()), cfg))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +43,7 @@ class _Asked:
     """All that compiled functions depend on, and one of the configs that they are for."""
 
     structure: FrozenConfigDict
+    code: str  # of the optimizer's functions: a module may be loaded again, with others of the same names
     parallel: FrozenConfigDict
     batch_size: int
     lanes: int

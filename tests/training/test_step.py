@@ -1,4 +1,5 @@
 import functools
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from jaxlm import config
 from jaxlm.errors import ConfigError
 from jaxlm.optim import schedules
-from jaxlm.training import sanity, step
+from jaxlm.training import sanity, step, steps
 from tests.tiny import assert_same_bits, batch, leaves, resolved
 
 PEAK = "optimizer__scale_by_learning_rate__peak"
@@ -354,3 +355,20 @@ def test_a_group_that_is_left_alone_is_frozen():
     raw["optimizer"] = {"chain": ("partition",), "partition": rest, "adam": {"learning_rate": 1e-3}}
     assert not [line for line in sanity.check(config.resolve(config.ConfigDict(raw))) if "model.lora" in line]
     assert [line for line in sanity.check(resolved(model__lora__rank=2)) if "model.lora" in line]
+
+
+def test_a_function_that_was_loaded_again_is_traced_again(tmp_path, monkeypatch):
+    """In a notebook: its module's code is another, and the config still says its name."""
+    file = tmp_path / "jaxlm_test_reloaded.py"
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sys.dont_write_bytecode", True)
+    raw = resolved().to_dict()
+    chain = ("mine", "scale_by_learning_rate")
+    raw["optimizer"] = {"chain": chain, "mine": {"transform": "jaxlm_test_reloaded:mine"}, **RATE}
+    cfg = config.resolve(config.ConfigDict(raw))
+    kept = []
+    for factor in (1.0, 1.0, 0.0):
+        file.write_text(f"import optax\ndef mine():\n    return optax.scale({factor})\n")
+        importlib.reload(importlib.import_module("jaxlm_test_reloaded"))
+        kept.append(steps.build(cfg))
+    assert kept[0] is kept[1] is not kept[2]
