@@ -106,10 +106,10 @@ def stale(now: Position, cfg: FrozenConfigDict) -> str:
 
 def result(now: Position, cfg: FrozenConfigDict, step: int) -> int | None:
     """The step whose parameters are the result of a run that stands at `step`, where these are not its own: the best
-    one's, once a run that may stop early did so or came to its end."""
+    one's, once a run that may stop early, and saves, did so or came to its end."""
     best = now.best.of(cfg.checkpoint.best)
     over = step == cfg.steps or stale(now, cfg)
-    return best.step or None if may_be_best(cfg) and over else None
+    return best.step or None if may_be_best(cfg) and cfg.checkpoint.every and over else None
 
 
 def may_be_best(cfg: FrozenConfigDict) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 import os
 import signal
 import time
@@ -64,6 +65,8 @@ def open_run(
         told += [*sanity.check(cfg), *devices.remarks(cfg)]
         if cfg.early_stopping.patience and not (cfg.eval.every and cfg.data.validation):
             told.append("warning: early_stopping stops nothing without evaluations: set eval.every and data.validation")
+        elif position.may_be_best(cfg) and not cfg.checkpoint.every:
+            told.append("warning: early_stopping returns to no best step without checkpoints: set checkpoint.every")
         writes = processes.first()
         if writes:
             stack.enter_context(lock.held(workdir))
@@ -144,6 +147,8 @@ class Run:
         else:
             self.state = first.state or steps.init(cfg.seed, self.hparams, first.params)
             self._position = self._position._replace(sequences=first.sequences)
+            if rows := self._rows():
+                self.remarks = [f"no checkpoint to go on from: it begins anew, without the {len(rows)} rows of metrics"]
         self.done = self._started = int(self.state.step)
 
     def status(self, status: str) -> None:
@@ -250,21 +255,12 @@ class Run:
         stop = ""
         metrics: dict[str, float] = {}
         if evaluates:
-            metrics = self.metrics = perplexity.of_all(evaluate(), self._material.bytes_per_token)
-            if ask := self._material.ask:
-                asked = state()
-                params = parallel.here(evaluation_params(asked.opt_state, asked.params)[""])
-                try:
-                    metrics |= ask(params, metrics)
-                except Exception:  # what a task can't do is no reason to lose the steps
-                    self.recorder.write(done, metrics)
-                    if save:
-                        self._save(asked, {}, final=True)
-                    raise
-            if (mean := self.recorder.mean_loss()) is not None:
-                metrics["eval/gap"] = metrics["eval/loss"] - mean
-            self.recorder.write(done, metrics)
-            self._position, stale = position.judged(self._position, cfg, metrics, done)
+            try:
+                metrics, stale = self._evaluate(evaluate(), state)
+            except Exception:  # what a task or a judge can't do is no reason to lose the steps
+                if save or (cfg.checkpoint.every and processes.count() == 1):  # others may not be here
+                    self._save(state(), {}, final=True)
+                raise
             save = save or bool(cfg.checkpoint.best and cfg.checkpoint.every and self._position.best.step == done)
             if stale:
                 stop = "stopped early"
@@ -276,6 +272,21 @@ class Run:
             self._save(state(), metrics, final=last or bool(stop))
         if stop or last:
             self.ended = stop or "done"
+
+    def _evaluate(self, sums: dict[str, TokenSums], state: Callable[[], State]) -> tuple[dict[str, float], str]:
+        """The metrics of an evaluation, written; and why the run is to stop early, in words, "" where it is not."""
+        metrics = self.metrics = perplexity.of_all(sums, self._material.bytes_per_token)
+        gap = {} if (mean := self.recorder.mean_loss()) is None else {"eval/gap": metrics["eval/loss"] - mean}
+        try:
+            if ask := self._material.ask:
+                asked = state()
+                metrics |= ask(parallel.here(evaluation_params(asked.opt_state, asked.params)[""]), metrics)
+        finally:
+            metrics |= gap
+            self.recorder.write(self.done, metrics)
+        judges = {"eval/gap": math.nan} | metrics  # where the steps that it is of were skipped
+        self._position, stale = position.judged(self._position, self.cfg, judges, self.done)
+        return metrics, stale
 
     def _save(self, state: State, metrics: dict[str, float], final: bool) -> None:
         """Of a state at `done`, and the metrics of its evaluation, if there was one."""
@@ -339,11 +350,14 @@ class Run:
                 self._seen(start, part)
         return {name: np.concatenate([part[name] for part in parts]).reshape(count, size, -1) for name in parts[0]}
 
+    def _rows(self) -> list[dict[str, float]]:
+        """Those of metrics.jsonl."""
+        path = self.workdir / METRICS
+        return read_jsonl(path) if path.exists() else []
+
     def _last_evaluation(self) -> dict[str, float]:
         """The metrics of the last one, as far as metrics.jsonl has them."""
-        path = self.workdir / METRICS
-        rows = read_jsonl(path) if path.exists() else []
-        last: dict[str, float] = next((row for row in reversed(rows) if "eval/loss" in row), {})
+        last: dict[str, float] = next((row for row in reversed(self._rows()) if "eval/loss" in row), {})
         return {name: value for name, value in last.items() if name.startswith("eval/")}
 
     def roll_back(self, spike: Spike) -> None:

@@ -333,6 +333,20 @@ def test_a_task_that_fails_loses_no_save_that_is_due(tmp_path, monkeypatch):
     assert_same_bits(again.state, jaxlm.train(tiny(), tmp_path / "undisturbed").state)
 
 
+@pytest.mark.parametrize(
+    ("task", "best", "said"),
+    [("bug", "eval/loss", "ValueError: a bug of mine"), ("fine", "eval/none", "no evaluation gives that")],
+)
+def test_an_evaluation_that_fails_loses_no_steps(tmp_path, monkeypatch, task, best, said):
+    code = "def bug(s):\n    raise ValueError('a bug of mine')\ndef fine(s):\n    return {'score': 1}\n"
+    (tmp_path / "unsaved.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    fields = {"eval__tasks": (f"unsaved:{task}",), "eval__every": 4, "checkpoint__every": 100, "checkpoint__best": best}
+    with pytest.raises(ConfigError, match=said):
+        jaxlm.train(tiny(**fields), tmp_path / "run")
+    assert checkpoints(tmp_path / "run") == [4]
+
+
 def test_a_function_that_is_no_task_is_named(subject):
     for name, error, said in (
         ("os:getcwd", ConfigError, r"task 'os:getcwd' is called with \(subject\): too many positional"),

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -692,3 +693,21 @@ def test_no_secret_of_the_environment_gets_into_a_run_directory(tmp_path, monkey
     assert len(files) > 20
     assert not [path for path in files if canary.encode() in path.read_bytes()]
     assert "<redacted>.txt" in (run / "config.json").read_text()
+
+
+def test_a_run_is_judged_by_a_gap_whose_steps_were_skipped(tmp_path):
+    def bad(updates, state, params=None):  # the state is that of the step before, as often as this is skipped
+        return jax.tree.map(lambda u: jnp.where(state == 3, jnp.nan, u), updates), state + 1
+
+    cfg = tiny(eval__every=4, early_stopping__patience=5, early_stopping__metric="eval/gap", steps=8)
+    cfg.optimizer.chain = ("bad", "scale_by_learning_rate")
+    cfg.optimizer.bad = {"transform": optax.GradientTransformation(lambda params: jnp.int32(0), bad)}
+    run = jaxlm.train(cfg, tmp_path / "run")
+    assert run.status == "done" and "eval/gap" not in run.metrics
+
+
+def test_what_begins_anew_for_lack_of_a_checkpoint_says_so(tmp_path):
+    for said in (False, True):
+        jaxlm.train(tiny(checkpoint__every=0, steps=2), tmp_path / "run")
+        line = "no checkpoint to go on from: it begins anew, without the "
+        assert (line in (tmp_path / "run" / "log.txt").read_text()) == said

@@ -120,3 +120,12 @@ def test_the_steps_whose_losses_the_gap_is_about(steps, every, expected):
 )
 def test_a_run_is_judged_by_an_average_where_its_metric_is_one_s(changes, judging):
     assert position.judging(resolved(**changes), {"", "ema"}) == judging
+
+
+def test_a_run_without_checkpoints_has_no_best_step_to_return_to():
+    metrics = {"eval/loss": 1.0}
+    for every, expected in ((4, 4), (0, None)):
+        cfg = resolved(steps=8, early_stopping__patience=1, checkpoint__every=every)
+        now, _ = position.judged(position.Position(0, ""), cfg, metrics, 4)
+        now, stale = position.judged(now, cfg, metrics, 6)
+        assert stale and position.result(now, cfg, 6) == expected
