@@ -11,6 +11,7 @@ import fcntl
 import json
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +23,8 @@ NAME = "lock"
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Holds the lock of a run directory, which is made if missing.
+    """Holds the lock of a run directory, which is made if missing. Where its file system has no locks, says that
+    nothing guards the run.
 
     Raises:
       DataError: another process holds it; names its host and pid. Or the directory can't be written.
@@ -34,7 +36,11 @@ def held(workdir: Path) -> Iterator[None]:
         what = f"run directory {workdir} can't be written: {error.strerror}"
         raise DataError(f"{what}; give another --workdir") from error
     try:
-        _take(descriptor, workdir, patience=10)  # `check` holds it for a moment
+        try:
+            _take(descriptor, workdir, patience=10)  # `check` holds it for a moment
+        except OSError as error:  # as of Lustre mounted without -o flock
+            what = f"the file system of {workdir} has no locks: {error.strerror}"
+            print(f"warning: {what}; start no second run there while this one goes on", file=sys.stderr)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time(), 3)}
         with contextlib.suppress(OSError):  # a full disk keeps no one from running
             os.ftruncate(descriptor, 0)
@@ -47,8 +53,8 @@ def held(workdir: Path) -> Iterator[None]:
 def check(workdir: Path) -> None:
     """Raises what `held` would, where another process holds the lock now."""
     with (
-        contextlib.suppress(FileNotFoundError, NotADirectoryError, PermissionError),
-        (workdir / NAME).open("rb") as file,
+        contextlib.suppress(OSError),  # what keeps `held` from its work, that one says
+        (workdir / NAME).open("r+b") as file,  # writable: NFS locks nothing else
     ):
         _take(file.fileno(), workdir)
 

@@ -1,3 +1,5 @@
+import errno
+import fcntl
 import json
 import os
 import socket
@@ -59,3 +61,31 @@ def test_a_directory_that_is_not_there_is_made_by_the_holder_only(tmp_path):
     assert not (tmp_path / "run").exists()
     with lock.held(tmp_path / "run"):
         assert (tmp_path / "run" / "lock").exists()
+
+
+def test_nfs_locks_a_file_only_where_it_is_open_for_writing(tmp_path, monkeypatch):
+    """By `man 2 flock`: it emulates the lock there by one of fcntl's."""
+    real = fcntl.flock
+
+    def flock(descriptor, operation):
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        real(descriptor, operation)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    lock.check(tmp_path)
+    with lock.held(tmp_path), pytest.raises(DataError, match=f"process {os.getpid()} on host"):
+        lock.check(tmp_path)
+    lock.check(tmp_path)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_where_there_are_no_locks_a_run_goes_on_and_says_so(tmp_path, monkeypatch, capsys, number):
+    def flock(descriptor, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    with lock.held(tmp_path):
+        lock.check(tmp_path)
+    said = capsys.readouterr().err
+    assert said.count("warning: ") == 1 and f"{tmp_path} has no locks: {os.strerror(number)}; start no second" in said
