@@ -26,12 +26,13 @@ def explain(cfg: ConfigDict | FrozenConfigDict, workdir: Path | None = None) -> 
     No parameter is allocated or read: shapes are enough. The data is opened, since the vocabulary may come from it.
 
     Args:
-      workdir: where schedule.png goes, the learning rate over the run; None: nowhere.
+      workdir: the directory of a run, which may have begun there; schedule.png, the learning rate over it, goes there.
+        None: nowhere.
 
     Raises:
       ConfigError, DataError: as `jaxlm.train`.
     """
-    cfg, opened, source = prepare(cfg)
+    cfg, opened, source = prepare(cfg, workdir)
     state = step.shapes(cfg)
     shown = config.items(redact.fields(cfg))
     text = "\n\n".join(

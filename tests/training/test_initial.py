@@ -91,6 +91,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_and_needs_its_source_no_
         signalled(patched, signal.SIGTERM, 5)
         assert jaxlm.train(cfg, tmp_path / "run").exit_code == 75
     shutil.rmtree(copy)  # nothing of it is needed any more
+    assert "model.embed_dim = 16" in explain(cfg, tmp_path / "run")
     again = jaxlm.train(cfg, tmp_path / "run")
     assert_same_bits(again.state, undisturbed.state)
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
