@@ -25,6 +25,8 @@ from jaxlm.errors import ConfigError, JaxlmError, exit_code
 from jaxlm.telemetry import writers
 from jaxlm.training import rundir, step
 from jaxlm.training.checkpoint import Checkpoints
+from jaxlm.training.load import locate
+from jaxlm.training.step_folders import StepFolders
 
 KILLS = 3
 _BATCHES = "batches.jsonl"
@@ -44,7 +46,8 @@ class Failed(JaxlmError):
 
 
 def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
-    """Runs so many steps straight, and the same steps killed `KILLS` times on the way, in a temporary folder.
+    """Runs so many steps straight, and the same steps killed `KILLS` times on the way, in a temporary folder. Those of
+    a branch are counted from where it leaves its source.
 
     Returns:
       what was compared, as a line.
@@ -52,18 +55,22 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
     Raises:
       Differs: names the first difference: in the batches, the metrics, the parameters or the optimizer state.
       Failed: with the exit code of a run that failed, as `loop.train` does.
-      ConfigError: so few steps, or a config that no other process can be given.
+      ConfigError: so few steps, or a config that no other process can be given; or no killed run had saved a step to
+        go on from.
     """
     cfg = shortened(cfg, steps)
+    first = cfg.steps - steps
     folder = Path(tempfile.mkdtemp(prefix="jaxlm-verify-"))
     straight, killed = folder / "straight", folder / "killed"
-    moments = [steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
+    saved: set[int] = set()  # where lives went on
+    moments = [first + steps * (kill + 1) // (KILLS + 1) for kill in range(KILLS)]
     with contextlib.ExitStack() as leaving:
         leaving.callback(shutil.rmtree, folder)
         if code := _run(cfg, straight):
             raise Failed("the undisturbed run", code)
         for moment in moments:
             _run(cfg, killed, until=moment)
+            saved.update(StepFolders(killed / rundir.CHECKPOINTS, writable=False).steps()[-1:])
         if code := _run(cfg, killed):
             leaving.pop_all()  # for a look
             raise Failed(f"the killed run, called again in {killed},", code)
@@ -71,17 +78,21 @@ def verify_resume(cfg: ConfigDict | FrozenConfigDict, steps: int) -> str:
             if difference := next(compare(straight, killed), None):
                 leaving.pop_all()
                 raise Differs(f"{difference}. Both runs are in {folder}")
-    return f"{steps} steps, killed at about steps {', '.join(map(str, moments))}: the same batches, metrics and bits"
+    if not saved - {cfg.steps}:
+        raise ConfigError(f"--verify_resume={steps}: no killed run had saved a step to go on from; give more steps")
+    after, at = f" after step {first}" if first else "", ", ".join(map(str, moments))
+    return f"{steps} steps{after}, killed at about steps {at}: the same batches, metrics and bits"
 
 
 def shortened(cfg: ConfigDict | FrozenConfigDict, steps: int) -> FrozenConfigDict:
-    """The config for a run of so many steps that logs each and saves several times."""
+    """The config for a run of so many steps that logs each and saves several times; of a branch, after its source's."""
     if steps <= KILLS:
         raise ConfigError(f"--verify_resume={steps}: a run that is to be killed {KILLS} times takes more steps")
     if names := config_json.objects(cfg):
         raise ConfigError(f"{next(iter(names))} is a Python object, which no other process can be given")
+    source = locate(cfg.init_from).step if cfg.init_from and cfg.init_state else None
     changes = {
-        "steps": steps,
+        "steps": (source or 0) + steps,
         "eval.every": steps // 2,
         "checkpoint.every": max(1, steps // 6),
         "early_stopping.patience": 0,

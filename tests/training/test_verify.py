@@ -1,4 +1,6 @@
 import json
+import math
+import shutil
 import subprocess
 import tempfile
 
@@ -119,3 +121,26 @@ def test_what_another_process_can_not_be_given_is_refused():
         verify.shortened(cfg, 20)
     with pytest.raises(ConfigError, match="--verify_resume=3: a run that is to be killed 3 times takes more steps"):
         verify.shortened(tiny(), 3)
+
+
+def test_the_steps_of_a_branch_are_counted_from_where_it_leaves_its_source(trained, tmp_path, monkeypatch):
+    """And of kills before the first save of its own nothing is told."""
+    branch = tiny(init_from=str(trained), init_state=True, checkpoint__keep=9)
+    jaxlm.train(verify.shortened(branch, 6), tmp_path / "run")
+    (tmp_path / "run" / "batches.jsonl").touch()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    saves = False
+
+    def run(cfg, workdir, until=math.inf):
+        assert cfg.steps == 46
+        kept = "" if until == math.inf else f"checkpoints/{until}"
+        if saves or not kept:
+            shutil.copytree(tmp_path / "run" / kept, workdir / kept, dirs_exist_ok=True)
+        return 0
+
+    monkeypatch.setattr(verify, "_run", run)
+    with pytest.raises(ConfigError, match="--verify_resume=6: no killed run had saved a step to go on from; give more"):
+        verify.verify_resume(branch, 6)
+    saves = True
+    line = "6 steps after step 40, killed at about steps 41, 43, 44: the same batches, metrics and bits"
+    assert verify.verify_resume(branch, 6) == line
