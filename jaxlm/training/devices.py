@@ -21,10 +21,17 @@ def mesh(cfg: FrozenConfigDict) -> Mesh:
     """The mesh of a config: devices in the order of their processes, `tensor` innermost.
 
     Raises:
-      ConfigError: as `shape`.
+      ConfigError: as `shape`; or one of several processes would have none of the devices.
     """
     sizes = shape(cfg, jax.device_count(), memory.limit())
-    return Mesh(np.array(jax.devices()[: math.prod(sizes.values())]).reshape(tuple(sizes.values())), AXES)
+    taken = jax.devices()[: math.prod(sizes.values())]
+    if idle := set(range(jax.process_count())) - {device.process_index for device in taken}:
+        asked = ", ".join(f"parallel.{name}={size}" for name, size in sizes.items())
+        raise ConfigError(
+            f"{asked} take {len(taken)} of {jax.device_count()} devices, none of process {', '.join(map(str, idle))}: "
+            "set parallel.data=-1, which takes all, or start fewer processes"
+        )
+    return Mesh(np.array(taken).reshape(tuple(sizes.values())), AXES)
 
 
 def imagined(cfg: FrozenConfigDict) -> AbstractMesh:

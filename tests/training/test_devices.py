@@ -80,6 +80,16 @@ def test_an_arrangement_of_more_devices_than_there_are_can_be_thought_of():
         devices.mesh(cfg)
 
 
+def test_a_process_without_a_device_is_refused(monkeypatch):
+    there = [types.SimpleNamespace(process_index=i // 2) for i in range(4)]
+    monkeypatch.setattr(jax, "devices", lambda: there)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    message = "parallel.data=2, parallel.fsdp=1, parallel.tensor=1 take 2 of 4 devices, none of process 1: set"
+    with pytest.raises(ConfigError, match=message):
+        devices.mesh(resolved(**WIDE, parallel__data=2))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
