@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config
+from jaxlm import config, hub
 from jaxlm.data.tokenizers import Bytes, Tokenizer
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import huggingface_config, lora
@@ -50,7 +50,7 @@ class Beginning(NamedTuple):
 
 def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
     """The config with the architecture of its `init_from`, and with its context, vocabulary and tokenizer where it
-    names none.
+    names none. A folder that may be taken for a hub id where it is not, as of an export, is written as "./folder".
 
     No parameter is read.
 
@@ -58,6 +58,8 @@ def follow(cfg: FrozenConfigDict) -> tuple[FrozenConfigDict, Source]:
       ConfigError: the config asks for another architecture.
       DataError: there is no such model.
     """
+    if hub.is_id(cfg.init_from) and Path(cfg.init_from).exists():
+        cfg = config.resolve(config.override(cfg, {"init_from": f"./{cfg.init_from}"}))
     spec = cfg.init_from
     located = locate(spec)
     source = read_config(spec, located)
@@ -101,9 +103,10 @@ def taken_over(cfg: FrozenConfigDict, workdir: Path) -> FrozenConfigDict | None:
     if not StepFolders(workdir / rundir.CHECKPOINTS, writable=False).steps() or not (workdir / "config.json").exists():
         return None
     then, usual = rundir.read_config(workdir), config.default()
-    if then.init_from != cfg.init_from:
+    if not then.init_from or Path(then.init_from) != Path(cfg.init_from):  # of which ./ is no part
         return None
-    fields = [f"model.{name}" for name in FOLLOWS if cfg.model[name] == usual.model[name]]
+    fields = ["init_from"]
+    fields += [f"model.{name}" for name in FOLLOWS if cfg.model[name] == usual.model[name]]
     fields += [f"model.{name}" for name in ("context_length", "vocab_size") if not cfg.model[name]]
     fields += ["data.tokenizer"] if cfg.data.tokenizer == usual.data.tokenizer else []
     known = config.flat(then)

@@ -17,7 +17,7 @@ from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import perplexity
-from jaxlm.training import initial, step
+from jaxlm.training import initial, rundir, step
 from jaxlm.training.explain import explain
 from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
@@ -96,6 +96,20 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_and_needs_its_source_no_
     assert_same_bits(again.state, undisturbed.state)
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
     assert log(tmp_path / "run").count("initial parameters from") == 1
+
+
+def test_a_folder_is_not_taken_for_a_hub_id_once_it_is_elsewhere(trained, tmp_path, monkeypatch):
+    """As in an export, whose card would name a stranger's model as the base."""
+    monkeypatch.chdir(trained.parent.parent)
+    spec = f"{trained.parent.name}/run"
+    cfg = usual(spec)
+    jaxlm.train(cfg, tmp_path / "run")
+    assert f"initial parameters from './{spec}', step 40; with them model." in log(tmp_path / "run")
+    monkeypatch.chdir(tmp_path)
+    again = prepare(cfg, tmp_path / "run").config  # as it goes on, called in the same words
+    assert again == rundir.read_config(tmp_path / "run") and again.init_from == f"./{spec}"
+    card = (export(tmp_path / "run", tmp_path / "out") / "README.md").read_text()
+    assert "base_model" not in card and f"| started from | `./{spec}` |" in card
 
 
 @pytest.mark.slow
