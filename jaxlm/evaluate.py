@@ -45,15 +45,15 @@ def run(args: argparse.Namespace) -> int:
     from jaxlm.data import tokenize
     from jaxlm.evals import asking, harness, memory, perplexity, results, tasks
     from jaxlm.training import host
-    from jaxlm.training.load import held_out, load, locate
+    from jaxlm.training.load import held_out, load_located
 
     host.settle()
     wanted = {name: asking.find(name) for name in args.task}
     known = harness.find(args.harness) if args.harness else None
-    step = (located := locate(args.checkpoint)).step
+    located, (model, params, tokenizer, cfg) = load_located(args.checkpoint, args.weights)
+    step = located.step
     if of_text and step is None and not args.data:
         raise ConfigError(f"{args.checkpoint!r} is no run, so it has no held-out text of its own; give --data=PATH")
-    model, params, tokenizer, cfg = load(args.checkpoint, args.weights)
     cfg = asking.formed(cfg, args.data, {name: getattr(args, name) for name in FORM}, wanted if step is None else ())
     asking.check_format(wanted, cfg.data, f"{args.checkpoint!r}")
     T = cfg.model.context_length

@@ -13,7 +13,7 @@ from jaxlm.data import tokenizer_export
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.model import huggingface, lora
 from jaxlm.training import card
-from jaxlm.training.load import load, locate
+from jaxlm.training.load import load_located
 
 
 def export(checkpoint: str | Path, out: str | Path, weights: str = "") -> Path:
@@ -36,12 +36,11 @@ def export(checkpoint: str | Path, out: str | Path, weights: str = "") -> Path:
     out = files.expanded(out).resolve()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"--out={str(out)!r} exists and is not an empty folder; remove it or give another")
-    located = locate(checkpoint)
-    loaded = load(checkpoint, weights)
+    where, loaded = load_located(checkpoint, weights)
     section, tokenizer = loaded.config.model, loaded.tokenizer
     texts = tokenizer_export.files(tokenizer, section.context_length)
-    texts["README.md"] = card.card(out.name, str(checkpoint), located, loaded, weights)
-    if located.step is not None:
+    texts["README.md"] = card.card(out.name, str(checkpoint), where, loaded, weights)
+    if where.step is not None:
         texts[card.CONFIG] = redact.text(config_json.to_json(card.shown(loaded)))
     with _folder(out) as folder:
         ids = tokenizer_export.special_ids(tokenizer)

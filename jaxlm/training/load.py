@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from ml_collections import FrozenConfigDict
@@ -20,9 +21,11 @@ from jaxlm.optim.wrappers import averages, evaluation_params, of_stored
 from jaxlm.training import checkpoint_flags, position, rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.step import PyTree
+from jaxlm.training.step_folders import Gone
 
 EXPECTED = f"expected {checkpoint_flags.WHERE} such as 'gpt2'"
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt", "tokenizer.model")
+Value = TypeVar("Value")
 
 
 class Located(NamedTuple):
@@ -50,7 +53,27 @@ def load(spec: str | Path, weights: str = "") -> Loaded:
       ConfigError: there is no such average.
       DataError: nothing of the kind is there, or it is damaged, or the tokenizer has more ids than the model.
     """
-    located = locate(spec)
+    return load_located(spec, weights)[1]
+
+
+def load_located(spec: str | Path, weights: str = "") -> tuple[Located, Loaded]:
+    """What `load` gives, and where it was found. Looks twice, where a run that goes on removes what is being read."""
+
+    def found() -> tuple[Located, Loaded]:
+        where = locate(spec)
+        return where, _load(spec, where, weights)
+
+    return _again(found)
+
+
+def _again(read: Callable[[], Value]) -> Value:
+    try:
+        return read()
+    except Gone:
+        return read()
+
+
+def _load(spec: str | Path, located: Located, weights: str) -> Loaded:
     cfg, tokenizer = read_config(spec, located), read_tokenizer(located)
     if tokenizer.vocab_size > cfg.model.vocab_size:
         raise DataError(
@@ -114,7 +137,7 @@ def locate(spec: str | Path) -> Located:
     if "init_from" not in described:
         raise DataError(f"{folder / 'config.json'} is no run's, and names no model_type of Hugging Face's; {EXPECTED}")
     with Checkpoints(folder / rundir.CHECKPOINTS, writable=False) as checkpoints:
-        found = checkpoints.whole(_result(folder, checkpoints) if wanted is None else wanted, "params")
+        found = _again(lambda: checkpoints.whole(_result(folder, checkpoints) if wanted is None else wanted, "params"))
     for line in (told := checkpoints.tell()):
         print(line, file=sys.stderr)
     if found is None:

@@ -16,6 +16,10 @@ from jaxlm.training import manifest
 _COMMITTED = "commit_success.txt"  # of Orbax, written last of its files
 
 
+class Gone(DataError):
+    """A checkpoint was removed while it was read: the run that it is of goes on, and has later ones."""
+
+
 class StepFolders:
     """checkpoints/<step>/... of one run.
 
@@ -66,6 +70,7 @@ class StepFolders:
 
         Raises:
           DataError: the step that is wanted is not there, or damaged.
+          Gone: what was looked at is not there any more.
         """
         steps = self.steps()
         if wanted is not None and wanted not in steps:
@@ -76,7 +81,7 @@ class StepFolders:
                 manifest.verify(self.folder(step), item)
                 return step
             except ValueError as error:
-                if wanted is not None:
+                if wanted is not None or not self.folder(step).exists():
                     raise self.damaged(step, str(error)) from error
                 self._set_aside(step, str(error))
         return None
@@ -96,8 +101,11 @@ class StepFolders:
         return told
 
     def damaged(self, step: int, reason: str) -> DataError:
-        """The error that says so."""
+        """The error that says so; or that it is `Gone`."""
         others = ", ".join(str(other) for other in self.steps() if other != step) or "none"
+        if not self.folder(step).exists():
+            why = "as a run does that goes on (checkpoint.keep)"
+            return Gone(f"checkpoint {self.folder(step)} was removed while it was read, {why}; there are: {others}")
         return DataError(f"checkpoint {self.folder(step)} is damaged ({reason}); others that are there: {others}")
 
     def prune(self, keep: int, best: str) -> None:

@@ -16,10 +16,11 @@ from jaxlm.data import tokenizer_export
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.optim.wrappers import evaluation_params
-from jaxlm.training import rundir
+from jaxlm.training import manifest, rundir
 from jaxlm.training.checkpoint import Checkpoints
 from jaxlm.training.export import export
-from jaxlm.training.load import Located, locate
+from jaxlm.training.load import Located, locate, read_params
+from jaxlm.training.step_folders import StepFolders
 from tests.test_hub import cached
 from tests.tiny import assert_same_bits, tiny
 
@@ -143,6 +144,28 @@ def test_a_step_or_checkpoints_that_are_not_there_are_named(trained, tmp_path):
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(DataError, match="has no checkpoints yet"):
         locate(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["verify", "params"])
+def test_what_a_run_removes_while_it_is_read_is_not_damaged(trained, tmp_path, monkeypatch, capsys, place):
+    """The run beside it goes on, and has another latest step."""
+    run = shutil.copytree(trained, tmp_path / "run")
+    module, real = (manifest, manifest.verify) if place == "verify" else (Checkpoints, Checkpoints.params)
+
+    def removed_first(*args):
+        shutil.rmtree(run / "checkpoints" / "40", ignore_errors=True)
+        return real(*args)
+
+    monkeypatch.setattr(module, place, removed_first)
+    with pytest.raises(
+        DataError, match=r"40 was removed while it was read, as a run .*\(checkpoint.keep\); there are: 20$"
+    ):
+        StepFolders(run / "checkpoints", writable=False).whole(40) if place == "verify" else read_params(
+            Located(run, 40), jaxlm.load(trained).config
+        )
+    shutil.copytree(trained / "checkpoints" / "40", run / "checkpoints" / "40")
+    assert_same_bits(jaxlm.load(run).params, jaxlm.load(trained / "checkpoints" / "20").params)
+    assert "damaged" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("place", ["checkpoints", ".."])
