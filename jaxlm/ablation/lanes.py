@@ -22,7 +22,7 @@ import jax
 import numpy as np
 from ml_collections import FrozenConfigDict
 
-from jaxlm import config, data
+from jaxlm import config, data, functions
 from jaxlm.errors import ConfigError
 from jaxlm.evals.memory import exhausted
 from jaxlm.telemetry import energy
@@ -47,11 +47,11 @@ class Member(NamedTuple):
 
 def shared(cfg: FrozenConfigDict) -> Hashable:
     """What two prepared configs must have alike to be lanes of one program: all but the seed and the traced numbers."""
-    return _shared(config.resolve(config.override(cfg, {"seed": 0})))
+    return _shared(config.resolve(config.override(cfg, {"seed": 0})), functions.digest(cfg))
 
 
 @functools.lru_cache(maxsize=1024)
-def _shared(cfg: FrozenConfigDict) -> Hashable:
+def _shared(cfg: FrozenConfigDict, code: str) -> Hashable:  # the code of what the config names
     structure, _ = step.split(cfg)
     traced = ("optimizer.", "loss.", "model.dropout")  # as far as they are no numbers, in the structure
     return structure, tuple((path, value) for path, value in config.items(cfg) if not path.startswith(traced))

@@ -155,7 +155,8 @@ def check(study: Study, arm: Arm, trials: Sequence[Trial]) -> dict[str, Hashable
             )
     found = {address: program(one) for address, one in first.items()}
     with naming(study.baseline):
-        _check_metric(next(one.config for one in trials if one.variant == study.baseline), study.metric)
+        usual = next(one for one in trials if one.variant == study.baseline)
+        _check_metric(usual.config, usual.code, study.metric)
     return found
 
 
@@ -173,11 +174,11 @@ def program(one: Trial) -> Hashable:
       ConfigError, DataError: of what a run would refuse, now or later; names the variant.
     """
     with naming(one.variant):
-        return _program(with_fields(one.config, seed=0))
+        return _program(with_fields(one.config, seed=0), one.code)
 
 
 @functools.lru_cache(maxsize=4096)
-def _program(cfg: FrozenConfigDict) -> Hashable:
+def _program(cfg: FrozenConfigDict, code: str) -> Hashable:  # the code of what the config names
     if "jsonl" not in (given := tuple(cfg.log.writers)):
         raise ConfigError(f"log.writers is {given}, without 'jsonl', where a study reads its metrics")
     cfg = prepare(cfg).config
@@ -188,7 +189,7 @@ def _program(cfg: FrozenConfigDict) -> Hashable:
 
 
 @functools.lru_cache(maxsize=64)
-def _check_metric(cfg: FrozenConfigDict, metric: str) -> None:
+def _check_metric(cfg: FrozenConfigDict, code: str, metric: str) -> None:
     sanity.check_metric(prepare(cfg).config, metric)
 
 
