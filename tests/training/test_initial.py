@@ -17,7 +17,7 @@ from jaxlm.data import write_tokens
 from jaxlm.data.tokenizers import Bytes, Chars
 from jaxlm.errors import ConfigError, DataError
 from jaxlm.evals import perplexity
-from jaxlm.training import initial, rundir, step
+from jaxlm.training import initial, manifest, rundir, step
 from jaxlm.training.explain import explain
 from jaxlm.training.export import export
 from jaxlm.training.prepare import prepare
@@ -92,7 +92,10 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits_and_needs_its_source_no_
         assert jaxlm.train(cfg, tmp_path / "run").exit_code == 75
     shutil.rmtree(copy)  # nothing of it is needed any more
     assert "model.embed_dim = 16" in explain(cfg, tmp_path / "run")
+    hashed, verify = [], manifest.verify
+    monkeypatch.setattr(manifest, "verify", lambda folder, item="": hashed.append(folder.name) or verify(folder, item))
     again = jaxlm.train(cfg, tmp_path / "run")
+    assert hashed == ["5"]  # once
     assert_same_bits(again.state, undisturbed.state)
     assert rows(tmp_path / "run") == rows(tmp_path / "undisturbed")
     assert log(tmp_path / "run").count("initial parameters from") == 1
