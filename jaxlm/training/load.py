@@ -69,7 +69,7 @@ def load_located(spec: str | Path, weights: str = "") -> tuple[Located, Loaded]:
 def _again(read: Callable[[], Value]) -> Value:
     try:
         return read()
-    except Gone:
+    except (Gone, FileNotFoundError):  # the latter of Orbax, which lists all steps
         return read()
 
 

@@ -47,7 +47,10 @@ def verify(folder: Path, item: str = "") -> None:
       ValueError: says which file is missing, new or not what was written.
     """
     listed = read(folder)["files"]
-    there = _files(folder)
+    try:
+        there = _files(folder)
+    except OSError as error:  # as of a folder that is being removed
+        raise ValueError(f"its files can't be listed: {error.strerror}") from error
     for name in sorted(listed | there):
         if not name.startswith(f"{item}/" if item else ""):
             continue

@@ -146,26 +146,40 @@ def test_a_step_or_checkpoints_that_are_not_there_are_named(trained, tmp_path):
         locate(tmp_path)
 
 
-@pytest.mark.parametrize("place", ["verify", "params"])
+@pytest.mark.parametrize("place", ["verify", "_files", "params"])
 def test_what_a_run_removes_while_it_is_read_is_not_damaged(trained, tmp_path, monkeypatch, capsys, place):
     """The run beside it goes on, and has another latest step."""
     run = shutil.copytree(trained, tmp_path / "run")
-    module, real = (manifest, manifest.verify) if place == "verify" else (Checkpoints, Checkpoints.params)
+    module, real = (Checkpoints, Checkpoints.params) if place == "params" else (manifest, getattr(manifest, place))
 
     def removed_first(*args):
         shutil.rmtree(run / "checkpoints" / "40", ignore_errors=True)
+        if place == "_files" and args[0].name == "40":
+            raise FileNotFoundError(2, "No such file or directory", str(args[0]))
         return real(*args)
 
     monkeypatch.setattr(module, place, removed_first)
     with pytest.raises(
         DataError, match=r"40 was removed while it was read, as a run .*\(checkpoint.keep\); there are: 20$"
     ):
-        StepFolders(run / "checkpoints", writable=False).whole(40) if place == "verify" else read_params(
-            Located(run, 40), jaxlm.load(trained).config
-        )
+        if place == "params":
+            read_params(Located(run, 40), jaxlm.load(trained).config)
+        StepFolders(run / "checkpoints", writable=False).whole(40)
     shutil.copytree(trained / "checkpoints" / "40", run / "checkpoints" / "40")
     assert_same_bits(jaxlm.load(run).params, jaxlm.load(trained / "checkpoints" / "20").params)
     assert "damaged" not in capsys.readouterr().err
+
+
+def test_a_step_that_goes_while_orbax_lists_them_is_looked_past(trained, monkeypatch):
+    real, errors = Checkpoints._open, iter([FileNotFoundError(2, "No such file or directory", "40")])
+
+    def opened(self):
+        for error in errors:
+            raise error
+        return real(self)
+
+    monkeypatch.setattr(Checkpoints, "_open", opened)
+    jaxlm.load(trained)
 
 
 @pytest.mark.parametrize("place", ["checkpoints", ".."])
