@@ -56,11 +56,10 @@ def open_run(
     """
     cfg, opened, source = prepared
     with contextlib.ExitStack() as stack:
-        first, told, known = initial.Beginning(), list[str](), None
+        first, told, latest = initial.Beginning(), list[str](), None
         if cfg.init_from:
             with Checkpoints(workdir / rundir.CHECKPOINTS, writable=False) as before:
-                known = before.whole()
-                if known is None:  # read them before anything is written: they may be damaged
+                if (latest := before.whole()) is None:  # read them before anything is written: they may be damaged
                     named, tokens = source or initial.follow(cfg)[1], opened.train.sha256
                     first, told = initial.begin(cfg, named, opened.tokenizer, tokens, steps.like)
         told += [*sanity.check(cfg), *devices.remarks(cfg)]
@@ -76,7 +75,7 @@ def open_run(
             raise DataError(f"--workdir={workdir} is not on a file system that all processes share; give one that is")
         keep, best = cfg.checkpoint.keep, cfg.checkpoint.best
         checkpoints = stack.enter_context(Checkpoints(workdir / rundir.CHECKPOINTS, keep=keep, best=best))
-        run = Run(cfg, workdir, opened, checkpoints, steps, first, seen, known)
+        run = Run(cfg, workdir, opened, checkpoints, steps, first, seen, latest)
         del first
         run.log = stack.enter_context((workdir / "log.txt" if writes else Path(os.devnull)).open("a", encoding="utf-8"))
         run.view = stack.enter_context(view(run.done))
@@ -116,7 +115,7 @@ class Run:
         steps: Steps,
         first: initial.Beginning,
         seen: Callable[[int, Batch], None] | None,
-        known: int | None,  # a checkpoint that was found whole just now, and is not read for that again
+        latest: int | None,  # the checkpoint that was found whole just now, if one was looked for
     ):
         self.cfg, self.workdir, self._checkpoints, self._like = cfg, workdir, checkpoints, steps.like
         self._seen = seen
@@ -132,9 +131,9 @@ class Run:
         self._position = position.Position(0, tokens, validation=held_out, code=code)
         self.remarks: list[str] = []
         self.state: State | None
-        if not processes.first_does(lambda: known in checkpoints.steps()[-1:]):
-            known = checkpoints.whole()
-        if (latest := known) is not None:
+        if not processes.first_does(lambda: latest in checkpoints.steps()[-1:]):
+            latest = checkpoints.whole()
+        if latest is not None:
             restored = checkpoints.restore(self._like, latest)
             rundir.check(restored.config, cfg, f"checkpoint {latest} in {str(workdir)!r}")
             self.state = restored.state
