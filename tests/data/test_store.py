@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
 import multiprocessing
 import os
@@ -248,9 +249,11 @@ def test_two_processes_at_once(section, corpus: Path, tmp_path: Path) -> None:
 
 
 def test_one_process_builds_an_entry_and_others_wait_for_it(
-    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    section, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted, build, builds, wait = section(corpus, validation="20%"), store._build, [], threading.Event()
+    stderr = io.StringIO()  # capsys drops what another thread writes while it is asked
+    monkeypatch.setattr("sys.stderr", stderr)
 
     def slow(*args):
         builds.append(args)
@@ -260,7 +263,7 @@ def test_one_process_builds_an_entry_and_others_wait_for_it(
     monkeypatch.setattr(store, "_build", slow)
     with ThreadPoolExecutor(2) as threads:
         opened = [threads.submit(data.open, wanted) for _ in range(2)]
-        while not (builds and "waiting for another process" in capsys.readouterr().err):
+        while not (builds and "waiting for another process" in stderr.getvalue()):
             assert not any(future.done() for future in opened)
         wait.set()
         assert len({future.result().train.sha256 for future in opened}) == 1
