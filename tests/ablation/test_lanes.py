@@ -305,6 +305,7 @@ def test_lanes_are_charged_all_of_the_energy_together(tmp_path, monkeypatch):
     assert sum(float(one) for (one,) in said) == pytest.approx(latest[-1] - latest[2], rel=0.05)
 
 
+@pytest.mark.slow
 def test_a_lane_that_has_ended_is_charged_nothing_of_the_others(tmp_path, monkeypatch):
     counter = itertools.count(step=6.0)
     monkeypatch.setattr(energy, "_rapl", lambda stack: energy.Meter("a counter", counter.__next__))

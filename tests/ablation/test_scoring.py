@@ -79,6 +79,7 @@ def evaluated(checkpoint):
     return perplexity.evaluate_split(model, params, tokenizer, split, cfg.data, **sizes)["eval/loss"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("score", ["final", "best"])
 def test_the_value_of_a_trial_is_that_of_the_model_that_load_gives(tmp_path, score):
     """All are worse at the end than at their best; one of them may stop early, and has no cause to."""

@@ -57,6 +57,7 @@ def test_what_a_task_gives_is_of_python_s_own_kinds(tmp_path, monkeypatch):
             asking.find(f"kinds:{name}")(None)
 
 
+@pytest.mark.slow
 def test_a_task_overwrites_no_other_metric(tmp_path, monkeypatch):
     one, other = tasks.Result({"score": 1.0}, {}), tasks.Result({"score": 2.0}, {})
     with pytest.raises(ConfigError, match="task 'b:it' gives 'score', and 'eval/score' is of task 'a:it' already"):

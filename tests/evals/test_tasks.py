@@ -139,6 +139,7 @@ def test_choice_is_among_the_completions_of_others(subject):
         tasks.choice(subject(lengths[:3], rigged({})))
 
 
+@pytest.mark.slow
 def test_a_trained_choice_is_right(tmp_path, capsys):
     path = tmp_path / "pairs.jsonl"
     path.write_text(

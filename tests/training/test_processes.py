@@ -174,6 +174,7 @@ def test_a_launcher_brings_processes_together(launcher):
     assert "said by the first 2 True" in both[0][1] and "said by the first 2 False" in both[1][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "message"),
     [
