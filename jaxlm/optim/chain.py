@@ -12,12 +12,11 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-import optax.contrib
 
 from jaxlm import tree
 from jaxlm.config import Hparams
 from jaxlm.errors import ConfigError, JaxlmError
-from jaxlm.optim import scheduled
+from jaxlm.optim import kinds, scheduled
 from jaxlm.optim.edits import drop, insert_after, insert_before, replace, with_args
 from jaxlm.optim.kept import kept
 from jaxlm.optim.layerwise import OF_A_MATRIX, layer_by_layer
@@ -36,11 +35,6 @@ __all__ = [  # with the edits of a spec
     "update",
     "with_args",
 ]
-
-DIVIDES_BY_RATES = (optax.contrib.prodigy, optax.contrib.dadapt_adamw)
-"""Divide by a sum of their rates: with a first rate of 0, as a warmup has it, that is 0 / 0, and they never move."""
-OF_ONE_RATE = (optax.sm3, optax.rprop)
-"""Take a learning rate that is a number, and none that follows a schedule."""
 
 PyTree = Any
 Transform: TypeAlias = optax.GradientTransformationExtraArgs
@@ -222,10 +216,10 @@ def _schedule(rate: Any, steps: int) -> Any:
 def _rate(stage: Stage, own: Any, steps: int) -> Any:
     """What a stage's function is given as its `learning_rate`: as `_schedule`."""
     rate = _schedule(own, steps)
-    if callable(rate) and stage.function in OF_ONE_RATE:
+    if callable(rate) and stage.function in kinds.OF_ONE_RATE:
         how = f"set optimizer.{stage.name}.learning_rate, without a peak or a schedule"
         raise ConfigError(f"optimizer stage {stage.name!r} takes a learning rate that is one number: {how}")
-    if callable(rate) and stage.function in DIVIDES_BY_RATES:
+    if callable(rate) and stage.function in kinds.DIVIDES_BY_RATES:
         return lambda count: jnp.maximum(rate(count), 1e-9)
     return rate
 

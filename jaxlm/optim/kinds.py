@@ -12,12 +12,12 @@ import optax.contrib
 from jaxlm import tree
 from jaxlm.optim import transforms
 from jaxlm.optim.muon import HIDDEN
-from jaxlm.optim.stages import Stage, is_scheduled
+from jaxlm.optim.stages import MODULES, Stage, is_scheduled
 
 GLOBAL_NORMS = (transforms.clip_by_global_norm, optax.clip_by_global_norm)
 CLIPPING = (*GLOBAL_NORMS, optax.clip, optax.clip_by_block_rms, optax.adaptive_grad_clip)
-OF_UPDATES = (optax.clip_by_block_rms,)
-"""Clipping that Adafactor and its kin do after scaling."""
+OF_UPDATES = (optax.clip_by_block_rms, optax.scale_by_trust_ratio)
+"""What is meant for scaled and decayed updates: Adafactor's clipping, LAMB's ratio."""
 RATES = (
     *(transforms.scale_by_learning_rate, optax.scale_by_learning_rate, optax.scale_by_schedule),
     optax.contrib.scale_by_cocob,  # coin betting finds its step and its direction
@@ -29,6 +29,10 @@ FACTORS = (
     *(optax.scale_by_polyak, optax.scale_by_backtracking_linesearch, optax.scale_by_zoom_linesearch),
 )
 """Those that multiply what comes to them, and don't forget its scale."""
+DIVIDES_BY_RATES = (optax.contrib.prodigy, optax.contrib.dadapt_adamw)
+"""Divide by a sum of their rates: with a first rate of 0, as a warmup has it, that is 0 / 0, and they never move."""
+OF_ONE_RATE = (optax.sm3, optax.rprop)
+"""Take a learning rate that is a number, and none that follows a schedule."""
 AS_APPLIED = (transforms.ema_of_params, transforms.proximal_l1)
 """What looks at the new parameters."""
 REWRITING = (transforms.lookahead, transforms.schedule_free, transforms.mechanize)
@@ -39,7 +43,7 @@ def known(stage: Stage) -> bool:
     """Whether its function is what its name finds in jaxlm or optax, so that its arguments say what it does: one of
     the user's own, or a made transform, may hold a learning rate."""
     name = getattr(stage.function, "__name__", "")
-    return any(getattr(module, name, None) is stage.function for module in (transforms, optax, optax.contrib))
+    return any(getattr(module, name, None) is stage.function for module in MODULES)
 
 
 def descends(stage: Stage) -> bool:

@@ -78,9 +78,9 @@ def check(spec: Spec, params: PyTree = PARAMS, *, steps: int | None = None, stri
 
 
 def leave_one_out(spec: Spec) -> dict[str, dict[str, Any]]:
-    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage, of a group too, but
-    those that set a learning rate, as one made in Python may, and without which no run would start; and
-    but for a group's only one."""
+    """Variants of a study: {"without NAME": {"optimizer": the spec without it}} for each stage, of a group too. But not
+    for those that set a learning rate, as one made in Python may, and without which no run would start, nor for the
+    only one of a group."""
     every = list(walk(stages(spec)))
     alone = {group.stages[0].name for stage in every for group in stage.groups.values() if len(group.stages) == 1}
     free = [stage.name for stage in every if all(inner.rate is None for inner in walk((stage,)))]
@@ -242,8 +242,8 @@ def _early_decay(passed: list[Way]) -> Iterator[Finding]:
         for i, stage in enumerate(here):
             if stage.function is not optax.add_decayed_weights:
                 continue
-            scaled = any(kinds.scales(later) and later.function is not optax.scale_by_trust_ratio for later in here[i:])
-            if scaled and not stage.name.startswith("l2"):  # LAMB's ratio is of the decayed update
+            scaled = any(kinds.scales(later) and later.function not in kinds.OF_UPDATES for later in here[i:])
+            if scaled and not stage.name.startswith("l2"):
                 reason = "decay before the gradient is scaled is L2 regularisation, not AdamW's decay: put it after "
                 reason += "the scaling, or name the stage 'l2' if it is meant"
                 yield Finding("decay before scaling", stage.name, reason)

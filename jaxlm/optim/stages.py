@@ -36,6 +36,8 @@ Spec = Mapping[str, Any]
 
 SCHEDULED = ("peak", "schedule")
 TABLES = (Mapping, ConfigDict)
+MODULES = (transforms, optax, optax.contrib)
+"""Where the name of a transform is looked up, in this order."""
 PARTITION = "partition"
 REST = "rest"
 """As the `where` of a group of a partition: what no other group takes."""
@@ -192,13 +194,13 @@ def find_transform(stage: str, name: Any) -> Callable[..., Any]:
         )
     if name.startswith("contrib."):
         return find("optimizer transform", name.removeprefix("contrib."), optax.contrib)
-    return find("optimizer transform", name, transforms, optax, optax.contrib)
+    return find("optimizer transform", name, *MODULES)
 
 
 def is_named(function: Callable[..., Any]) -> bool:
     """Whether a transform's name, the function's own, means this very function."""
     name = getattr(function, "__name__", "")
-    found = (getattr(module, name) for module in (transforms, optax, optax.contrib) if hasattr(module, name))
+    found = (getattr(module, name) for module in MODULES if hasattr(module, name))
     return next(found, None) is function
 
 

@@ -7,6 +7,7 @@ before it has imported anything large.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from jaxlm.errors import DataError
 
 NAME = "lock"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)  # as of Lustre mounted without -o flock
 
 
 @contextlib.contextmanager
@@ -38,7 +40,9 @@ def held(workdir: Path) -> Iterator[None]:
     try:
         try:
             _take(descriptor, workdir, patience=10)  # `check` holds it for a moment
-        except OSError as error:  # as of Lustre mounted without -o flock
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
             what = f"the file system of {workdir} has no locks: {error.strerror}"
             print(f"warning: {what}; start no second run there while this one goes on", file=sys.stderr)
         owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": round(time.time(), 3)}
