@@ -6,13 +6,13 @@ Exit codes of every door: 0 done or stopped early, 1 --verify_resume found a dif
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import io
 import os
 import sys
 import traceback
 from collections.abc import Callable, Iterable
+from typing import TextIO
 
 PREEMPTED = 75
 INTERRUPTED = 130
@@ -75,7 +75,7 @@ def exit_code(door: Callable[[], int]) -> int:
         _say(f"error: {error}")
         return error.exit_code
     except BrokenPipeError:  # who reads has enough, as `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        _drop(sys.stdout)
         return UNREAD
     except OSError as error:
         _say(f"error: {error}")
@@ -96,5 +96,13 @@ def _settle_streams() -> None:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # who would read it is gone
+    try:
         print(text, file=sys.stderr, flush=True)
+    except OSError:  # who would read it is gone
+        _drop(sys.stderr)
+
+
+def _drop(stream: TextIO) -> None:
+    """Has what a broken stream still holds go nowhere, or the interpreter's end would fail by it, with a code of its
+    own."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
